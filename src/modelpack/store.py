@@ -1,0 +1,282 @@
+"""Where artifacts live. Draft → commit is the only write; a present artifact is a complete one.
+
+::
+
+    store.json                  {"schema": 1}
+    artifacts/7e/7eeeba95…/     manifest.json + payload
+    cache/<fingerprint>         the artifact's id
+    scratch/<fingerprint>/      what an interrupted try left for the next one
+    runs/<recipe>/0007/         written by `runs`
+    tmp/                        drafts, on the same file system so that publishing is one rename
+    lock                        shared while running, exclusive while collecting
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import re
+import secrets
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modelpack import canonical
+from modelpack.artifact import MANIFEST, Artifact, File, Kind, Manifest
+from modelpack.errors import StoreError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+SCHEMA = 1
+_PREFIX = re.compile(r"[0-9a-f]{6,64}")
+_REASONS = {
+    errno.ENOSPC: ("the disk is full", "free some space and run the same command again; finished steps are kept"),
+    errno.EDQUOT: ("the disk quota is used up", "free some space and run the same command again"),
+    errno.EROFS: ("the file system is read-only", "choose a writable place with --store"),
+    errno.EACCES: ("permission denied", "choose a writable place with --store, or correct its permissions"),
+    errno.EPERM: ("permission denied", "choose a writable place with --store, or correct its permissions"),
+}
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an operating system's refusal to write into a `StoreError` that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        what, then = _REASONS.get(error.errno or 0, (error.strerror or str(error), ""))
+        raise StoreError(f"cannot write: {what}", where=str(error.filename or path), then=then) from error
+
+
+def sync(path: Path) -> None:
+    """Make a file's bytes, or a directory's entries, survive a power failure."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace a file's content so that every reader sees all of the old or all of the new."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with draft.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        draft.replace(path)
+        sync(path.parent)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A directory being filled; it becomes an artifact by `Store.commit` or vanishes."""
+
+    path: Path
+
+
+class Store:
+    """A directory of artifacts, shared by any number of processes."""
+
+    def __init__(self, root: Path) -> None:
+        """Open a store without creating it; reading a store that does not exist finds nothing.
+
+        Raises:
+            StoreError: When the directory is something else, or of a newer modelpack.
+        """
+        self.root = root
+        marker = root / "store.json"
+        if not root.exists():
+            return
+        if not root.is_dir():
+            raise StoreError("the store's place is not a directory", where=str(root))
+        try:
+            schema = json.loads(marker.read_bytes())["schema"]
+        except FileNotFoundError:
+            if any(root.iterdir()):
+                raise StoreError(
+                    "the directory is not empty and is no modelpack store", where=str(root), then="choose another --store"
+                ) from None
+            return
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise StoreError(f"the store's marker cannot be read: {error}", where=str(marker)) from error
+        if schema != SCHEMA:
+            raise StoreError(f"the store has schema {schema!r}, this modelpack reads {SCHEMA}", where=str(root))
+
+    def prepare(self) -> None:
+        """Create what is missing of the store's skeleton.
+
+        Raises:
+            StoreError: When it cannot be written.
+        """
+        with writing(self.root):
+            for name in ("artifacts", "cache", "runs", "scratch", "tmp"):
+                (self.root / name).mkdir(parents=True, exist_ok=True)
+            if not os.access(self.root / "tmp", os.W_OK):
+                raise PermissionError(errno.EACCES, "permission denied", str(self.root))
+            if not (self.root / "store.json").exists():
+                write_atomic(self.root / "store.json", canonical.encode({"schema": SCHEMA}) + b"\n")
+
+    @contextlib.contextmanager
+    def locked(self, *, exclusive: bool = False) -> Iterator[None]:
+        """Hold the store's lock: shared while running, exclusive while collecting.
+
+        Raises:
+            StoreError: When another process holds it the other way.
+        """
+        self.prepare()
+        with writing(self.root), (self.root / "lock").open("w") as handle:
+            try:
+                fcntl.flock(handle, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            except BlockingIOError:
+                busy = "a run is using the store" if exclusive else "the store is being cleaned"
+                raise StoreError(busy, where=str(self.root), then="try again when it has finished") from None
+            yield
+
+    @contextlib.contextmanager
+    def claim(self, fingerprint: str) -> Iterator[Path]:
+        """Hold one piece of work, waiting for another process that is doing the same; gives its scratch directory."""
+        with writing(self.root):
+            scratch = self.root / "scratch" / fingerprint
+            handle = (self.root / "scratch" / f"{fingerprint}.lock").open("w")
+        with handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            with writing(self.root):
+                scratch.mkdir(exist_ok=True)
+            yield scratch
+
+    @contextlib.contextmanager
+    def draft(self) -> Iterator[Draft]:
+        """Give an empty directory on the store's file system; it is removed unless committed."""
+        with writing(self.root):
+            path = self.root / "tmp" / f"{os.getpid()}-{secrets.token_hex(4)}"
+            path.mkdir()
+        try:
+            yield Draft(path)
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def commit(self, draft: Draft, kind: Kind, work: Mapping[str, Any], record: Mapping[str, Any]) -> Artifact:
+        """Seal a draft: hash, sync, write the manifest last, publish with one rename, then point the cache at it.
+
+        The same id committed twice keeps the first copy.
+
+        Raises:
+            StoreError: When the draft holds a link or something that is no plain file, or cannot be written.
+        """
+        with writing(draft.path):
+            files = tuple(sorted(_seal(path, draft.path) for path in draft.path.rglob("*") if not _is_directory(path)))
+            manifest = Manifest(kind, json.loads(canonical.encode(work)), files, json.loads(canonical.encode(record)))
+            (draft.path / MANIFEST).write_bytes(manifest.encode())
+            (draft.path / MANIFEST).chmod(0o444)
+            for directory in [draft.path, *(p for p in draft.path.rglob("*") if p.is_dir())]:
+                sync(directory)
+            sync(draft.path / MANIFEST)
+            place = self._place(manifest.id)
+            place.parent.mkdir(exist_ok=True)
+            try:
+                draft.path.rename(place)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+            sync(place.parent)
+            write_atomic(self.root / "cache" / manifest.fingerprint, manifest.id.encode())
+            shutil.rmtree(self.root / "scratch" / manifest.fingerprint, ignore_errors=True)
+        return Artifact.load(place)
+
+    def _place(self, identity: str) -> Path:
+        return self.root / "artifacts" / identity[:2] / identity
+
+    def find(self, fingerprint: str) -> Artifact | None:
+        """Give the artifact of a piece of work that was done before, or None.
+
+        Raises:
+            StoreError: When the cache names an artifact that is damaged.
+        """
+        try:
+            identity = (self.root / "cache" / fingerprint).read_text()
+        except OSError:
+            return None
+        if not re.fullmatch("[0-9a-f]{64}", identity):
+            raise StoreError("the cache entry is damaged", where=str(self.root / "cache" / fingerprint),
+                             then="delete this file; the step will run again")
+        place = self._place(identity)
+        if not place.exists():
+            return None
+        artifact = Artifact.load(place)
+        for item in artifact.manifest.files:
+            path = place / item.name
+            if not path.is_file() or path.stat().st_size != item.size:
+                raise StoreError(
+                    "the file is missing or has another size than the manifest says", where=str(path),
+                    then=f"delete {place}; the step will run again",
+                )
+        return artifact
+
+    def get(self, prefix: str) -> Artifact:
+        """Give the artifact whose id begins with `prefix` (6 digits or more).
+
+        Raises:
+            UsageError: When none or several match.
+            StoreError: When it is damaged.
+        """
+        if not _PREFIX.fullmatch(prefix):
+            raise UsageError(f"'{prefix}' is no artifact id", then="give 6 or more of its hexadecimal digits")
+        matches = [path for path in self.artifacts() if path.name.startswith(prefix)]
+        if len(matches) != 1:
+            found = f"{len(matches)} artifacts begin" if matches else "no artifact begins"
+            raise UsageError(f"{found} with '{prefix}'", where=str(self.root))
+        return Artifact.load(matches[0])
+
+    def artifacts(self) -> list[Path]:
+        """List every artifact's directory, sorted by id."""
+        return sorted((self.root / "artifacts").glob("??/*"), key=lambda path: path.name)
+
+    def collect(self, keep: Iterable[str], *, dry_run: bool = False) -> list[Path]:
+        """Remove every artifact not in `keep`, every cache entry without artifact, drafts and scratch.
+
+        Args:
+            keep: Ids to keep; the caller has added all ancestors.
+            dry_run: Only list.
+
+        Returns:
+            The directories of the artifacts that were (or would be) removed.
+
+        Raises:
+            StoreError: When a run is using the store.
+        """
+        kept = set(keep)
+        with self.locked(exclusive=True):
+            doomed = [path for path in self.artifacts() if path.name not in kept]
+            if dry_run:
+                return doomed
+            with writing(self.root):
+                for entry in (self.root / "cache").iterdir():
+                    if entry.read_text() not in kept:
+                        entry.unlink()
+                for path in [*doomed, *(self.root / "tmp").iterdir()]:
+                    shutil.rmtree(path)
+                for path in (self.root / "scratch").iterdir():
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return doomed
+
+
+def _is_directory(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _seal(path: Path, root: Path) -> File:
+    name = path.relative_to(root).as_posix()
+    if path.is_symlink() or not path.is_file():
+        raise StoreError("a stage left something that is no plain file", where=name)
+    path.chmod(0o444)
+    sync(path)
+    return File(name, path.stat().st_size, canonical.file_digest(path))

@@ -1,0 +1,182 @@
+"""Python code that the user names in a recipe: found, hashed, copied and called, never pickled.
+
+``file.py:callable`` names a file beside the recipe; the local modules it imports travel with it, so that an artifact
+can be rebuilt after the user's files have moved on. ``package.module:callable`` names installed code, which is known
+by its distribution's version.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib
+import importlib.metadata
+import importlib.util
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modelpack import canonical
+from modelpack.errors import StageError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from types import ModuleType
+
+
+def split(reference: str) -> tuple[str, str]:
+    """Split ``where:callable``.
+
+    >>> split("nets.py:build")
+    ('nets.py', 'build')
+
+    Raises:
+        UsageError: When a part is missing.
+    """
+    where, _, name = reference.rpartition(":")
+    if not where or not name.isidentifier():
+        raise UsageError(
+            f"'{reference}' names no callable", then="write 'file.py:callable' or 'package.module:callable'"
+        )
+    return where, name
+
+
+def closure(reference: str, base: Path) -> dict[str, bytes]:
+    """Collect the source files behind a reference: the named file and every local module it imports, recursively.
+
+    Args:
+        reference: ``file.py:callable`` or ``package.module:callable``.
+        base: Directory that file names are relative to.
+
+    Returns:
+        POSIX name relative to `base` → bytes; empty for installed code.
+
+    Raises:
+        UsageError: When the file is missing, outside `base`, or not Python.
+    """
+    where, _ = split(reference)
+    if not where.endswith(".py"):
+        return {}
+    root = (base / where).parent
+    if Path(where).is_absolute() or ".." in Path(where).parts:
+        raise UsageError(f"'{where}' lies outside the recipe's directory", then="move it beside the recipe")
+    found: dict[str, bytes] = {}
+    queue = [base / where]
+    while queue:
+        path = queue.pop()
+        name = path.relative_to(base).as_posix()
+        if name in found:
+            continue
+        try:
+            found[name] = path.read_bytes()
+            tree = ast.parse(found[name], filename=str(path))
+        except OSError as error:
+            raise UsageError(f"cannot read '{path}': {error.strerror}") from error
+        except SyntaxError as error:
+            raise UsageError(f"not valid Python: {error.msg}", where=f"{path}:{error.lineno}") from error
+        for module in _imported(tree):
+            queue += _local_files(root, module)
+    return dict(sorted(found.items()))
+
+
+def _imported(tree: ast.AST) -> set[str]:
+    """List the absolute module names that a file imports; ``from a import b`` counts as both ``a`` and ``a.b``."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def _local_files(root: Path, module: str) -> list[Path]:
+    """Find the files below `root` that importing a module runs: its packages' ``__init__`` and itself."""
+    parts = module.split(".")
+    files = []
+    for depth in range(1, len(parts) + 1):
+        stem = root.joinpath(*parts[:depth])
+        files += [path for path in (stem.with_suffix(".py"), stem / "__init__.py") if path.is_file()]
+    return files
+
+
+def identity(reference: str, base: Path) -> dict[str, Any]:
+    """Give the identity of a callable: the hash of its files, and versions of the distributions they import.
+
+    Raises:
+        UsageError: When the code cannot be found.
+    """
+    files = closure(reference, base)
+    where, _ = split(reference)
+    if not files:
+        if importlib.util.find_spec(where.partition(".")[0]) is None:
+            raise UsageError(f"no module '{where}' is installed", then="install it, or name a file.py beside the recipe")
+        return {"callable": reference, "versions": versions({where})}
+    imported = set().union(*(_imported(ast.parse(source)) for source in files.values()))
+    return {"callable": reference, "files": canonical.digest({k: v.decode() for k, v in files.items()}),
+            "versions": versions(imported)}
+
+
+@functools.cache
+def _owners() -> Mapping[str, list[str]]:
+    return importlib.metadata.packages_distributions()
+
+
+def versions(modules: set[str]) -> dict[str, str]:
+    """Map the distributions behind module names to their major.minor versions; the standard library has none."""
+    tops = {name.partition(".")[0] for name in modules} - sys.stdlib_module_names
+    names = {owner for top in tops for owner in _owners().get(top, [])} if tops else set()
+    return {name: minor_version(name) for name in sorted(names)}
+
+
+def minor_version(distribution: str) -> str:
+    """Give a distribution's major.minor version, or ``absent``."""
+    try:
+        return ".".join(importlib.metadata.version(distribution).split("+")[0].split(".")[:2])
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
+
+
+def load(reference: str, base: Path) -> Callable[..., Any]:
+    """Import a callable; a file's local imports resolve beside it.
+
+    Raises:
+        StageError: When importing fails or the name is not callable, with the reason.
+    """
+    where, name = split(reference)
+    try:
+        module = _load_file(base / where) if where.endswith(".py") else importlib.import_module(where)
+    except Exception as error:
+        raise StageError(f"importing it failed: {type(error).__name__}: {error}", where=where) from error
+    target = getattr(module, name, None)
+    if not callable(target):
+        raise StageError(f"has no callable '{name}'", where=where)
+    function: Callable[..., Any] = target
+    return function
+
+
+def _load_file(path: Path) -> ModuleType:
+    # A private name per file: two recipes may each have a `net.py`, and artifacts carry old copies of both.
+    name = f"modelpack_user_{canonical.digest(str(path.resolve()))[:16]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    before = set(sys.modules)
+    sys.path.insert(0, str(path.parent))
+    try:
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    finally:
+        sys.path.remove(str(path.parent))
+        # Local siblings must not stay importable under their plain names: the next file may bring others.
+        for other in set(sys.modules) - before - {name}:
+            origin = getattr(sys.modules[other], "__file__", None)
+            if origin and Path(origin).is_relative_to(path.parent):
+                del sys.modules[other]
+    return module
