@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_core import core_schema
 
-from modelpack import canonical
+from modelpack import canonical, usercode
+from modelpack.errors import UsageError
 
 if TYPE_CHECKING:
     from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationInfo
@@ -59,6 +60,48 @@ class InputPath:
     ) -> JsonSchemaValue:
         """Show editors a string."""
         return {"type": "string", "format": "path"}
+
+
+@dataclass(frozen=True)
+class UserCode:
+    """A Python callable that the user names, ``file.py:callable`` or ``package.module:callable``; known by its code.
+
+    Attributes:
+        reference: What the user wrote.
+        base: The recipe's directory, which file names are relative to.
+    """
+
+    reference: str
+    base: Path
+
+    def canonical(self) -> object:
+        """Stand for the code in every hash."""
+        return usercode.identity(self.reference, self.base)
+
+    @classmethod
+    def _read(cls, value: object, info: ValidationInfo) -> UserCode:
+        if isinstance(value, UserCode):
+            return value
+        if not isinstance(value, str):
+            raise ValueError("'file.py:callable' or 'package.module:callable' is expected")
+        base = (info.context or {}).get("base", Path())
+        try:
+            usercode.identity(value, base)
+        except UsageError as error:
+            raise ValueError(f"{error.what}: {error.then}" if error.then else error.what) from error
+        return cls(value, base)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: object, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        """Read it from text, relative to the ``base`` of the validation context."""
+        return core_schema.with_info_plain_validator_function(cls._read)
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Show editors a string."""
+        return {"type": "string", "pattern": "^.+:[A-Za-z_][A-Za-z0-9_]*$"}
 
 
 def config_type(function: Callable[..., Any]) -> Any:
