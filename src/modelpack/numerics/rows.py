@@ -1,0 +1,115 @@
+"""What goes into a model: its inputs picked from a batch and checked, or made up within the declared ranges."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modelpack.errors import StageError, did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from modelpack.tensors import TensorSpec
+
+Feed = dict[str, NDArray[np.generic]]
+"""Arrays by name."""
+
+DYNAMIC_SIZE = 16
+"""Size that `sample` gives a named dimension that is not the batch."""
+
+
+def feed(batch: Mapping[str, NDArray[np.generic]], inputs: Mapping[str, TensorSpec]) -> Feed:
+    """Pick the model's inputs from a batch and check them; integers and floats may be widened, nothing else.
+
+    Raises:
+        StageError: Naming the input that is missing or has another type or shape than declared.
+    """
+    named: dict[str, tuple[int, str]] = {}
+    chosen: Feed = {}
+    for name, spec in inputs.items():
+        if name not in batch:
+            raise StageError(
+                f"the data have no column '{name}', which the model reads",
+                then=did_you_mean(name, batch),
+            )
+        array = np.asarray(batch[name])
+        _check_shape(name, array.shape, spec, named)
+        chosen[name] = _widen(name, array, np.dtype(spec.dtype))
+    return chosen
+
+
+def _check_shape(
+    name: str, shape: tuple[int, ...], spec: TensorSpec, named: dict[str, tuple[int, str]]
+) -> None:
+    declared = f"declared {list(spec.shape)}, got {list(shape)}"
+    if len(shape) != len(spec.shape):
+        raise StageError(f"input '{name}' has {len(shape)} dimensions: {declared}")
+    for axis, (size, wanted) in enumerate(zip(shape, spec.shape, strict=True)):
+        if isinstance(wanted, str):
+            known, where = named.setdefault(wanted, (size, name))
+            if known != size:
+                raise StageError(
+                    f"dimension '{wanted}' is {size} in input '{name}' and {known} in '{where}': {declared}"
+                )
+        elif size != wanted:
+            raise StageError(
+                f"input '{name}' has size {size} in dimension {axis}: {declared}",
+                then="give the data this size, or name the dimension in `inputs:` to make it dynamic",
+            )
+
+
+def _widen(name: str, array: NDArray[np.generic], wanted: np.dtype[Any]) -> NDArray[np.generic]:
+    if array.dtype == wanted:
+        return array
+    same_family = all(np.issubdtype(kind, np.integer) for kind in (array.dtype, wanted)) or all(
+        np.issubdtype(kind, np.floating) for kind in (array.dtype, wanted)
+    )
+    if not (same_family and np.can_cast(array.dtype, wanted, "safe")):
+        raise StageError(
+            f"input '{name}' is declared {wanted.name}, the data hold {array.dtype.name}",
+            then=f"convert the column to {wanted.name}, or declare `dtype: {array.dtype.name}`",
+        )
+    return array.astype(wanted)
+
+
+def sample(
+    inputs: Mapping[str, TensorSpec], batch: int, seed: int, sizes: Mapping[str, int] | None = None
+) -> Feed:
+    """Make values inside the declared ranges, the same for the same seed.
+
+    A dimension named like the first input's first one counts rows. Without a range, floats are standard
+    normal and integers are 0 or 1, which every vocabulary has.
+
+    Args:
+        inputs: The model's inputs.
+        batch: Size of the batch dimension, where there is one.
+        seed: Seed of the generator.
+        sizes: Sizes of other named dimensions; `DYNAMIC_SIZE` where absent.
+    """
+    generator = np.random.default_rng(seed)
+    named = {name: DYNAMIC_SIZE for spec in inputs.values() for name in spec.dynamic.values()}
+    named |= sizes or {}
+    rows = batch_name(inputs)
+    if rows is not None:
+        named[rows] = batch
+    return {name: _draw(generator, spec, spec.sizes(named)) for name, spec in inputs.items()}
+
+
+def batch_name(inputs: Mapping[str, TensorSpec]) -> str | None:
+    """Give the name of the dimension that counts rows: the first input's outermost one, if it is dynamic."""
+    return next((spec.dynamic[0] for spec in inputs.values() if 0 in spec.dynamic), None)
+
+
+def _draw(generator: np.random.Generator, spec: TensorSpec, shape: tuple[int, ...]) -> NDArray[np.generic]:
+    kind = np.dtype(spec.dtype)
+    if kind == np.bool_:
+        return generator.integers(0, 2, shape).astype(kind)
+    if np.issubdtype(kind, np.integer):
+        low, high = spec.range or (0, 1)
+        return generator.integers(int(np.ceil(low)), int(np.floor(high)), shape, endpoint=True).astype(kind)
+    if spec.range is None:
+        return generator.standard_normal(shape).astype(kind)
+    return generator.uniform(*spec.range, shape).astype(kind)

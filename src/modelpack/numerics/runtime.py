@@ -1,0 +1,254 @@
+"""Running models: onnxruntime sessions, and one way to call a model of either kind on numpy arrays."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+# The engine's Linux wheels report to their vendor unless this is set before the first import.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as engine_errors
+
+from modelpack.artifact import Artifact, Kind
+from modelpack.errors import MissingError, StageError
+from modelpack.numerics.rows import DYNAMIC_SIZE, batch_name, feed, sample
+from modelpack.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from modelpack.numerics.rows import Feed
+
+__all__ = [
+    "DYNAMIC_SIZE",
+    "ENGINE_ERRORS",
+    "LEVELS",
+    "OnnxPredictor",
+    "Predictor",
+    "TorchPredictor",
+    "batch_name",
+    "execute",
+    "feed",
+    "predictor",
+    "providers",
+    "reason",
+    "sample",
+    "session",
+    "signature",
+]
+
+LEVELS = {
+    "disabled": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "layout": ort.GraphOptimizationLevel.ORT_ENABLE_LAYOUT,
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+"""Graph optimization levels of onnxruntime, weakest first."""
+
+ENGINE_ERRORS: tuple[type[Exception], ...] = (
+    engine_errors.Fail,
+    engine_errors.EPFail,
+    engine_errors.EngineError,
+    engine_errors.InvalidArgument,
+    engine_errors.InvalidGraph,
+    engine_errors.InvalidProtobuf,
+    engine_errors.NoModel,
+    engine_errors.NoSuchFile,
+    engine_errors.NotImplemented,
+    engine_errors.RuntimeException,
+)
+"""What onnxruntime raises."""
+
+
+def providers(device: str) -> list[str | tuple[str, dict[str, str]]]:
+    """Map ``cpu`` or ``cuda[:N]`` to onnxruntime's execution providers, the wanted one first.
+
+    Raises:
+        MissingError: When this onnxruntime was built without the provider.
+    """
+    kind, _, number = device.partition(":")
+    if kind == "cpu":
+        return ["CPUExecutionProvider"]
+    if kind != "cuda":
+        raise MissingError(f"onnxruntime has no provider for the device '{device}'", then="use cpu or cuda")
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        raise MissingError(
+            "this onnxruntime has no CUDA provider",
+            then="install modelpack[cuda] (onnxruntime-gpu instead of onnxruntime), or use --device cpu",
+        )
+    return [("CUDAExecutionProvider", {"device_id": number or "0"}), "CPUExecutionProvider"]
+
+
+def session(
+    model: Path | bytes,
+    device: str = "cpu",
+    *,
+    threads: int | None = None,
+    level: str = "all",
+    optimized: Path | None = None,
+) -> ort.InferenceSession:
+    """Open a model in onnxruntime.
+
+    Args:
+        model: An ONNX file, or its bytes.
+        device: ``cpu`` or ``cuda[:N]``.
+        threads: Threads inside one operator; all cores when None.
+        level: A key of `LEVELS`.
+        optimized: Where to save the graph as optimized at `level`.
+
+    Raises:
+        MissingError: When the provider asked for was not obtained; onnxruntime itself falls back silently.
+        StageError: When onnxruntime cannot load the model.
+    """
+    wanted = providers(device)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = LEVELS[level]
+    options.inter_op_num_threads = 1
+    options.intra_op_num_threads = threads or 0
+    # Below "fatal" the engine writes to the terminal by itself; everything it refuses is raised as well.
+    options.log_severity_level = 4
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    try:
+        opened = ort.InferenceSession(
+            model if isinstance(model, bytes) else str(model), options, providers=wanted
+        )
+    except ENGINE_ERRORS as error:
+        where = "" if isinstance(model, bytes) else str(model)
+        raise StageError(f"onnxruntime cannot load the model: {reason(error)}", where=where) from error
+    first = wanted[0] if isinstance(wanted[0], str) else wanted[0][0]
+    if opened.get_providers()[0] != first:
+        raise MissingError(
+            f"asked onnxruntime for {first}, got {opened.get_providers()[0]}",
+            then="install the CUDA and cuDNN libraries that this onnxruntime needs, or use --device cpu",
+        )
+    return opened
+
+
+def reason(error: Exception, lines: int = 2) -> str:
+    """Give the first lines of another library's error as one line of at most 400 characters."""
+    text = " ".join(line.strip() for line in str(error).strip().splitlines()[:lines] if line.strip())
+    text = text or type(error).__name__
+    return text if len(text) <= 400 else f"{text[:397]}..."
+
+
+def execute(
+    opened: ort.InferenceSession,
+    feed: Mapping[str, NDArray[np.generic]],
+    outputs: Sequence[str] | None = None,
+) -> Feed:
+    """Run a session once; all outputs when none are named.
+
+    Raises:
+        StageError: When onnxruntime fails on these values.
+    """
+    names = [item.name for item in opened.get_outputs()] if outputs is None else list(outputs)
+    try:
+        return dict(zip(names, opened.run(names, dict(feed)), strict=True))
+    except ENGINE_ERRORS as error:
+        raise StageError(f"onnxruntime failed: {reason(error)}") from error
+
+
+class Predictor(Protocol):
+    """A model that turns named arrays into named arrays."""
+
+    @property
+    def inputs(self) -> Mapping[str, TensorSpec]:
+        """The model's inputs, in its order."""
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the model's outputs, in its order."""
+
+    def __call__(self, batch: Mapping[str, NDArray[np.generic]]) -> Feed:
+        """Predict; `batch` holds every input, other keys are ignored.
+
+        Raises:
+            StageError: When an input is missing or unfit, or the model fails on it.
+        """
+
+
+@dataclass(frozen=True)
+class OnnxPredictor:
+    """An ONNX model in onnxruntime."""
+
+    session: ort.InferenceSession
+    inputs: Mapping[str, TensorSpec]
+    outputs: tuple[str, ...]
+
+    def __call__(self, batch: Mapping[str, NDArray[np.generic]]) -> Feed:
+        """Predict with onnxruntime."""
+        return execute(self.session, feed(batch, self.inputs), self.outputs)
+
+
+@dataclass(frozen=True)
+class TorchPredictor:
+    """A torch module in evaluation mode."""
+
+    module: Any
+    device: str
+    threads: int | None
+    inputs: Mapping[str, TensorSpec]
+    outputs: tuple[str, ...]
+
+    def __call__(self, batch: Mapping[str, NDArray[np.generic]]) -> Feed:
+        """Predict with torch, without gradients."""
+        import torch
+
+        from modelpack.numerics import models
+
+        tensors = {
+            name: torch.from_numpy(np.ascontiguousarray(value)).to(self.device)
+            for name, value in feed(batch, self.inputs).items()
+        }
+        with _torch_threads(self.threads), torch.inference_mode():
+            outputs = models.call(self.module, tensors)
+            return {name: outputs[name].cpu().numpy() for name in self.outputs}
+
+
+@contextlib.contextmanager
+def _torch_threads(threads: int | None) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    if threads:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def signature(artifact: Artifact) -> tuple[dict[str, TensorSpec], tuple[str, ...]]:
+    """Read a model artifact's inputs and the names of its outputs, both in the model's order."""
+    body = artifact.read_json("signature.json")
+    inputs = {name: TensorSpec.model_validate(spec) for name, spec in body["inputs"].items()}
+    return inputs, tuple(body["outputs"])
+
+
+def predictor(artifact: Artifact, device: str = "cpu", *, threads: int | None = None) -> Predictor:
+    """Open a model artifact of either kind for prediction.
+
+    Raises:
+        MissingError: When the device was not obtained.
+        StageError: When the model cannot be loaded, or the artifact holds no model.
+    """
+    if not artifact.kind.is_model:
+        raise StageError(f"an artifact of kind '{artifact.kind}' cannot predict", where=artifact.id[:12])
+    inputs, outputs = signature(artifact)
+    if artifact.kind is Kind.ONNX:
+        opened = session(artifact.file("model.onnx"), device, threads=threads)
+        return OnnxPredictor(opened, inputs, outputs)
+    from modelpack.numerics import models
+
+    return TorchPredictor(models.load(artifact, device), device, threads, inputs, outputs)
