@@ -1,24 +1,63 @@
-"""YAML text → typed settings, with every problem at its place."""
+"""Nodes of a document → typed settings, with every problem at its place.
+
+The type of a field decides how its text is read; `bind` reports all that is wrong at once. The types here are those
+that only a recipe knows: files beside it, code beside it, free-form arguments.
+"""
 
 from __future__ import annotations
 
+import re
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
 
+from pydantic import BaseModel, BeforeValidator, ValidationError
 from pydantic_core import core_schema
 
 from modelpack import canonical, usercode
-from modelpack.errors import UsageError
+from modelpack.document import Items, Node, Scalar, Table, core, data
+from modelpack.errors import ModelpackError, Problem, did_you_mean
 
 if TYPE_CHECKING:
     from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationInfo
     from pydantic.json_schema import JsonSchemaValue
+    from pydantic_core import ErrorDetails
+
+Arguments = Annotated[dict[str, Any], BeforeValidator(core)]
+"""Free-form values, read by the YAML 1.2 core rules because no type says better."""
+
+
+class _FromText:
+    """Gives a class a pydantic schema that reads it from text relative to the ``base`` of the validation context."""
+
+    @classmethod
+    def read(cls, text: str, base: Path) -> Self:
+        """Read it from what the user wrote; raises ValueError."""
+        raise NotImplementedError
+
+    @classmethod
+    def _validate(cls, value: object, info: ValidationInfo) -> Self:
+        if isinstance(value, cls):
+            return value
+        if not isinstance(value, str) or not value.strip():
+            raise ValueError("text is expected here")
+        return cls.read(str(value), (info.context or {}).get("base", Path()))
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: object, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.with_info_plain_validator_function(cls._validate)
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {"type": "string"}
 
 
 @dataclass(frozen=True)
-class InputPath:
+class InputPath(_FromText):
     """A file or directory that the user names, relative to the recipe; known by its content, not by its name.
 
     Attributes:
@@ -29,6 +68,14 @@ class InputPath:
     path: Path
     text: str
 
+    @classmethod
+    def read(cls, text: str, base: Path) -> Self:
+        """Resolve it; a missing file is a ValueError."""
+        path = base / Path(text).expanduser()
+        if not path.exists():
+            raise ValueError(f"no such file or directory: {path}")
+        return cls(path, text)
+
     def digest(self) -> str:
         """Hash its content now."""
         return canonical.tree_digest(self.path)
@@ -37,74 +84,127 @@ class InputPath:
         """Stand for the content in every hash."""
         return {"sha256": self.digest()}
 
-    @classmethod
-    def _read(cls, value: object, info: ValidationInfo) -> InputPath:
-        if isinstance(value, InputPath):
-            return value
-        if not isinstance(value, str) or not value.strip():
-            raise ValueError("a path is expected")
-        base = (info.context or {}).get("base", Path())
-        path = base / Path(value).expanduser()
-        if not path.exists():
-            raise ValueError(f"no such file or directory: {path}")
-        return cls(path, value)
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: object, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
-        """Read it from text, relative to the ``base`` of the validation context."""
-        return core_schema.with_info_plain_validator_function(cls._read)
-
-    @classmethod
-    def __get_pydantic_json_schema__(
-        cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        """Show editors a string."""
-        return {"type": "string", "format": "path"}
-
 
 @dataclass(frozen=True)
-class UserCode:
-    """A Python callable that the user names, ``file.py:callable`` or ``package.module:callable``; known by its code.
+class UserCode(_FromText):
+    """A Python callable that the user names; known by its source, not by its place.
 
     Attributes:
-        reference: What the user wrote.
-        base: The recipe's directory, which file names are relative to.
+        reference: ``file.py:callable`` relative to `base`, or ``package.module:callable``.
+        base: The recipe's directory.
     """
 
     reference: str
     base: Path
 
+    @classmethod
+    def read(cls, text: str, base: Path) -> Self:
+        """Find its source without running it; missing or broken code is a ValueError."""
+        code = cls(text, base)
+        try:
+            code.canonical()
+        except ModelpackError as error:
+            raise ValueError(": ".join(part for part in (error.where, error.what) if part)) from error
+        return code
+
     def canonical(self) -> object:
-        """Stand for the code in every hash."""
+        """Stand for the source in every hash."""
         return usercode.identity(self.reference, self.base)
 
-    @classmethod
-    def _read(cls, value: object, info: ValidationInfo) -> UserCode:
-        if isinstance(value, UserCode):
-            return value
-        if not isinstance(value, str):
-            raise ValueError("'file.py:callable' or 'package.module:callable' is expected")
-        base = (info.context or {}).get("base", Path())
-        try:
-            usercode.identity(value, base)
-        except UsageError as error:
-            raise ValueError(f"{error.what}: {error.then}" if error.then else error.what) from error
-        return cls(value, base)
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: object, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
-        """Read it from text, relative to the ``base`` of the validation context."""
-        return core_schema.with_info_plain_validator_function(cls._read)
-
-    @classmethod
-    def __get_pydantic_json_schema__(
-        cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        """Show editors a string."""
-        return {"type": "string", "pattern": "^.+:[A-Za-z_][A-Za-z0-9_]*$"}
+    def load(self) -> Callable[..., Any]:
+        """Import it; see `usercode.load`."""
+        return usercode.load(self.reference, self.base)
 
 
 def config_type(function: Callable[..., Any]) -> Any:
     """Read a plugin's config type from its function's first annotation, written as a name or as the type itself."""
     annotation = next(iter(function.__annotations__.values()))
     return function.__globals__[annotation] if isinstance(annotation, str) else annotation
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def bind(node: Node, kind: type[M], problems: list[Problem], *, base: Path) -> M | None:
+    """Read settings from a node.
+
+    Args:
+        node: A mapping, or nothing at all for all defaults.
+        kind: The type that says how to read it.
+        problems: Receives everything wrong, each at its place.
+        base: Directory that paths and code are relative to.
+
+    Returns:
+        The settings, or None when there were problems.
+    """
+    if isinstance(node, Scalar) and node.null:
+        value: object = {}
+    elif isinstance(node, Table):
+        value = data(node)
+    else:
+        problems.append(node.problem("settings are expected here: 'key: value' lines"))
+        return None
+    try:
+        return kind.model_validate(value, context={"base": base})
+    except ValidationError as error:
+        found: dict[tuple[int, str], Problem] = {}
+        for detail in error.errors(include_url=False):
+            at, missing, problem = _problem(node, kind, detail)
+            first = found.get((id(at), missing))
+            if first is not None:  # members of a union each say what they would have taken
+                problem = at.problem(f"{first.message}, or: {problem.message}", first.hint or problem.hint)
+            found[id(at), missing] = problem
+        problems += found.values()
+        return None
+
+
+def _problem(root: Node, kind: type[BaseModel], detail: ErrorDetails) -> tuple[Node, str, Problem]:
+    node, key, missing = _locate(root, detail["loc"])
+    name = f"'{key.text}'" if key is not None else "this"
+    context = detail.get("ctx", {})
+    match detail["type"]:
+        case "missing":
+            return node, missing, node.problem(f"missing key '{missing}'")
+        case "extra_forbidden":
+            assert key is not None
+            known = _fields_at(kind, detail["loc"][:-1])
+            return key, "", key.problem(f"unknown key '{key.text}'", did_you_mean(key.text, known))
+        case "literal_error" | "enum":
+            choices = re.findall(r"'([^']*)'", str(context.get("expected", "")))
+            word = node.text if isinstance(node, Scalar) else ""
+            problem = node.problem(f"{name} cannot be '{word}'", did_you_mean(word, choices))
+        case "value_error":
+            problem = node.problem(str(context["error"]))
+        case _:
+            said = detail["msg"].removeprefix("Input ")
+            problem = node.problem(f"{name} {said[0].lower()}{said[1:]}")
+    return node, "", problem
+
+
+def _locate(root: Node, loc: tuple[int | str, ...]) -> tuple[Node, Scalar | None, str]:
+    """Follow a pydantic location; parts that name members of a union lead nowhere and are passed over.
+
+    Returns:
+        The deepest node found, the key it stands under, and the last part that was not found.
+    """
+    node, key, missing = root, None, ""
+    for part in loc:
+        if isinstance(node, Table) and node.get(str(part)) is not None:
+            key = node.key(str(part))
+            node = typing.cast("Node", node.get(str(part)))
+        elif isinstance(node, Items) and isinstance(part, int) and part < len(node.items):
+            node = node.items[part]
+        else:
+            missing = str(part)
+    return node, key, missing
+
+
+def _fields_at(kind: Any, loc: tuple[int | str, ...]) -> list[str]:
+    """List the keys that are known at a location, following nested settings and mappings of them."""
+    for part in loc:
+        if isinstance(kind, type) and issubclass(kind, BaseModel) and part in kind.model_fields:
+            kind = kind.model_fields[str(part)].annotation
+        elif typing.get_origin(kind) is dict:
+            kind = typing.get_args(kind)[1]
+        kind = next((arm for arm in typing.get_args(kind) if isinstance(arm, type) and issubclass(arm, BaseModel)), kind)
+    return list(kind.model_fields) if isinstance(kind, type) and issubclass(kind, BaseModel) else []

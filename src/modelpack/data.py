@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class SourceConfig(BaseModel):
     """Settings that every data source has."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     batch: int = Field(32, gt=0, description="Rows per batch.")
     limit: int | None = Field(None, gt=0, description="Use only this many rows; all when absent.")

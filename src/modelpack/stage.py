@@ -24,7 +24,7 @@ T = TypeVar("T")
 class StageConfig(BaseModel):
     """Settings of a stage: frozen, unknown keys refused, every field with a description."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ Dimension = Annotated[int, Field(gt=0)] | DimensionName
 class TensorSpec(BaseModel):
     """One tensor: its shape, element type and the values it may take."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     shape: tuple[Dimension, ...] = Field(description="Sizes, outermost first; a name makes that dimension dynamic.")
     dtype: DType = Field("float32", description="Element type.")
