@@ -21,7 +21,7 @@ def _split() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
 
 
 def train() -> dict[str, np.ndarray]:
-    """Give the 1,200 training rows: `image` (rows, 1, 8, 8) float32 from 0 to 1, and `label` (rows,) int64."""
+    """Give 1,200 training rows: `image` (rows, 1, 8, 8) float32 from 0 to 1, and `label` (rows,) int64."""
     return _split()[0]
 
 

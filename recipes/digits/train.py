@@ -17,7 +17,7 @@ from torch.nn import functional
 
 
 def shifted(images: Tensor, draw: torch.Generator) -> Tensor:
-    """Move the whole batch by up to one pixel each way, filling with black: digits are never quite centred."""
+    """Move the whole batch by up to one pixel each way, filling with black: no digit is quite centred."""
     down, right = (int(torch.randint(0, 3, (), generator=draw)) for _ in range(2))
     return functional.pad(images, (1, 1, 1, 1))[:, :, down : down + 8, right : right + 8]
 
