@@ -206,5 +206,8 @@ def _fields_at(kind: Any, loc: tuple[int | str, ...]) -> list[str]:
             kind = kind.model_fields[str(part)].annotation
         elif typing.get_origin(kind) is dict:
             kind = typing.get_args(kind)[1]
-        kind = next((arm for arm in typing.get_args(kind) if isinstance(arm, type) and issubclass(arm, BaseModel)), kind)
+        kind = next(
+            (arm for arm in typing.get_args(kind) if isinstance(arm, type) and issubclass(arm, BaseModel)),
+            kind,
+        )
     return list(kind.model_fields) if isinstance(kind, type) and issubclass(kind, BaseModel) else []

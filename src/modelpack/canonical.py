@@ -57,9 +57,7 @@ def encode(value: object) -> bytes:
         TypeError: For a value with no canonical form.
         ValueError: For NaN or infinity.
     """
-    return json.dumps(
-        plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    ).encode()
+    return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def digest(value: object) -> str:

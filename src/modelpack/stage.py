@@ -140,6 +140,9 @@ class Stage(Generic[C]):
         refuses: Marks that it cannot work on.
         gauges: Names of the budget lines that a config measures.
         preflight: Raises `MissingError` or `UsageError` before the first stage runs when this one could not.
+        inputs: For a stage that brings a model in: the model's inputs, known without loading it.
+        effect: What is done outside the store after every run, cached or not, such as loading an image into an
+            engine; repeating it changes nothing. Its job has no `out`.
         summary: One sentence of help, the first line of the function's docstring.
     """
 
@@ -157,6 +160,8 @@ class Stage(Generic[C]):
     refuses: frozenset[str]
     gauges: Callable[[C], Iterable[str]]
     preflight: Callable[[C, Outside], None]
+    inputs: Callable[[C], Mapping[str, TensorSpec]]
+    effect: Callable[[C, Artifact, Job], None]
     summary: str
 
 
@@ -173,6 +178,8 @@ def stage(
     refuses: Iterable[str] = (),
     gauges: Callable[[Any], Iterable[str]] = lambda _config: (),
     preflight: Callable[[Any, Outside], None] = lambda _config, _outside: None,
+    inputs: Callable[[Any], Mapping[str, TensorSpec]] = lambda _config: {},
+    effect: Callable[[Any, Artifact, Job], None] = lambda _config, _artifact, _job: None,
 ) -> Callable[[Callable[[Any, Job], None]], Stage[Any]]:
     """Declare a stage; its config type is read from the function's first annotation, its help from the docstring."""
 
@@ -192,6 +199,8 @@ def stage(
             refuses=frozenset(refuses),
             gauges=gauges,
             preflight=preflight,
+            inputs=inputs,
+            effect=effect,
             summary=(function.__doc__ or "").strip().split("\n")[0],
         )
 

@@ -35,7 +35,10 @@ if TYPE_CHECKING:
 SCHEMA = 1
 _PREFIX = re.compile(r"[0-9a-f]{6,64}")
 _REASONS = {
-    errno.ENOSPC: ("the disk is full", "free some space and run the same command again; finished steps are kept"),
+    errno.ENOSPC: (
+        "the disk is full",
+        "free some space and run the same command again; finished steps are kept",
+    ),
     errno.EDQUOT: ("the disk quota is used up", "free some space and run the same command again"),
     errno.EROFS: ("the file system is read-only", "choose a writable place with --store"),
     errno.EACCES: ("permission denied", "choose a writable place with --store, or correct its permissions"),
@@ -103,7 +106,9 @@ class Store:
         except FileNotFoundError:
             if any(root.iterdir()):
                 raise StoreError(
-                    "the directory is not empty and is no modelpack store", where=str(root), then="choose another --store"
+                    "the directory is not empty and is no modelpack store",
+                    where=str(root),
+                    then="choose another --store",
                 ) from None
             return
         except (ValueError, KeyError, TypeError, OSError) as error:
@@ -206,8 +211,11 @@ class Store:
         except OSError:
             return None
         if not re.fullmatch("[0-9a-f]{64}", identity):
-            raise StoreError("the cache entry is damaged", where=str(self.root / "cache" / fingerprint),
-                             then="delete this file; the step will run again")
+            raise StoreError(
+                "the cache entry is damaged",
+                where=str(self.root / "cache" / fingerprint),
+                then="delete this file; the step will run again",
+            )
         place = self._place(identity)
         if not place.exists():
             return None
@@ -216,7 +224,8 @@ class Store:
             path = place / item.name
             if not path.is_file() or path.stat().st_size != item.size:
                 raise StoreError(
-                    "the file is missing or has another size than the manifest says", where=str(path),
+                    "the file is missing or has another size than the manifest says",
+                    where=str(path),
                     then=f"delete {place}; the step will run again",
                 )
         return artifact

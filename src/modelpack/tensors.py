@@ -10,7 +10,18 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 DType = Literal[
-    "float32", "float16", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool"
+    "float32",
+    "float16",
+    "float64",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+    "bool",
 ]
 DimensionName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Dimension = Annotated[int, Field(gt=0)] | DimensionName

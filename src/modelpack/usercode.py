@@ -110,11 +110,16 @@ def identity(reference: str, base: Path) -> dict[str, Any]:
     where, _ = split(reference)
     if not files:
         if importlib.util.find_spec(where.partition(".")[0]) is None:
-            raise UsageError(f"no module '{where}' is installed", then="install it, or name a file.py beside the recipe")
+            raise UsageError(
+                f"no module '{where}' is installed", then="install it, or name a file.py beside the recipe"
+            )
         return {"callable": reference, "versions": versions({where})}
     imported = set().union(*(_imported(ast.parse(source)) for source in files.values()))
-    return {"callable": reference, "files": canonical.digest({k: v.decode() for k, v in files.items()}),
-            "versions": versions(imported)}
+    return {
+        "callable": reference,
+        "files": canonical.digest({k: v.decode() for k, v in files.items()}),
+        "versions": versions(imported),
+    }
 
 
 @functools.cache

@@ -1,0 +1,76 @@
+"""The lines of a recipe, bound: steps and data entries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from modelpack.data import Source, SourceConfig
+from modelpack.stage import DataName, Stage, StageConfig, StepName
+
+if TYPE_CHECKING:
+    from modelpack.data import DataSource
+    from modelpack.document import Node
+    from modelpack.tensors import TensorSpec
+
+MODEL = "model"
+"""Id of the step that brings the model in; it is in every recipe and written in none."""
+
+
+@dataclass(frozen=True)
+class DataEntry:
+    """One entry of `data:`: a source plugin and its settings."""
+
+    name: str
+    source: Source[Any]
+    config: SourceConfig
+
+    def open(self, inputs: Mapping[str, TensorSpec]) -> DataSource:
+        """Open it for a model with these inputs.
+
+        Raises:
+            ModelpackError: When it cannot be opened.
+        """
+        return self.source.open(self.config, inputs)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One line of a recipe.
+
+    Attributes:
+        id: Unique in the recipe; the stage's name unless given.
+        stage: The plugin.
+        config: Its bound settings.
+        reads: Id of the step whose artifact it reads; None for the model itself.
+        steps: Ids that its settings name.
+        data: Data entries that its settings name.
+        node: Where it stands.
+    """
+
+    id: str
+    stage: Stage[Any]
+    config: StageConfig
+    reads: str | None
+    steps: tuple[str, ...]
+    data: tuple[str, ...]
+    node: Node
+
+
+def references(config: StageConfig) -> list[tuple[str, str, StepName | DataName]]:
+    """List the settings that name a step or a data entry: field, name, mark. Optional and listed ones count too."""
+    found = []
+    for key, info in type(config).model_fields.items():
+        mark = next((mark for mark in _marks(info.annotation, info.metadata)), None)
+        value = getattr(config, key)
+        if mark is not None and value is not None:
+            found += [(key, item, mark) for item in (value if isinstance(value, (list, tuple)) else [value])]
+    return found
+
+
+def _marks(annotation: Any, metadata: Sequence[Any] = ()) -> list[StepName | DataName]:
+    marks = [item for item in metadata if isinstance(item, (StepName, DataName))]
+    for arm in (*getattr(annotation, "__metadata__", ()), *getattr(annotation, "__args__", ())):
+        marks += [arm] if isinstance(arm, (StepName, DataName)) else _marks(arm)
+    return marks
