@@ -1,0 +1,59 @@
+"""Multiply-accumulates, counted where torch dispatches: subclasses of layers and functional calls count as well.
+
+Source: `torch.utils.flop_counter.FlopCounterMode`, which counts two operations per multiply-accumulate and knows
+convolutions and matrix products; normalisation, activations and other elementwise work count as nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from modelpack.numerics import models
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from torch import Tensor, nn
+
+
+def count(module: nn.Module, feed: Mapping[str, Tensor]) -> int:
+    """Count the multiply-accumulates of one forward pass over `feed`."""
+    return count_by_module(module, feed)[""]
+
+
+def count_by_module(module: nn.Module, feed: Mapping[str, Tensor]) -> dict[str, int]:
+    """Count the multiply-accumulates of one forward pass, by module path; the whole module has the path ``""``."""
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad(), _plain_operators():
+        models.call(module, feed)
+    totals = {
+        name.partition(".")[2]: sum(by_operator.values()) // 2
+        for name, by_operator in counter.get_flop_counts().items()
+        if name != "Global"
+    }
+    return {**totals, "": counter.get_total_flops() // 2}
+
+
+@contextlib.contextmanager
+def _plain_operators() -> Iterator[None]:
+    """Switch off the fused operators that the counter cannot look into."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with warnings.catch_warnings():
+            # Setting any oneDNN flag sets all of them, and one of them speaks of Intel GPUs.
+            warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")
+            with (
+                sdpa_kernel(SDPBackend.MATH),
+                torch.backends.mkldnn.flags(enabled=False),
+                torch.backends.cudnn.flags(enabled=False),
+            ):
+                yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)

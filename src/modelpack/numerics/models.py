@@ -1,0 +1,206 @@
+"""Torch models on disk, as data: a factory, edits to what it builds, and tensors. Never a pickled module.
+
+::
+
+    model.json            {"factory", "arguments", "seed"}
+    code/                 the factory's own files, so that the model can be rebuilt alone
+    edits.json            {module path: {attribute: value}}
+    weights.safetensors   tensors by name
+    signature.json        inputs and outputs
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from modelpack import canonical, usercode
+from modelpack.errors import StageError
+from modelpack.numerics import checkpoints, edits, signatures
+from modelpack.numerics.randomness import seeded
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from modelpack.artifact import Artifact
+    from modelpack.tensors import TensorSpec
+
+_NAMES = "_modelpack_outputs"
+
+
+def load(artifact: Artifact, device: str | torch.device = "cpu") -> nn.Module:
+    """Rebuild a torch artifact's module exactly, in evaluation mode.
+
+    Raises:
+        StageError: When its code cannot be imported or builds something else than it did.
+    """
+    module = _rebuild(artifact)
+    edits.apply(module, artifact.read_json("edits.json"))
+    edits.put(module, load_file(artifact.file("weights.safetensors")))
+    _name_outputs(module, tuple(artifact.read_json("signature.json")["outputs"]))
+    return module.to(device).eval()
+
+
+def save(module: nn.Module, out: Path, like: Artifact) -> None:
+    """Write an edited or retrained module as a torch artifact's payload.
+
+    Args:
+        module: Built by `load`; its attributes and tensors may have changed, its tree of modules may not.
+        out: Directory to fill.
+        like: The artifact it came from; factory, arguments, code and signature are taken over.
+
+    Raises:
+        StageError: When the module's tree is no longer the one that the factory builds.
+    """
+    for item in like.manifest.files:
+        if item.name.startswith("code/") or item.name in ("model.json", "signature.json"):
+            _write(out / item.name, like.file(item.name).read_bytes())
+    _write_state(module, _rebuild(like), out)
+
+
+def write(
+    out: Path,
+    *,
+    reference: str,
+    base: Path,
+    arguments: Mapping[str, Any],
+    weights: Path | None,
+    inputs: Mapping[str, TensorSpec],
+    outputs: tuple[str, ...] | None,
+    seed: int,
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """Import a user's model: build it, fill in its weights, try it once, and write it as a torch artifact's payload.
+
+    Args:
+        out: Directory to fill.
+        reference: The factory, ``file.py:callable`` or ``package.module:callable``.
+        base: Directory that file names are relative to.
+        arguments: Keyword arguments of the factory.
+        weights: The user's checkpoint; the factory's own weights, drawn with `seed`, when None.
+        inputs: The model's inputs, in the order of a positional call.
+        outputs: Names for what it returns, or the keys to keep of a returned dict; as returned when None.
+        seed: Seed of the factory's random numbers and of the trial's inputs.
+
+    Returns:
+        The module in evaluation mode on the CPU, and what the user should know.
+
+    Raises:
+        StageError: When the factory, the weights or the trial fail, with the reason.
+    """
+    module = _build(usercode.load(reference, base), arguments, seed, reference)
+    notes = checkpoints.fill(module, checkpoints.read(weights), str(weights)) if weights is not None else ()
+    described = signatures.probe(module.eval(), inputs, outputs, seed, call)
+    _name_outputs(module, tuple(described))
+    for name, data in usercode.closure(reference, base).items():
+        _write(out / "code" / name, data)
+    _write(out / "model.json", canonical.encode({"factory": reference, "arguments": dict(arguments), "seed": seed}))
+    _write(out / "signature.json", signatures.encode(inputs, described))
+    fresh = _build(usercode.load(reference, base), arguments, seed, reference)
+    _write_state(module, fresh, out)
+    return module, notes
+
+
+def call(module: nn.Module, feed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Call a module with named tensors and name what it returns.
+
+    Inputs go by keyword where `forward` has all the names, else by position in the feed's order. A tensor is called
+    ``output``, the members of a tuple ``output_0``, ``output_1``, …, those of a dict by their keys; names that the
+    recipe gave replace these. None is left out.
+
+    Raises:
+        StageError: When something other than tensors is returned.
+    """
+    returned = module(**feed) if _by_keyword(module, feed) else module(*feed.values())
+    found = dict(_flatten(returned, ""))
+    names: tuple[str, ...] | None = getattr(module, _NAMES, None)
+    return signatures.rename(found, names) if names is not None else found
+
+
+def tensors(batch: Mapping[str, Any], device: str | torch.device) -> dict[str, Tensor]:
+    """Turn arrays into tensors on a device; the arrays are not shared, since a module may write into its inputs."""
+    return {name: torch.tensor(array, device=device) for name, array in batch.items()}
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Count the elements of all parameters, tied ones once."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _rebuild(artifact: Artifact) -> nn.Module:
+    body = artifact.read_json("model.json")
+    factory = usercode.load(body["factory"], artifact.path / "code")
+    return _build(factory, body["arguments"], body["seed"], body["factory"])
+
+
+def _build(factory: Any, arguments: Mapping[str, Any], seed: int, where: str) -> nn.Module:
+    try:
+        with seeded(seed):
+            module = factory(**arguments)
+    except Exception as error:
+        raise StageError(f"the factory failed: {type(error).__name__}: {error}", where=where) from error
+    if not isinstance(module, nn.Module) or isinstance(module, torch.jit.ScriptModule):
+        raise StageError(
+            f"the factory gave {type(module).__name__}, not a torch.nn.Module in Python",
+            where=where,
+            then="a TorchScript or exported program holds no Python module; give the code that built it",
+        )
+    for path, child in module.named_modules():
+        if type(child).get_extra_state is not nn.Module.get_extra_state:
+            raise StageError("keeps state that is no tensor (get_extra_state)", where=f"module '{path}'")
+        if isinstance(child, nn.modules.lazy.LazyModuleMixin):
+            raise StageError(
+                "is lazy: its shapes are unknown until it is called",
+                where=f"module '{path}'",
+                then="give its sizes in the factory",
+            )
+    return module
+
+
+def _write_state(module: nn.Module, fresh: nn.Module, out: Path) -> None:
+    _write(out / "edits.json", canonical.encode(edits.difference(fresh, module)))
+    save_file(edits.tensors(module, fresh), out / "weights.safetensors")
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def _name_outputs(module: nn.Module, names: tuple[str, ...]) -> None:
+    setattr(module, _NAMES, names)
+
+
+def _by_keyword(module: nn.Module, feed: Mapping[str, Tensor]) -> bool:
+    parameters = inspect.signature(module.forward).parameters.values()
+    named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    if set(feed) <= named:
+        return True
+    positions = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
+    kinds = {p.kind for p in parameters}
+    return (
+        inspect.Parameter.VAR_KEYWORD in kinds
+        and inspect.Parameter.VAR_POSITIONAL not in kinds
+        and positions < len(feed)
+    )
+
+
+def _flatten(value: object, name: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield name or "output", value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _flatten(item, f"{name}_{key}" if name else str(key))
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _flatten(item, f"{name or 'output'}_{index}")
+    elif value is not None:
+        raise StageError(
+            f"the model returns a {type(value).__name__} as '{name or 'output'}', which is no tensor",
+            then="wrap the model in a factory whose forward returns tensors only",
+        )
