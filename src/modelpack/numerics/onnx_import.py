@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import shutil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import onnx
 from google.protobuf.message import DecodeError
@@ -12,14 +11,12 @@ from onnx import external_data_helper
 from pydantic import ValidationError
 
 from modelpack.errors import StageError, did_you_mean
-from modelpack.numerics import rows, runtime, signatures
+from modelpack.numerics import graph, onnxfile, rows, runtime, signatures
 from modelpack.tensors import TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
-
-_TWO_GIGABYTES = 2**31 - 2**20
 
 
 def write(
@@ -35,111 +32,91 @@ def write(
         seed: Seed of the trial's inputs.
 
     Returns:
-        Figures about the model: ``parameters``.
+        Figures about the model: ``parameters`` and ``mac_count``.
 
     Raises:
         StageError: When the file is no sound ONNX model, or the declared inputs do not fit or do not run.
     """
-    model = _read(path)
-    graph_inputs = _inputs(model, str(path))
-    declared = _compared(graph_inputs, inputs, str(path)) if inputs is not None else graph_inputs
-    described = {value.name: _described(value, str(path)) for value in model.graph.output}
+    model, external = _read(path)
+    described = graph.signature(model)
+    known = _specs(described["inputs"], str(path))
+    declared = _compared(known, inputs, str(path)) if inputs is not None else known
     for name in outputs or ():
-        if name not in described:
-            raise StageError(f"the graph has no output '{name}'", where=str(path), then=did_you_mean(name, described))
-    _store(model, path, out / "model.onnx")
-    (out / "signature.json").write_bytes(signatures.encode(declared, described))
+        if name not in described["outputs"]:
+            raise StageError(
+                f"the graph has no output '{name}'", where=str(path), then=did_you_mean(name, described["outputs"])
+            )
+    # Where the recipe renames or fixes a dimension, the outputs follow.
+    renamed = {a: b for name in declared for a, b in zip(known[name].shape, declared[name].shape, strict=True)}
+    for value in described["outputs"].values():
+        value["shape"] = [renamed.get(size, size) if isinstance(size, str) else size for size in value["shape"]]
+    if external:
+        onnxfile.write(onnxfile.copied(model), out)
+    else:
+        shutil.copyfile(path, out / onnxfile.NAME)
+    (out / "signature.json").write_bytes(signatures.encode(declared, described["outputs"]))
     try:
-        runtime.execute(runtime.session(out / "model.onnx"), rows.sample(declared, 1, seed))
+        runtime.execute(runtime.session(out / onnxfile.NAME), rows.sample(declared, 1, seed))
     except StageError as error:
         raise StageError(f"the model does not run on inputs as declared: {error.what}", where=str(path)) from error
-    return {"parameters": sum(_elements(tensor) for tensor in model.graph.initializer)}
+    facts = graph.facts(model)
+    return {"parameters": facts.parameters, "mac_count": facts.macs}
 
 
-def _read(path: Path) -> onnx.ModelProto:
+def _read(path: Path) -> tuple[onnx.ModelProto, bool]:
     try:
         model = onnx.load(path, load_external_data=False)
     except (DecodeError, OSError, ValueError) as error:
-        raise StageError(f"not an ONNX file: {str(error).splitlines()[0]}", where=str(path)) from error
+        raise StageError(f"cannot be read as an ONNX file: {runtime.reason(error)}", where=str(path)) from error
     if not model.graph.output:
-        raise StageError("not an ONNX model: it has no outputs", where=str(path))
-    _contain(model, path)
-    try:
-        onnx.checker.check_model(str(path))
-    except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
-        raise StageError(f"the ONNX checker refuses it: {runtime.reason(error)}", where=str(path)) from error
-    return model
+        raise StageError("holds no ONNX graph with outputs", where=str(path))
+    external = _contain(model, path)
+    if external:
+        external_data_helper.load_external_data_for_model(model, str(path.resolve().parent))
+    for value in (*model.graph.input, *model.graph.output):
+        kind = value.type.WhichOneof("value")
+        if kind != "tensor_type" or value.type.tensor_type.elem_type == onnx.TensorProto.STRING:
+            what = (kind or "unknown type").removesuffix("_type") if kind != "tensor_type" else "tensor of texts"
+            raise StageError(f"'{value.name}' is a {what}; only tensors of numbers are served", where=str(path))
+    onnxfile.check(model)
+    return model, external
 
 
-def _external(model: onnx.ModelProto) -> Iterator[tuple[onnx.TensorProto, str]]:
-    for tensor in external_data_helper._get_all_tensors(model):  # noqa: SLF001  the only walk over subgraphs too
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            yield tensor, next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+def _external(model: onnx.ModelProto) -> Iterator[tuple[str, str]]:
+    """Walk the tensors kept in other files: name and file."""
+    for inner in onnxfile.graphs(model.graph):
+        constants = (item for node in inner.node for attribute in node.attribute for item in _held(attribute))
+        for tensor in (*inner.initializer, *constants):
+            if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+                yield tensor.name, location
 
 
-def _contain(model: onnx.ModelProto, path: Path) -> None:
+def _held(attribute: onnx.AttributeProto) -> Iterator[onnx.TensorProto]:
+    yield from (attribute.t, *attribute.tensors)
+
+
+def _contain(model: onnx.ModelProto, path: Path) -> bool:
     """Refuse external tensors outside the model's directory: a model file must not make us read any other file."""
     home = path.resolve().parent
-    for tensor, location in _external(model):
+    places = list(_external(model))
+    for name, location in places:
         target = (home / location).resolve()
         if not location or not target.is_relative_to(home):
-            raise StageError(
-                f"tensor '{tensor.name}' is kept in '{location}', outside the model's directory", where=str(path)
-            )
+            raise StageError(f"tensor '{name}' is kept in '{location}', outside the model's directory", where=str(path))
         if not target.is_file():
-            raise StageError(f"tensor '{tensor.name}' is kept in '{location}', which is missing", where=str(path))
+            raise StageError(f"tensor '{name}' is kept in '{location}', which is missing", where=str(path))
+    return bool(places)
 
 
-def _store(model: onnx.ModelProto, path: Path, target: Path) -> None:
-    if not any(True for _ in _external(model)):
-        shutil.copyfile(path, target)
-        return
-    external_data_helper.load_external_data_for_model(model, str(path.resolve().parent))
-    if model.ByteSize() < _TWO_GIGABYTES:
-        onnx.save_model(model, target)
-    else:
-        onnx.save_model(
-            model, target, save_as_external_data=True, all_tensors_to_one_file=True, location="model.onnx.data"
-        )
-
-
-def _inputs(model: onnx.ModelProto, where: str) -> dict[str, TensorSpec]:
-    # Before IR version 4, initializers had to be listed among the inputs.
-    weights = {tensor.name for tensor in model.graph.initializer}
-    weights |= {tensor.values.name for tensor in model.graph.sparse_initializer}
-    found = {value.name: _described(value, where) for value in model.graph.input if value.name not in weights}
-    if not found:
+def _specs(described: Mapping[str, object], where: str) -> dict[str, TensorSpec]:
+    if not described:
         raise StageError("the graph reads no input", where=where)
     try:
-        return {name: TensorSpec.model_validate(spec) for name, spec in found.items()}
+        return {name: TensorSpec.model_validate(spec) for name, spec in described.items()}
     except ValidationError as error:
         first = error.errors()[0]
         raise StageError(f"an input cannot be described: {first['msg']} {first['input']!r}", where=where) from error
-
-
-def _described(value: onnx.ValueInfoProto, where: str) -> dict[str, Any]:
-    kind = value.type.WhichOneof("value")
-    if kind != "tensor_type":
-        raise StageError(f"'{value.name}' is a {(kind or 'nothing').removesuffix('_type')}, not a tensor", where=where)
-    tensor = value.type.tensor_type
-    try:
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
-    except (KeyError, ValueError, TypeError):
-        dtype = "object"
-    if dtype in ("object", "bfloat16") or tensor.elem_type == onnx.TensorProto.STRING:
-        name = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
-        raise StageError(f"'{value.name}' has the element type {name}, which numpy lacks", where=where)
-    if not tensor.HasField("shape"):
-        return {"shape": [], "dtype": dtype}
-    return {"shape": [_size(value.name, axis, size) for axis, size in enumerate(tensor.shape.dim)], "dtype": dtype}
-
-
-def _size(name: str, axis: int, size: onnx.TensorShapeProto.Dimension) -> int | str:
-    if size.HasField("dim_value") and size.dim_value > 0:
-        return int(size.dim_value)
-    # Exporters write expressions such as "s0 + 1", which name a dimension but are no names.
-    words = re.sub(r"\W+", "_", size.dim_param or f"{name}_{axis}", flags=re.ASCII).strip("_")
-    return words if words[:1].isalpha() else f"d_{words}"
 
 
 def _compared(graph: Mapping[str, TensorSpec], declared: Mapping[str, TensorSpec], where: str) -> dict[str, TensorSpec]:
@@ -162,10 +139,3 @@ def _compared(graph: Mapping[str, TensorSpec], declared: Mapping[str, TensorSpec
                 then="leave `inputs:` out to take them from the graph",
             )
     return {name: declared[name] for name in graph}
-
-
-def _elements(tensor: onnx.TensorProto) -> int:
-    count = 1
-    for size in tensor.dims:
-        count *= size
-    return count
