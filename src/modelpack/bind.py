@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import typing
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
@@ -21,6 +20,8 @@ from modelpack.document import Items, Node, Scalar, Table, core, data
 from modelpack.errors import ModelpackError, Problem, did_you_mean
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationInfo
     from pydantic.json_schema import JsonSchemaValue
     from pydantic_core import ErrorDetails

@@ -1,4 +1,4 @@
-"""``--set dotted.path=value``: one value of a recipe replaced before it is bound, so that it is checked like the rest."""
+"""``--set dotted.path=value``: one value of a recipe, replaced before it is bound and so checked like the rest."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _put(node: Node, parts: list[str], value: Node, at: Scalar, depth: int = 0) 
     if isinstance(node, Scalar) and node.null:
         node = Table(node.place, node.line, node.length)
     if not isinstance(node, Table):
-        raise LookupError(f"'{part}' cannot be set inside a plain value")
+        raise LookupError(f"'{part}' cannot be set inside a plain value")  # noqa: TRY004 - caught as a user's mistake
     key = Scalar(at.place, at.line, at.length, part)
     inner = node.get(part)
     empty: Node = Scalar(at.place, at.line, at.length, "")

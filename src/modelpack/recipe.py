@@ -7,9 +7,7 @@ steps mean to each other in `soundness`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -25,6 +23,9 @@ from modelpack.stage import Stage, StageConfig, StepName
 from modelpack.steps import MODEL, DataEntry, Step, references
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
     from modelpack.artifact import Kind
     from modelpack.tensors import TensorSpec
 
@@ -116,6 +117,7 @@ class _Reader:
     path: Path
     problems: list[Problem]
     steps: dict[str, Step] = field(default_factory=dict)
+    unbound: set[str] = field(default_factory=set)
 
     @property
     def base(self) -> Path:
@@ -136,15 +138,17 @@ class _Reader:
         data = self._data()
         budget_node = self.root.get("budget")
         budget = bind(budget_node, Budget, self.problems, base=self.base) if budget_node else Budget()
-        self._stages(data)
+        self._stages()
         inputs: Mapping[str, TensorSpec] = {}
         if first is not None and not self.problems:
             inputs = self._inputs(first)
         # Meaning is checked as soon as the grammar of the steps is known; settings problems do not hide it.
         steps = tuple(self.steps.values())
         self.problems += soundness.check_order(steps, set(head.allow) if head else set())
-        deciding, undecided = soundness.decide(steps, budget or Budget(), budget_node or self.root)
-        self.problems += undecided
+        bound = tuple(step for step in steps if step.id not in self.unbound)
+        deciding, undecided = soundness.decide(bound, budget or Budget(), budget_node or self.root)
+        if bound == steps:  # otherwise a step whose settings are wrong may be the one that measures
+            self.problems += undecided
         if self.problems or head is None or budget is None or first is None:
             return None
         name = head.name or self.path.stem.lower()
@@ -196,7 +200,7 @@ class _Reader:
             if plugin is None:
                 continue
             config = bind(plugin[1], plugin[0].config, self.problems, base=self.base)
-            entries[key.text] = DataEntry(key.text, plugin[0], config or SourceConfig())  # type: ignore[call-arg]
+            entries[key.text] = DataEntry(key.text, plugin[0], config or SourceConfig())
         return entries
 
     def _plugin(self, node: Node, plugins: registry.Plugins[Any], wanted: str) -> tuple[Any, Node] | None:
@@ -215,16 +219,16 @@ class _Reader:
             self.problems.append(name.problem(error.what, error.then))
             return None
 
-    def _stages(self, data: Mapping[str, DataEntry]) -> None:
+    def _stages(self) -> None:
         node = self.root.get("stages")
         if not isinstance(node, Items) or not node.items:
             at = self.root.key("stages") or self.root
             self.problems.append(at.problem("'stages' must list at least one step", "for example '- export:'"))
             return
         for item in node.items:
-            self._step(item, data)
+            self._step(item)
 
-    def _step(self, item: Node, data: Mapping[str, DataEntry]) -> None:
+    def _step(self, item: Node) -> None:
         siblings: dict[str, Scalar] = {}
         body = item
         if isinstance(item, Table):
@@ -256,22 +260,23 @@ class _Reader:
         if not _STEP.fullmatch(identity):
             self.problems.append(at.problem("an id is letters, digits, '-' and '_'"))
         config = bind(settings, stage.config, self.problems, base=self.base)
-        steps, names = ((), ()) if config is None else self._references(stage, config, settings, data)
+        steps, names = ((), ()) if config is None else self._references(stage, config, settings)
         reads = self._reads(stage, siblings.get("from"), name)
+        if config is None:
+            self.unbound.add(identity)
         self.steps[identity] = Step(identity, stage, config or StageConfig(), reads, steps, names, name)
 
     def _reads(self, stage: Stage[Any], given: Scalar | None, name: Node) -> str | None:
         if given is None:
-            models = [step for step in self.steps.values() if step.stage.produces.is_model]
-            for step in reversed(models):
-                if step.stage.produces in stage.accepts:
-                    return step.id
-            if models:
-                wanted, last = _kinds(stage.accepts), models[-1]
+            # The newest model, whatever its kind: reaching past it in silence would drop what it did.
+            last = next((step for step in reversed(self.steps.values()) if step.stage.produces.is_model), None)
+            if last is not None and last.stage.produces not in stage.accepts:
+                message = f"'{stage.name}' reads {_kinds(stage.accepts)} but '{last.id}' gives {last.stage.produces}"
+                fits = [step.id for step in self.steps.values() if step.stage.produces in stage.accepts]
                 self.problems.append(
-                    name.problem(f"'{stage.name}' reads {wanted} but '{last.id}' gives {last.stage.produces}")
+                    name.problem(message, f"put it earlier, or say `from: {fits[-1]}`" if fits else "")
                 )
-            return None
+            return last.id if last else None
         self._named_step(given, stage.accepts, f"'{stage.name}' reads")
         return given.text if given.text in self.steps else None
 
@@ -284,7 +289,7 @@ class _Reader:
             self.problems.append(node.problem(f"{who} {_kinds(kinds)} but '{word}' gives {step.stage.produces}"))
 
     def _references(
-        self, stage: Stage[Any], config: StageConfig, settings: Node, data: Mapping[str, DataEntry]
+        self, stage: Stage[Any], config: StageConfig, settings: Node
     ) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Check the settings that name steps or data, and give those names."""
         steps: list[str] = []

@@ -1,8 +1,7 @@
-"""What the steps of a recipe mean to each other: debts, marks and budgets that cannot end well are found before any runs."""
+"""What the steps of a recipe mean to each other: what cannot end well is found before anything runs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from modelpack import registry
@@ -10,7 +9,7 @@ from modelpack.artifact import Kind
 from modelpack.document import Node, Table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from modelpack.budget import Budget
     from modelpack.errors import Problem
@@ -34,7 +33,7 @@ def check_order(steps: Sequence[Step], allow: set[str]) -> list[Problem]:
             hint = f"put it earlier, or say `allow: [{mark}]`"
             problems.append(step.node.problem(f"'{step.id}' cannot work on a {mark} model", hint))
         debts = {debt: who for debt, who in owed.get(step.reads or "", {}).items() if debt not in step.stage.pays}
-        debts |= {debt: step for debt in step.stage.owes}
+        debts |= dict.fromkeys(step.stage.owes, step)
         leaves_torch = step.stage.produces in (Kind.ONNX, Kind.IMAGE)
         ends = step.stage.produces.is_model and step.id not in readers
         if leaves_torch or ends:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from modelpack.data import Source, SourceConfig
 from modelpack.stage import DataName, Stage, StageConfig, StepName
 
 if TYPE_CHECKING:
-    from modelpack.data import DataSource
+    from collections.abc import Mapping, Sequence
+
+    from modelpack.data import DataSource, Source, SourceConfig
     from modelpack.document import Node
     from modelpack.tensors import TensorSpec
 

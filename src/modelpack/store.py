@@ -22,7 +22,6 @@ import re
 import secrets
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelpack import canonical
@@ -31,6 +30,7 @@ from modelpack.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
 
 SCHEMA = 1
 _PREFIX = re.compile(r"[0-9a-f]{6,64}")

@@ -1,0 +1,313 @@
+"""Executions and their history: a run's number is its version.
+
+::
+
+    runs/<recipe>/0007/   run.json  recipe.yaml  events.jsonl  (traceback.txt)
+    runs/<recipe>/current "0007"
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import re
+import time
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from typing import IO, TYPE_CHECKING, Any
+
+from modelpack.artifact import Artifact, Kind
+from modelpack.errors import StoreError, UsageError, did_you_mean
+from modelpack.store import Store, write_atomic, writing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
+
+    from modelpack.events import Event
+
+_REFERENCE = re.compile(r"(?P<name>[a-z0-9][a-z0-9._-]*)(@(?P<number>\d+))?")
+
+
+@dataclass(frozen=True)
+class StepRun:
+    """One step of a run: what it was, and the artifact it ended with."""
+
+    id: str
+    stage: str
+    kind: str
+    artifact: str
+    fingerprint: str
+    cached: bool
+    seconds: float
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One execution of a recipe.
+
+    Attributes:
+        recipe: The recipe's name.
+        number: Its version, counting from 1.
+        status: ``succeeded``, ``failed``, ``interrupted`` or ``running``.
+        started: UTC, ISO 8601.
+        seconds: How long it took.
+        device: What it ran on.
+        steps: The steps that ended with an artifact, in order.
+        budget: Verdicts of the budget lines that were measured.
+        overrides: ``--set`` values.
+        error: Why it failed.
+        environment: Versions and machine.
+    """
+
+    recipe: str
+    number: int
+    status: str
+    started: str
+    seconds: float = 0.0
+    device: str = "cpu"
+    steps: tuple[StepRun, ...] = ()
+    budget: tuple[Mapping[str, Any], ...] = ()
+    overrides: tuple[str, ...] = ()
+    error: str = ""
+    environment: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """How users call it: ``recipe@number``."""
+        return f"{self.recipe}@{self.number}"
+
+    def step(self, identity: str) -> StepRun:
+        """Give a step by id.
+
+        Raises:
+            UsageError: When the run has no such step.
+        """
+        for step in self.steps:
+            if step.id == identity:
+                return step
+        raise UsageError(
+            f"{self.name} has no step '{identity}'", then=did_you_mean(identity, [step.id for step in self.steps])
+        )
+
+    @property
+    def model(self) -> StepRun:
+        """The last step that made a model.
+
+        Raises:
+            UsageError: When it never came that far.
+        """
+        for step in reversed(self.steps):
+            if Kind(step.kind).is_model:
+                return step
+        raise UsageError(f"{self.name} made no model", then=self.error)
+
+
+class Journal:
+    """Writes one run while it happens; what is on disk is true at every moment."""
+
+    def __init__(self, directory: Path, run: Run, lock: IO[str]) -> None:
+        self.directory, self.run = directory, run
+        self._lock = lock
+        self._clock = time.monotonic()
+        self._events = (directory / "events.jsonl").open("a")
+
+    def event(self, event: Event) -> None:
+        """Append an event."""
+        self._events.write(json.dumps(event.to_json(), default=str) + "\n")
+        self._events.flush()
+
+    def update(self, **changes: Any) -> None:
+        """Replace facts of the run."""
+        self.run = replace(self.run, **changes, seconds=round(time.monotonic() - self._clock, 3))
+        write_atomic(self.directory / "run.json", _encode(self.run))
+
+    def step(self, step: StepRun) -> None:
+        """Add a finished step."""
+        self.update(steps=(*self.run.steps, step))
+
+    def close(self) -> None:
+        """Release the run; its status no longer changes."""
+        self._events.close()
+        self._lock.close()
+
+
+def _encode(run: Run) -> bytes:
+    return (json.dumps(asdict(run), indent=1, sort_keys=True) + "\n").encode()
+
+
+class Runs:
+    """The history kept in a store."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.root = store.root / "runs"
+
+    @contextlib.contextmanager
+    def begin(self, run: Run, recipe_text: str) -> Iterator[Journal]:
+        """Take the next number and open its journal; `current` moves only if the run ends as ``succeeded``."""
+        with writing(self.root):
+            directory = self._take_number(self.root / run.recipe)
+            lock = (directory / "lock").open("w")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            (directory / "recipe.yaml").write_text(recipe_text)
+            journal = Journal(directory, replace(run, number=int(directory.name)), lock)
+        try:
+            with writing(directory):
+                journal.update()
+            yield journal
+            if journal.run.status == "succeeded":
+                with writing(directory):
+                    write_atomic(directory.parent / "current", directory.name.encode())
+        finally:
+            journal.close()
+
+    def _take_number(self, parent: Path) -> Path:
+        parent.mkdir(parents=True, exist_ok=True)
+        number = max((int(path.name) for path in parent.iterdir() if path.name.isdigit()), default=0)
+        while True:
+            number += 1
+            directory = parent / f"{number:04d}"
+            try:
+                directory.mkdir()
+            except FileExistsError:
+                continue
+            return directory
+
+    def recipes(self) -> list[str]:
+        """Name the recipes that ever ran."""
+        return sorted(path.name for path in self.root.glob("*") if path.is_dir())
+
+    def list(self, recipe: str | None = None) -> list[Run]:
+        """List runs, oldest first; of every recipe when none is named."""
+        names = [recipe] if recipe is not None else self.recipes()
+        found = []
+        for name in names:
+            numbers = sorted(int(path.name) for path in (self.root / name).glob("*") if path.name.isdigit())
+            found += [run for number in numbers if (run := self._read(name, number)) is not None]
+        return sorted(found, key=lambda run: (run.started, run.number))
+
+    def directory(self, run: Run) -> Path:
+        """Give the directory of a run."""
+        return self.root / run.recipe / f"{run.number:04d}"
+
+    def _read(self, name: str, number: int) -> Run | None:
+        path = self.root / name / f"{number:04d}" / "run.json"
+        try:
+            body = json.loads(path.read_bytes())
+            steps = tuple(StepRun(**step) for step in body.pop("steps"))
+            run = Run(
+                **{**body, "steps": steps, "budget": tuple(body["budget"]), "overrides": tuple(body["overrides"])}
+            )
+        except FileNotFoundError:  # killed between taking the number and the first line
+            return None
+        except (ValueError, TypeError, KeyError) as error:
+            raise StoreError(f"the run's record cannot be read: {error}", where=str(path)) from error
+        if run.status == "running" and not self._alive(path.parent):
+            return replace(run, status="interrupted")
+        return run
+
+    def _alive(self, directory: Path) -> bool:
+        try:
+            with (directory / "lock").open() as handle:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    def current(self, recipe: str) -> Run | None:
+        """Give the run that `current` names."""
+        try:
+            number = int((self.root / recipe / "current").read_text())
+        except (OSError, ValueError):
+            return None
+        return self._read(recipe, number)
+
+    def newest(self) -> Run:
+        """Give the newest run that succeeded, of any recipe.
+
+        Raises:
+            UsageError: When none did.
+        """
+        done = [run for run in self.list() if run.status == "succeeded"]
+        if not done:
+            raise UsageError(
+                "no run has succeeded in this store",
+                where=str(self.store.root),
+                then="run `modelpack compress RECIPE` first, or name another --store",
+            )
+        return done[-1]
+
+    def get(self, reference: str) -> Run:
+        """Find a run by ``name`` (its current one) or ``name@number``.
+
+        Raises:
+            UsageError: When there is none.
+        """
+        match = _REFERENCE.fullmatch(reference)
+        if match is None or match["name"] not in self.recipes():
+            raise UsageError(
+                f"no run is called '{reference}'",
+                where=str(self.store.root),
+                then=did_you_mean(reference.partition("@")[0], self.recipes()) or "`modelpack runs` lists them",
+            )
+        run = self._read(match["name"], int(match["number"])) if match["number"] else self.current(match["name"])
+        if run is None:
+            then = f"`modelpack runs {match['name']}` lists them"
+            raise UsageError(
+                f"there is no run '{reference}'" if match["number"] else f"no run of '{reference}' has succeeded yet",
+                then=then,
+            )
+        return run
+
+    def rollback(self, recipe: str, number: int) -> Run:
+        """Make an earlier, successful run the current one.
+
+        Raises:
+            UsageError: When there is no such run, or it did not succeed, or its artifacts are gone.
+        """
+        run = self.get(f"{recipe}@{number}")
+        if run.status != "succeeded":
+            raise UsageError(f"{run.name} {run.status}: only a run that succeeded can be current", then=run.error)
+        for step in run.steps:
+            self.store.get(step.artifact)
+        with writing(self.root):
+            write_atomic(self.root / recipe / "current", f"{number:04d}".encode())
+        return run
+
+    def lineage(self, artifacts: Iterable[str]) -> set[str]:
+        """Give the ids of artifacts and of everything they were made from; ids that are gone are left out."""
+        known = {path.name: path for path in self.store.artifacts()}
+        queue, found = list(artifacts), set()
+        while queue:
+            identity = queue.pop()
+            if identity in found or identity not in known:
+                continue
+            found.add(identity)
+            queue += parents(Artifact.load(known[identity]))
+        return found
+
+    def kept(self, last: int) -> set[str]:
+        """Give the ids that cleaning keeps: each recipe's current and `last` newest runs, with all ancestors."""
+        ids = set()
+        for recipe in self.recipes():
+            runs = self.list(recipe)
+            current = self.current(recipe)
+            for run in [*runs[len(runs) - last if last < len(runs) else 0 :], *([current] if current else [])]:
+                ids |= {step.artifact for step in run.steps}
+        return self.lineage(ids)
+
+
+def parents(artifact: Artifact) -> list[str]:
+    """List the ids of the artifacts that one was made from."""
+    work = artifact.manifest.work
+    return [*([work["model"]] if work.get("model") else []), *work.get("steps", {}).values()]
+
+
+def started_now() -> str:
+    """Give the present moment as UTC, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
