@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
-    from modelpack.data import DataSource
+    from modelpack.data import Batch, DataSource
     from modelpack.tensors import TensorSpec
 
 T = TypeVar("T")
@@ -108,6 +108,16 @@ class Job:
             self.emit(Progress(self.step, label, done, total))
             yield item
         self.emit(Progress(self.step, label, total or 1, total or 1))
+
+    def batches(self, name: str) -> Iterator[Batch]:
+        """Read a data source once, showing progress in rows."""
+        source = self.data[name]
+        done = 0
+        for batch in source.batches():
+            self.emit(Progress(self.step, name, done, len(source)))
+            yield batch
+            done += len(next(iter(batch.values())))
+        self.emit(Progress(self.step, name, done, done))
 
 
 @dataclass(frozen=True)

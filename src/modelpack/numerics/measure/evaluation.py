@@ -62,6 +62,15 @@ class Evaluation:
     outputs: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
+    def to_json(self) -> dict[str, Any]:
+        """Give the figures as one JSON object."""
+        return {
+            "rows": self.rows,
+            "output": self.output,
+            "metrics": dict(self.metrics),
+            "outputs": {name: dict(figures) for name, figures in self.outputs.items()},
+        }
+
 
 def evaluate(
     subject: Predictor, reference: Predictor | None, batches: Iterable[Mapping[str, NDArray[Any]]], plan: Plan

@@ -69,9 +69,11 @@ class LabelMetrics:
         self.decided = 0
         self.class_axis: int | None = None
         self._classes: _Decisions | None = None
-        self._distances: dict[str, Metric] = {
-            name: _DISTANCES[name]().set_dtype(torch.float64) for name in self.names if name in OF_DISTANCES
-        }
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*will save all targets and predictions.*")
+            self._distances: dict[str, Metric] = {
+                name: _DISTANCES[name]().set_dtype(torch.float64) for name in self.names if name in OF_DISTANCES
+            }
 
     def update(self, output: NDArray[Any], label: NDArray[Any]) -> NDArray[np.bool_] | None:
         """Count one batch; for one class of several, give which decisions were right.
