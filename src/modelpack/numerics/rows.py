@@ -41,9 +41,7 @@ def feed(batch: Mapping[str, NDArray[np.generic]], inputs: Mapping[str, TensorSp
     return chosen
 
 
-def _check_shape(
-    name: str, shape: tuple[int, ...], spec: TensorSpec, named: dict[str, tuple[int, str]]
-) -> None:
+def _check_shape(name: str, shape: tuple[int, ...], spec: TensorSpec, named: dict[str, tuple[int, str]]) -> None:
     declared = f"declared {list(spec.shape)}, got {list(shape)}"
     if len(shape) != len(spec.shape):
         raise StageError(f"input '{name}' has {len(shape)} dimensions: {declared}")
@@ -75,9 +73,7 @@ def _widen(name: str, array: NDArray[np.generic], wanted: np.dtype[Any]) -> NDAr
     return array.astype(wanted)
 
 
-def sample(
-    inputs: Mapping[str, TensorSpec], batch: int, seed: int, sizes: Mapping[str, int] | None = None
-) -> Feed:
+def sample(inputs: Mapping[str, TensorSpec], batch: int, seed: int, sizes: Mapping[str, int] | None = None) -> Feed:
     """Make values inside the declared ranges, the same for the same seed.
 
     A dimension named like the first input's first one counts rows. Without a range, floats are standard

@@ -1,0 +1,247 @@
+"""From a torch module to an ONNX graph, by torch's dynamo exporter, and the proof that both compute the same."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+import logging
+import re
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from modelpack.errors import StageError
+from modelpack.numerics import differences, models, onnxfile
+from modelpack.numerics.differences import Case, Tolerance
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    import onnx
+    from numpy.typing import NDArray
+    from onnx import ModelProto
+    from torch.export import ExportedProgram
+
+    from modelpack.numerics.rows import Feed
+    from modelpack.tensors import TensorSpec
+
+_PREFIX = "module."
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_COLOR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An ONNX graph, its nodes named by the module they come from, and the torch program it was translated from."""
+
+    model: ModelProto
+    program: ExportedProgram
+
+
+class _Positional(nn.Module):
+    """A module seen as the exporter needs it: tensors in by position, a tuple of tensors out, in a fixed order."""
+
+    def __init__(self, module: nn.Module, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+        super().__init__()
+        self.module, self.inputs, self.outputs = module, tuple(inputs), tuple(outputs)
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        found = models.call(self.module, dict(zip(self.inputs, tensors, strict=True)))
+        return tuple(found[name] for name in self.outputs)
+
+
+def export(
+    module: nn.Module, example: Feed, inputs: Mapping[str, TensorSpec], outputs: Mapping[str, Any], opset: int
+) -> Exported:
+    """Translate a module into an ONNX graph.
+
+    Args:
+        module: On the CPU, in evaluation mode.
+        example: Inputs to trace with; named dimensions have at least two entries, since one would be taken as fixed.
+        inputs: The inputs; dimensions with the same name are the same size.
+        outputs: Output name → ``{"shape", "dtype"}``.
+        opset: Version of the standard operators.
+
+    Raises:
+        StageError: When torch cannot export the module, with torch's reason.
+    """
+    dimensions = {name: torch.export.Dim(name) for spec in inputs.values() for name in spec.dynamic.values()}
+    shapes = tuple({axis: dimensions[name] for axis, name in spec.dynamic.items()} for spec in inputs.values())
+    arguments = tuple(torch.from_numpy(np.array(example[name])) for name in inputs)
+    try:
+        with quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                _Positional(module, list(inputs), list(outputs)).eval(),
+                arguments,
+                dynamo=True,
+                opset_version=opset,
+                input_names=list(inputs),
+                output_names=list(outputs),
+                dynamic_shapes=(shapes,),
+                verbose=False,
+            )
+            assert program is not None
+            assert program.exported_program is not None
+            model = program.model_proto
+    except StageError:
+        raise
+    except Exception as error:  # the exporter lets through whatever it or the model's code raises
+        raise StageError(
+            f"torch cannot export the model: {_reason(error)}",
+            then="the model's forward() must not depend on the values of tensors, and dimensions that it fixes "
+            "must be numbers in `inputs:`",
+        ) from error
+    if onnxfile.opset(model) != opset:
+        raise StageError(
+            f"asked for opset {opset}, the exporter could only give {onnxfile.opset(model)}",
+            then=f"set `opset: {onnxfile.opset(model)}`",
+        )
+    return Exported(_tidied(model, outputs), program.exported_program)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the exporter's progress, warnings and logs off the terminal; its errors are raised as well."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _reason(error: BaseException) -> str:
+    """Find what went wrong underneath the exporter's own wrapping, in its first lines."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in _COLOR.sub("", str(error)).splitlines() if line.strip()]
+    text = " ".join(lines[:3])
+    return f"{type(error).__name__}: {text if len(text) <= 400 else text[:397] + '...'}"
+
+
+def _tidied(model: ModelProto, outputs: Mapping[str, Any]) -> ModelProto:
+    _name_nodes(model.graph)
+    _shorten_initializers(model.graph)
+    onnxfile.strip(model)
+    for value in model.graph.output:
+        declared = outputs[value.name]["shape"]
+        sizes = value.type.tensor_type.shape.dim
+        if len(declared) == len(sizes):
+            for size, wanted in zip(sizes, declared, strict=True):
+                if isinstance(wanted, str):
+                    size.dim_param = wanted
+    model = onnxfile.infer(model)
+    onnxfile.check(model)
+    return model
+
+
+def _name_nodes(graph: onnx.GraphProto) -> None:
+    """Name every node ``module/Operator``; the exporter's own names count all nodes the process ever made."""
+    uses = onnxfile.consumers(graph)
+    taken: dict[str, int] = {}
+    for inner in onnxfile.graphs(graph):
+        for node in inner.node:
+            module = _module_of(node, uses)
+            name = f"{module}/{node.op_type}" if module else node.op_type
+            taken[name] = taken.get(name, -1) + 1
+            node.name = f"{name}_{taken[name]}" if taken[name] else name
+
+
+def _module_of(node: onnx.NodeProto, uses: Mapping[str, list[onnx.NodeProto]]) -> str:
+    # A fused batch norm leaves its own scope on the convolution; the weight knows better, unless it is shared.
+    for name in node.input[1:2]:
+        owner, _, kind = name.rpartition(".")
+        if kind == "weight" and len(uses[name]) == 1:
+            return str(owner.removeprefix(_PREFIX))
+    scopes = next((item.value for item in node.metadata_props if item.key == _SCOPES), "[]")
+    path: list[str] = ast.literal_eval(scopes)
+    scope = path[-2] if len(path) > 1 else ""
+    return scope.removeprefix(_PREFIX) if scope.startswith(_PREFIX) else ""
+
+
+def _shorten_initializers(graph: onnx.GraphProto) -> None:
+    """Give weights the names that the user's state dict has."""
+    renamed = {
+        item.name: item.name.removeprefix(_PREFIX) for item in graph.initializer if item.name.startswith(_PREFIX)
+    }
+    occupied = {name for node in graph.node for name in node.output} | {item.name for item in graph.input}
+    renamed = {old: new for old, new in renamed.items() if new not in occupied}
+    for item in graph.initializer:
+        item.name = renamed.get(item.name, item.name)
+    for inner in onnxfile.graphs(graph):
+        for node in inner.node:
+            for place, name in enumerate(node.input):
+                node.input[place] = renamed.get(name, name)
+
+
+def cases(module: nn.Module, feeds: Iterable[Feed], outputs: Iterable[str]) -> list[Case]:
+    """Run the torch module on every feed; its outputs are what the graph must give."""
+    names = tuple(outputs)
+    found = []
+    for feed in feeds:
+        with torch.inference_mode():
+            given = models.call(module, models.tensors(feed, torch.device("cpu")))
+        found.append(Case(feed, {name: given[name].numpy() for name in names}))
+    return found
+
+
+def prove(
+    exported: Exported,
+    found: Sequence[Case],
+    tolerance: Tolerance,
+    track: Callable[[Iterable[str]], Iterable[str]] = iter,
+) -> float:
+    """Compare the graph with torch at every optimization level of onnxruntime.
+
+    Returns:
+        The largest absolute difference of any output.
+
+    Raises:
+        StageError: Beyond tolerance, naming the first layer whose value differs.
+    """
+    largest, finding = differences.compare(exported.model, found, tolerance, track=track)
+    if finding is not None:
+        layer = differences.first_layer(
+            exported.model, finding.case.feed, values(exported, finding.case.feed), tolerance, finding.level
+        )
+        raise differences.refuse(finding, "the exported graph does not compute what torch computes", layer)
+    return largest
+
+
+def values(exported: Exported, feed: Feed) -> dict[str, NDArray[np.generic]]:
+    """Compute with torch every intermediate value that kept its name in the graph, the graph's outputs included."""
+    program = exported.program
+    recorder = _Recorder(program.module())
+    with quiet(), torch.inference_mode():
+        recorder.run(*(torch.from_numpy(np.array(feed[item.name])) for item in exported.model.graph.input))
+    last = next(node for node in program.graph.nodes if node.op == "output")
+    returned = [node.name for node in last.args[0]]
+    for value, name in zip(exported.model.graph.output, returned, strict=False):
+        if name in recorder.seen:
+            recorder.seen[value.name] = recorder.seen[name]
+    return recorder.seen
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a program and keeps a copy of every tensor that its nodes give."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.seen: dict[str, NDArray[np.generic]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            self.seen[n.name] = value.detach().clone().numpy()
+        return value

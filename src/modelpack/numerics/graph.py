@@ -1,0 +1,301 @@
+"""What an ONNX file holds: its tensors, operators, parameters, bytes and multiply-accumulates."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+
+from modelpack.errors import StageError
+from modelpack.numerics import onnxfile
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    Shapes = Mapping[str, tuple[int, ...]]
+
+_ELEMENTS: dict[int, str] = {
+    TensorProto.FLOAT: "float32",
+    TensorProto.FLOAT16: "float16",
+    TensorProto.DOUBLE: "float64",
+    TensorProto.INT8: "int8",
+    TensorProto.INT16: "int16",
+    TensorProto.INT32: "int32",
+    TensorProto.INT64: "int64",
+    TensorProto.UINT8: "uint8",
+    TensorProto.UINT16: "uint16",
+    TensorProto.UINT32: "uint32",
+    TensorProto.UINT64: "uint64",
+    TensorProto.BOOL: "bool",
+}
+"""Element types that models may take and give."""
+
+_PLUMBING = {"int64", "bool", "string"}
+"""Element types of shapes and indices, which are no parameters."""
+
+_NOTABLE = 0.05
+"""Share of the parameters from which an element type counts for the precision."""
+
+_SCALES = {
+    "QuantizeLinear": (1, 2),
+    "DequantizeLinear": (1, 2),
+    "QLinearConv": (1, 2, 4, 5, 6, 7),
+    "QLinearMatMul": (1, 2, 4, 5, 6, 7),
+    "QGemm": (1, 2, 4, 5, 7, 8),
+    "ConvInteger": (2, 3),
+    "MatMulInteger": (2, 3),
+    "MatMulIntegerToFloat": (2, 3, 4, 5),
+    "DynamicQuantizeMatMul": (2, 3),
+}
+"""Operator → positions of inputs that are scales or zero points."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One node that multiplies: its name, operator, weights and multiply-accumulates (None where unknown)."""
+
+    name: str
+    operator: str
+    parameters: int
+    dtype: str
+    macs: int | None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What an ONNX file holds.
+
+    Attributes:
+        opset: Version of the standard operators.
+        domains: Versions of the others, by domain.
+        inputs: Input name → shape and element type.
+        outputs: The same for the outputs.
+        operators: Operator → how many nodes, graphs inside nodes included.
+        parameters: Elements of the weights; scales, zero points and shapes are not counted.
+        tensor_bytes: Element type → bytes of all initializers.
+        precision: Element types that hold a notable share of the parameters, joined by commas.
+        macs: Multiply-accumulates of one run, as far as shapes are known.
+        uncounted: Names of nodes that multiply but whose shapes are not known.
+        layers: The nodes that multiply, in the graph's order.
+    """
+
+    opset: int
+    domains: Mapping[str, int]
+    inputs: Mapping[str, Mapping[str, Any]]
+    outputs: Mapping[str, Mapping[str, Any]]
+    operators: Mapping[str, int]
+    parameters: int
+    tensor_bytes: Mapping[str, int]
+    precision: str
+    macs: int
+    uncounted: tuple[str, ...]
+    layers: tuple[Layer, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the facts as JSON types."""
+        return {**asdict(self), "uncounted": list(self.uncounted), "layers": [asdict(item) for item in self.layers]}
+
+
+def facts(model: ModelProto, sizes: Mapping[str, int] | None = None) -> Facts:
+    """Describe a model.
+
+    Args:
+        model: Any ONNX model.
+        sizes: Sizes of named dimensions; 1 where absent.
+    """
+    described = signature(model)
+    shapes = known_shapes(model, sizes or {})
+    tensors = {item.name: item for inner in onnxfile.graphs(model.graph) for item in inner.initializer}
+    layers = tuple(_layers(model.graph, shapes, tensors))
+    weights = _weights(model.graph, tensors)
+    return Facts(
+        opset=onnxfile.opset(model),
+        domains={item.domain: item.version for item in model.opset_import if item.domain not in onnxfile.STANDARD},
+        inputs=described["inputs"],
+        outputs=described["outputs"],
+        operators=dict(
+            sorted(Counter(node.op_type for inner in onnxfile.graphs(model.graph) for node in inner.node).items())
+        ),
+        parameters=sum(math.prod(item.dims) for item in weights),
+        tensor_bytes=_bytes(tensors.values()),
+        precision=_precision(weights),
+        macs=sum(layer.macs or 0 for layer in layers),
+        uncounted=tuple(layer.name for layer in layers if layer.macs is None),
+        layers=layers,
+    )
+
+
+def signature(model: ModelProto) -> dict[str, dict[str, dict[str, Any]]]:
+    """Read a model's inputs and outputs in the form of ``signature.json``; dimensions without a name get one.
+
+    Raises:
+        StageError: For an input that is no tensor, has no shape, or an element type that cannot be fed.
+    """
+    initialized = {item.name for item in model.graph.initializer}
+    taken = [item for item in model.graph.input if item.name not in initialized]
+    return {
+        "inputs": {item.name: {**_tensor(item, required=True), "range": None} for item in taken},
+        "outputs": {item.name: _tensor(item, required=False) for item in model.graph.output},
+    }
+
+
+def _tensor(value: ValueInfoProto, *, required: bool) -> dict[str, Any]:
+    kind = value.type.tensor_type
+    name = _ELEMENTS.get(kind.elem_type)
+    if required and (name is None or not kind.HasField("shape")):
+        lacks = "no shape" if name else "an element type that modelpack cannot feed"
+        raise StageError(f"input '{value.name}' has {lacks}", then="declare it in the file that makes the model")
+    shape = [_dimension(value.name, axis, size) for axis, size in enumerate(kind.shape.dim)]
+    return {"shape": shape, "dtype": name or "float32"}
+
+
+def _dimension(tensor: str, axis: int, size: Any) -> int | str:
+    if size.HasField("dim_value") and size.dim_value > 0:
+        return int(size.dim_value)
+    spelled = "".join(char if char.isascii() and char.isalnum() else "_" for char in size.dim_param)
+    if not spelled.strip("_"):
+        cleaned = "".join(char if char.isascii() and char.isalnum() else "_" for char in tensor)
+        spelled = f"{cleaned}_{axis}"
+    return spelled if not spelled[0].isdigit() else f"d{spelled}"
+
+
+def known_shapes(model: ModelProto, sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+    """Infer the concrete shape of every value, taking named dimensions from `sizes` (1 where absent)."""
+    twin = onnxfile.copied(model)
+    described = signature(model)["inputs"]
+    for value in twin.graph.input:
+        for size, name in zip(
+            value.type.tensor_type.shape.dim, described.get(value.name, {}).get("shape", ()), strict=False
+        ):
+            size.dim_value = sizes.get(name, 1) if isinstance(name, str) else name
+    for value in twin.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    inferred = onnxfile.infer(twin)
+    found = {item.name: tuple(item.dims) for item in twin.graph.initializer}
+    for value in (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output):
+        kind = value.type.tensor_type
+        if kind.HasField("shape") and all(size.HasField("dim_value") for size in kind.shape.dim):
+            found[value.name] = tuple(size.dim_value for size in kind.shape.dim)
+    return found
+
+
+def _layers(graph: GraphProto, shapes: Shapes, tensors: Mapping[str, TensorProto]) -> list[Layer]:
+    layers = []
+    makers = onnxfile.producers(graph)
+    for node in graph.node:
+        rule = _MACS.get(node.op_type)
+        if rule is None:
+            continue
+        try:
+            macs = rule(node, shapes)
+        except (KeyError, IndexError):
+            macs = None
+        held = [tensors[name] for name in (_origin(name, makers) for name in node.input) if name in tensors]
+        largest = max(held, key=lambda item: math.prod(item.dims), default=None)
+        layers.append(
+            Layer(
+                name=node.name or (node.output[0] if node.output else ""),
+                operator=node.op_type,
+                parameters=math.prod(largest.dims) if largest is not None else 0,
+                dtype=_ELEMENTS.get(largest.data_type, "other") if largest is not None else "",
+                macs=macs,
+            )
+        )
+    return layers
+
+
+def _origin(name: str, makers: Mapping[str, NodeProto]) -> str:
+    """Follow a value back through the nodes that only change its form."""
+    while name in makers and makers[name].op_type in ("DequantizeLinear", "Transpose", "Cast", "Identity"):
+        name = makers[name].input[0]
+    return name
+
+
+def _weights(graph: GraphProto, tensors: Mapping[str, TensorProto]) -> list[TensorProto]:
+    scales = {
+        node.input[position]
+        for inner in onnxfile.graphs(graph)
+        for node in inner.node
+        for position in _SCALES.get(node.op_type, ())
+        if position < len(node.input)
+    }
+    return [item for name, item in tensors.items() if name not in scales and _dtype(item) not in _PLUMBING]
+
+
+def _dtype(tensor: TensorProto) -> str:
+    return _ELEMENTS.get(tensor.data_type) or str(TensorProto.DataType.Name(tensor.data_type)).lower()
+
+
+def _bytes(tensors: Any) -> dict[str, int]:
+    found: Counter[str] = Counter()
+    for item in tensors:
+        width = 0.5 if _dtype(item) in ("int4", "uint4") else _width(item)
+        found[_dtype(item)] += math.ceil(math.prod(item.dims) * width)
+    return dict(sorted(found.items()))
+
+
+def _width(tensor: TensorProto) -> int:
+    if tensor.data_type == TensorProto.STRING:
+        return 0
+    return int(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize)
+
+
+def _precision(weights: Sequence[TensorProto]) -> str:
+    counted: Counter[str] = Counter()
+    for item in weights:
+        counted[_dtype(item)] += math.prod(item.dims)
+    total = sum(counted.values())
+    return ",".join(sorted(name for name, elements in counted.items() if elements >= _NOTABLE * total))
+
+
+def _kernel(position: int, *, transposed: bool = False) -> Callable[[NodeProto, Shapes], int]:
+    """Convolutions: every output element (input element when transposed) meets one kernel of the weights."""
+
+    def macs(node: NodeProto, shapes: Shapes) -> int:
+        walked = shapes[node.input[0] if transposed else node.output[0]]
+        return math.prod(walked) * math.prod(shapes[node.input[position]][1:])
+
+    return macs
+
+
+def _product(node: NodeProto, shapes: Shapes) -> int:
+    left = shapes[node.input[0]]
+    inner = left[-2] if onnxfile.attribute(node, "transA", 0) else left[-1]
+    return math.prod(shapes[node.output[0]]) * inner
+
+
+def _blocked(node: NodeProto, shapes: Shapes) -> int:
+    return math.prod(shapes[node.input[0]]) * int(onnxfile.attribute(node, "N", 0))
+
+
+def _recurrent(node: NodeProto, shapes: Shapes) -> int:
+    steps_and_rows = math.prod(shapes[node.input[0]][:2])
+    return steps_and_rows * (math.prod(shapes[node.input[1]]) + math.prod(shapes[node.input[2]]))
+
+
+_MACS: Mapping[str, Callable[[NodeProto, Shapes], int]] = {
+    "Conv": _kernel(1),
+    "FusedConv": _kernel(1),
+    "ConvInteger": _kernel(1),
+    "QLinearConv": _kernel(3),
+    "ConvTranspose": _kernel(1, transposed=True),
+    "Gemm": _product,
+    "FusedGemm": _product,
+    "QGemm": _product,
+    "MatMul": _product,
+    "FusedMatMul": _product,
+    "MatMulInteger": _product,
+    "MatMulIntegerToFloat": _product,
+    "DynamicQuantizeMatMul": _product,
+    "QLinearMatMul": _product,
+    "MatMulNBits": _blocked,
+    "GRU": _recurrent,
+    "LSTM": _recurrent,
+    "RNN": _recurrent,
+}
+"""Operator → multiply-accumulates of one node from the shapes of its values."""

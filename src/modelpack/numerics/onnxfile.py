@@ -1,0 +1,197 @@
+"""ONNX files: read whole, kept tidy, written so that equal graphs have equal bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+from google.protobuf.message import DecodeError, EncodeError
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+
+from modelpack.errors import StageError
+from modelpack.numerics import runtime
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+NAME = "model.onnx"
+DATA_NAME = "model.onnx.data"
+LIMIT = 2_000_000_000
+"""Bytes above which the tensors go to a second file; protobuf messages end at 2 GiB."""
+
+STANDARD = ("", "ai.onnx")
+"""Names of the standard operators' domain."""
+
+
+def read(path: Path) -> ModelProto:
+    """Read an ONNX file with its external tensors.
+
+    Raises:
+        StageError: When it is no ONNX file, or a file of tensors is missing.
+    """
+    try:
+        model = onnx.load(str(path))
+    except (DecodeError, onnx.checker.ValidationError, OSError, ValueError) as error:
+        raise StageError(f"cannot be read as an ONNX file: {runtime.reason(error)}", where=str(path)) from error
+    if not model.graph.node:
+        raise StageError("holds no ONNX graph", where=str(path))
+    return model
+
+
+def write(model: ModelProto, out: Path) -> Path:
+    """Write ``model.onnx`` into a directory, with ``model.onnx.data`` beside it above `LIMIT`.
+
+    Raises:
+        StageError: When the graph cannot be encoded.
+    """
+    path = out / NAME
+    if model.ByteSize() > LIMIT:
+        onnx.save(model, str(path), save_as_external_data=True, location=DATA_NAME, size_threshold=1024)
+    else:
+        path.write_bytes(encode(model))
+    return path
+
+
+def encode(model: ModelProto) -> bytes:
+    """Give a model's bytes, equal for equal models.
+
+    Raises:
+        StageError: When it is larger than one message may be.
+    """
+    try:
+        return bytes(model.SerializeToString(deterministic=True))
+    except (EncodeError, ValueError) as error:
+        raise StageError(f"the graph cannot be encoded: {runtime.reason(error)}") from error
+
+
+@contextlib.contextmanager
+def loadable(model: ModelProto) -> Iterator[Path | bytes]:
+    """Give what onnxruntime can open: the model's bytes, or a temporary file for a model above `LIMIT`."""
+    if model.ByteSize() <= LIMIT:
+        yield encode(model)
+        return
+    with tempfile.TemporaryDirectory() as place:
+        yield write(copied(model), Path(place))
+
+
+def copied(model: ModelProto) -> ModelProto:
+    """Copy a model, so that a caller's stays as it is."""
+    twin = ModelProto()
+    twin.CopyFrom(model)
+    return twin
+
+
+def graphs(graph: GraphProto) -> Iterator[GraphProto]:
+    """Walk a graph and the graphs inside its nodes (``If``, ``Loop``, ``Scan``), outermost first."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                if inner.node:
+                    yield from graphs(inner)
+
+
+def strip(model: ModelProto) -> None:
+    """Remove what exporters leave for people: documentation, traces of source files, scopes. Changes `model`."""
+    model.doc_string = ""
+    del model.metadata_props[:]
+    for function in model.functions:
+        function.doc_string = ""
+        del function.metadata_props[:]
+        _strip_nodes(function.node)
+    for graph in graphs(model.graph):
+        graph.doc_string = ""
+        del graph.metadata_props[:]
+        _strip_nodes(graph.node)
+        for value in (*graph.initializer, *graph.input, *graph.output, *graph.value_info):
+            value.doc_string = ""
+            del value.metadata_props[:]
+
+
+def _strip_nodes(nodes: Any) -> None:
+    for node in nodes:
+        node.doc_string = ""
+        del node.metadata_props[:]
+        for attribute in node.attribute:
+            attribute.doc_string = ""
+
+
+def infer(model: ModelProto) -> ModelProto:
+    """Replace every stored intermediate shape by freshly inferred ones, where inference knows them.
+
+    Stale entries are worse than none: they make correct graphs look inconsistent to the next tool.
+    """
+    model = copied(model)
+    for graph in graphs(model.graph):
+        del graph.value_info[:]
+    if model.ByteSize() > LIMIT:
+        return model
+    try:
+        return onnx.shape_inference.infer_shapes(model, data_prop=True)
+    except (onnx.shape_inference.InferenceError, RuntimeError):
+        return model  # inference only adds information; `check` judges the graph itself
+
+
+def check(model: ModelProto) -> None:
+    """Hold a model against the ONNX specification.
+
+    Raises:
+        StageError: With the checker's reason.
+    """
+    if model.ByteSize() > LIMIT:
+        return
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        raise StageError(f"the ONNX checker refuses the graph: {runtime.reason(error)}") from error
+
+
+def opset(model: ModelProto) -> int:
+    """Give the version of the standard operators that a model uses."""
+    return max((item.version for item in model.opset_import if item.domain in STANDARD), default=1)
+
+
+def constants(graph: GraphProto) -> dict[str, TensorProto]:
+    """Map names to tensors for a graph's initializers, those that callers may replace (also inputs) left out."""
+    replaceable = {item.name for item in graph.input}
+    return {item.name: item for item in graph.initializer if item.name not in replaceable}
+
+
+def array(tensor: TensorProto) -> NDArray[np.generic]:
+    """Give an initializer's values."""
+    return numpy_helper.to_array(tensor)
+
+
+def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
+    """Give one attribute of a node, or the default."""
+    for item in node.attribute:
+        if item.name == name:
+            return onnx.helper.get_attribute_value(item)
+    return default
+
+
+def has_subgraph(node: NodeProto) -> bool:
+    """Whether a node runs graphs of its own."""
+    return any(item.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for item in node.attribute)
+
+
+def producers(graph: GraphProto) -> dict[str, NodeProto]:
+    """Map every value to the node that makes it."""
+    return {name: node for node in graph.node for name in node.output if name}
+
+
+def consumers(graph: GraphProto) -> dict[str, list[NodeProto]]:
+    """Map every value to the nodes that read it, a node once per value, graphs inside nodes included."""
+    found: dict[str, list[NodeProto]] = {}
+    for inner in graphs(graph):
+        for node in inner.node:
+            for name in dict.fromkeys(node.input):
+                if name:
+                    found.setdefault(name, []).append(node)
+    return found
