@@ -1,0 +1,1 @@
+"""Built-in data sources, found by name through entry points."""

@@ -1,0 +1,184 @@
+"""Lines of text, turned into token numbers by a local tokenizer file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from modelpack.data import DataSource, source
+from modelpack.errors import StageError, UsageError
+from modelpack.sources import documents
+from modelpack.sources.labels import LabelledConfig, numbers
+from modelpack.sources.rows import FilePath, Rows, extra, place
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from tokenizers import Tokenizer
+
+    from modelpack.bind import InputPath
+    from modelpack.data import Batch
+    from modelpack.tensors import TensorSpec
+
+ARRAYS = ("input_ids", "attention_mask", "token_type_ids")
+ArrayName = Literal["input_ids", "attention_mask", "token_type_ids"]
+
+
+class TextConfig(LabelledConfig):
+    """Where the texts are and how they become numbers."""
+
+    path: FilePath = Field(
+        description="A .txt file with one text a line (blank lines are passed over), .csv, .tsv or .jsonl."
+    )
+    column: str | None = Field(None, description="Column or key of the text; for all but .txt files.")
+    pair: str | None = Field(None, description="Column or key of a second text, encoded together with the first.")
+    label: str | None = Field(None, description="Column or key of the truth: numbers, or names of classes.")
+    tokenizer: FilePath = Field(description="The model's tokenizer.json, as the `tokenizers` library writes it.")
+    length: int = Field(128, gt=0, description="Largest number of tokens a row has.")
+    truncation: bool = Field(True, description="Whether longer texts are cut; they are errors otherwise.")
+    padding: Literal["longest", "max"] = Field(
+        "longest", description="Fill rows up to the longest of their batch, or always up to `length`."
+    )
+    rename: dict[ArrayName, str] = Field(
+        default_factory=dict, description="The model's own names: input_ids, attention_mask, token_type_ids → name."
+    )
+
+    @field_validator("path")
+    @classmethod
+    def _known(cls, value: InputPath) -> InputPath:
+        if value.path.suffix not in documents.SUFFIXES:
+            raise ValueError(f"{value.path} is none of {', '.join(documents.SUFFIXES)}")
+        return value
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Self:
+        names = [name for name in (self.column, self.pair, self.label) if name is not None]
+        if self.path.path.suffix == ".txt":
+            if names:
+                raise ValueError(
+                    "`column`, `pair` and `label` are for .csv, .tsv and .jsonl files; a .txt file has only lines"
+                )
+        elif self.column is None:
+            raise ValueError(f"`column` must say where in {self.path.path} the text is")
+        else:
+            documents.check_header(self.path.path, names)
+        return self
+
+    def name(self, array: str) -> str:
+        """Give the model's name of one of `ARRAYS`."""
+        names: Mapping[str, str] = {**self.rename}
+        return names.get(array, array)
+
+
+@source(version=1, needs={"tokenizers": "text"})
+def text(config: TextConfig, inputs: Mapping[str, TensorSpec]) -> DataSource:
+    """Texts as token numbers, with an attention mask."""
+    taken = {array: inputs[config.name(array)] for array in ARRAYS if config.name(array) in inputs}
+    if "input_ids" not in taken:
+        raise UsageError(
+            f"the model has no input '{config.name('input_ids')}' for the tokens; it has {', '.join(inputs) or 'none'}",
+            then="add `rename: {input_ids: …}` with the input's name",
+        )
+    for array, spec in taken.items():
+        _check_fit(config, config.name(array), spec)
+    dtypes = {array: spec.dtype for array, spec in taken.items()}
+    return Rows(text, config, str(config.path.path), lambda: _Texts.open(config, dtypes), lambda: {"inputs": dtypes})
+
+
+def _check_fit(config: TextConfig, name: str, spec: TensorSpec) -> None:
+    """Compare the rows to come with the model's input.
+
+    Raises:
+        UsageError: When they cannot fit.
+    """
+    if len(spec.shape) != 2 or spec.dtype not in {"int32", "int64"}:
+        raise UsageError(f"the model's '{name}' takes {spec.dtype} {list(spec.shape)}, not rows of token numbers")
+    fixed = spec.shape[1]
+    if isinstance(fixed, int) and (config.length != fixed or config.padding != "max"):
+        raise UsageError(
+            f"the model's '{name}' takes exactly {fixed} tokens", then=f"set `length: {fixed}` and `padding: max`"
+        )
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """Texts in memory, tokenized when read."""
+
+    config: TextConfig
+    dtypes: Mapping[str, str]
+    texts: Sequence[documents.Text]
+    labels: NDArray[Any] | None
+    tokenizer: Tokenizer
+
+    @classmethod
+    def open(cls, config: TextConfig, dtypes: Mapping[str, str]) -> _Texts:
+        """Read the texts and the tokenizer."""
+        path = config.path.path
+        texts = documents.read(path, config.column, config.pair, config.label)
+        labels = None
+        if config.label is not None:
+            labels = numbers([text.label for text in texts], config.classes, path, config.label)
+        return cls(config, dtypes, texts, labels, _tokenizer(config))
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def read(self, rows: NDArray[np.intp]) -> Batch:
+        """Tokenize these texts together, filled up to the same length."""
+        import numpy as np
+
+        chosen = [self.texts[row] for row in rows]
+        found = self.tokenizer.encode_batch([text.first if text.second is None else text.both for text in chosen])
+        if not self.config.truncation:
+            for row, encoding in zip(rows, found, strict=True):
+                if sum(encoding.attention_mask) > self.config.length:
+                    raise StageError(
+                        f"the text has {sum(encoding.attention_mask)} tokens, more than `length: {self.config.length}`",
+                        where=place(self.config.path.path, int(row)),
+                        then="raise `length`, or allow `truncation: true`",
+                    )
+        values = {
+            "input_ids": [item.ids for item in found],
+            "attention_mask": [item.attention_mask for item in found],
+            "token_type_ids": [item.type_ids for item in found],
+        }
+        batch: Batch = {
+            self.config.name(array): np.array(values[array], dtype=dtype) for array, dtype in self.dtypes.items()
+        }
+        return batch if self.labels is None else {**batch, "label": self.labels[rows]}
+
+
+def _tokenizer(config: TextConfig) -> Tokenizer:
+    """Load the tokenizer, with the recipe's padding and truncation in place of those kept in its file."""
+    with extra("text"):
+        from tokenizers import Tokenizer
+    path = config.tokenizer.path
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:
+        raise StageError(f"it is not a tokenizer file: {error}", where=str(path)) from error
+    kept = tokenizer.padding or {}
+    token = kept.get("pad_token") or next(
+        (name for name in ("[PAD]", "<pad>") if tokenizer.token_to_id(name) is not None), None
+    )
+    if token is None:
+        raise StageError(
+            "the tokenizer has no token to fill rows with",
+            where=str(path),
+            then="add [PAD] or <pad> to it, or save it with its padding enabled",
+        )
+    tokenizer.no_truncation()
+    if config.truncation:
+        tokenizer.enable_truncation(config.length)
+    tokenizer.enable_padding(
+        direction=kept.get("direction", "right"),
+        pad_token=token,
+        pad_id=kept.get("pad_id", tokenizer.token_to_id(token)),
+        pad_type_id=kept.get("pad_type_id", 0),
+        length=config.length if config.padding == "max" else None,
+    )
+    return tokenizer
