@@ -8,10 +8,9 @@ All methods calibrate on the recipe's calibration photos and are judged on its l
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -25,7 +24,10 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from table import ratio, write
 
-from modelpack import recipe
+from modelpack import engine, recipe
+from modelpack.budget import Budget
+from modelpack.steps import MODEL
+from modelpack.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "recipes" / "lite0-int8.yaml"
@@ -53,24 +55,17 @@ def arrays(name: str) -> dict[str, np.ndarray]:
 
 def candidates(folder: Path) -> dict[str, Path]:
     """Make every quantized file; the first one is the fp32 model."""
-    store = ["--store", str(folder / "store")]
-    modelpack = [sys.executable, "-m", "modelpack"]
-    # The image is not needed here, and may need what this machine lacks.
-    text = RECIPE.read_text(encoding="utf-8")
-    lines = [line for line in text.splitlines() if not line.lstrip().startswith(("- build", "- bench"))]
-    short = RECIPE.with_name(".quantization-benchmark.yaml")
-    short.write_text("\n".join(lines).replace(", speedup: 1.5", "") + "\n", encoding="utf-8")
-    try:
-        subprocess.run([*modelpack, "compress", str(short), *store], check=True)
-    finally:
-        short.unlink()
-    for step in ("export", "quantize"):
-        subprocess.run([*modelpack, "get", "lite0-int8", step, "--output", str(folder / step), *store], check=True)
-    fp32 = folder / "export" / "model.onnx"
+    whole = recipe.load(RECIPE)
+    steps = tuple(step for step in whole.steps if step.id in (MODEL, "export", "quantize"))
+    store = Store(folder / "store")
+    store.prepare()
+    short = dataclasses.replace(whole, steps=steps, budget=Budget(), deciding={})
+    run = engine.run(engine.open_desk(short, store, "cpu"), lambda _event: None)
+    fp32, ours = (store.get(run.step(step).artifact).file("model.onnx") for step in ("export", "quantize"))
     prepared = folder / "prepared.onnx"
     quant_pre_process(str(fp32), str(prepared))
     images = arrays("calibration")["image"]
-    made = {"fp32": fp32, "modelpack": folder / "quantize" / "model.onnx"}
+    made = {"fp32": fp32, "modelpack": ours}
     settings: dict[str, dict[str, Any]] = {
         "onnxruntime, its defaults": {},
         "onnxruntime, per channel, U8S8": BEST,
@@ -132,12 +127,12 @@ def main() -> None:
                 "speed": ratio(taken["fp32"], taken[name]),
             }
         )
-    notes = [
+    note = (
         f"Accuracy on {len(test['label'])} photos (one standard error is 3.5 points), agreement with fp32 and "
-        "signal-to-quantization-noise ratio on the same; size and speed relative to fp32, speed on one thread, one photo "
-        f"at a time, median and quartiles of {rounds} rounds in which the models take turns."
-    ]
-    write("quantization", "EfficientNet-Lite0 in 8 bits", rows, notes, "python benchmarks/quantization.py")
+        "signal-to-quantization-noise ratio on the same. Size and speed are relative to fp32; speed on one thread, one "
+        f"photo at a time, median and quartiles of {rounds} rounds in which the models take turns."
+    )
+    write("quantization", "EfficientNet-Lite0 in 8 bits", rows, [note], "python benchmarks/quantization.py")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-import onnxruntime  # noqa: E402 its telemetry is switched off before it is imported
+import onnxruntime
 
 DATA = Path(__file__).with_name("data")
 
@@ -34,7 +34,7 @@ def embed(session: onnxruntime.InferenceSession, tokenizer: Tokenizer, texts: li
             "input_ids": np.array([item.ids for item in encoded]),
             "attention_mask": np.array([item.attention_mask for item in encoded]),
         }
-        parts.append(session.run(["embedding"], feed)[0])
+        parts.append(session.run(None, feed)[0])
     return np.concatenate(parts)
 
 
