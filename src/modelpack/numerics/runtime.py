@@ -96,6 +96,7 @@ def session(
     threads: int | None = None,
     level: str = "all",
     optimized: Path | None = None,
+    entries: Mapping[str, str] | None = None,
 ) -> ort.InferenceSession:
     """Open a model in onnxruntime.
 
@@ -105,6 +106,7 @@ def session(
         threads: Threads inside one operator; all cores when None.
         level: A key of `LEVELS`.
         optimized: Where to save the graph as optimized at `level`.
+        entries: Further session configuration entries of onnxruntime.
 
     Raises:
         MissingError: When the provider asked for was not obtained; onnxruntime itself falls back silently.
@@ -117,6 +119,8 @@ def session(
     options.intra_op_num_threads = threads or 0
     # Below "fatal" the engine writes to the terminal by itself; everything it refuses is raised as well.
     options.log_severity_level = 4
+    for key, value in (entries or {}).items():
+        options.add_session_config_entry(key, value)
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     try:
