@@ -29,6 +29,8 @@ def override(root: Table, text: str, source: str, problems: list[Problem], keys:
     place = Scalar(Place(source, 1, 1), text, max(1, len(path)), path)
     value, found = document.parse(value_text, source)
     problems += found
+    if found:
+        return root
     if not equals or not path:
         problems.append(place.problem("write dotted.path=value", "for example stages.prune.macs=0.5"))
         return root

@@ -39,7 +39,7 @@ class Head(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Annotated[str, Field(pattern=_NAME.pattern + "$")] | None = Field(
+    name: Annotated[str, Field(pattern=f"^{_NAME.pattern}$")] | None = Field(
         None, description="What runs and images are called; the file's name when absent."
     )
     seed: int = Field(0, ge=0, description="Seed of everything random.")

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SCHEMA = 1
+_SKELETON = ("artifacts", "cache", "runs", "scratch", "tmp", "lock", "store.json")
 _PREFIX = re.compile(r"[0-9a-f]{6,64}")
 _REASONS = {
     errno.ENOSPC: (
@@ -104,7 +105,8 @@ class Store:
         try:
             schema = json.loads(marker.read_bytes())["schema"]
         except FileNotFoundError:
-            if any(root.iterdir()):
+            # Another process may be making this store right now, or was killed while it did.
+            if any(path.name not in _SKELETON and not path.name.startswith(".store.json") for path in root.iterdir()):
                 raise StoreError(
                     "the directory is not empty and is no modelpack store",
                     where=str(root),
@@ -123,7 +125,7 @@ class Store:
             StoreError: When it cannot be written.
         """
         with writing(self.root):
-            for name in ("artifacts", "cache", "runs", "scratch", "tmp"):
+            for name in _SKELETON[:5]:
                 (self.root / name).mkdir(parents=True, exist_ok=True)
             if not os.access(self.root / "tmp", os.W_OK):
                 raise PermissionError(errno.EACCES, "permission denied", str(self.root))

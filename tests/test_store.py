@@ -1,0 +1,278 @@
+"""The store: what is present is complete, whatever happens while it is written."""
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modelpack import canonical
+from modelpack.artifact import MANIFEST, Artifact, File, Kind, Manifest
+from modelpack.errors import StoreError, UsageError
+from modelpack.store import Store
+
+WORK = {"stage": "test", "config": {"a": 1}}
+
+
+def commit(store, content=b"payload", work=WORK, record=None, kind=Kind.TORCH):
+    with store.draft() as draft:
+        (draft.path / "sub").mkdir()
+        (draft.path / "weights.safetensors").write_bytes(content)
+        (draft.path / "sub" / "code.py").write_text("pass\n")
+        return store.commit(draft, kind, work, record or {"seconds": 1.5})
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = Store(tmp_path / "store")
+    store.prepare()
+    return store
+
+
+def test_a_commit_can_be_found_by_its_work_and_its_id(store):
+    artifact = commit(store)
+    assert store.find(canonical.digest(WORK)) == artifact
+    assert store.get(artifact.id[:6]) == artifact
+    assert artifact.verify() == []
+    assert artifact.model_bytes == len(b"payload")
+    assert stat.S_IMODE(artifact.file("weights.safetensors").stat().st_mode) == 0o444
+    assert list((store.root / "tmp").iterdir()) == []
+
+
+def test_the_id_is_what_was_asked_and_what_came_out_only(store, tmp_path):
+    first = commit(store, record={"seconds": 1})
+    other = Store(tmp_path / "other")
+    other.prepare()
+    assert commit(other, record={"seconds": 2}).id == first.id
+    assert commit(other, content=b"else").id != first.id
+    assert commit(other, work={**WORK, "seed": 1}).id != first.id
+
+
+def test_the_same_result_committed_twice_keeps_the_first(store):
+    first = commit(store, record={"seconds": 1})
+    again = commit(store, record={"seconds": 2})
+    assert again == first
+    assert again.manifest.record["seconds"] == 1
+
+
+def test_what_is_no_plain_file_cannot_be_committed(store):
+    with pytest.raises(StoreError, match="no plain file"), store.draft() as draft:
+        (draft.path / "link").symlink_to("/etc/hostname")
+        store.commit(draft, Kind.TORCH, WORK, {})
+    assert store.artifacts() == []
+    assert list((store.root / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["", "/etc/passwd", "../x", "a/../../x", "a\\b", "./a", "a//b", MANIFEST])
+def test_names_that_leave_the_artifact_are_refused(name):
+    with pytest.raises(ValueError, match="name"):
+        File(name, 0, "0" * 64)
+
+
+def test_every_flipped_byte_is_noticed(store):
+    artifact = commit(store)
+    for name in (MANIFEST, "weights.safetensors", "sub/code.py"):
+        path = artifact.path / name
+        original = path.read_bytes()
+        path.chmod(0o644)
+        for position in range(len(original)):
+            path.write_bytes(original[:position] + bytes([original[position] ^ 1]) + original[position + 1 :])
+            if name == MANIFEST:
+                with pytest.raises(StoreError):
+                    Artifact.load(artifact.path)
+            else:
+                assert artifact.verify() == [f"{path}: changed"]
+        path.write_bytes(original)
+    assert artifact.verify() == []
+
+
+def test_added_missing_and_linked_files_are_named(store):
+    artifact = commit(store)
+    (artifact.path / "extra").write_text("x")
+    (artifact.path / "weights.safetensors").unlink()
+    (artifact.path / "weights.safetensors").symlink_to(artifact.path / "extra")
+    assert artifact.verify() == [
+        f"{artifact.path / 'weights.safetensors'}: missing",
+        f"{artifact.path / 'extra'}: not part of the artifact",
+    ]
+
+
+def test_an_edited_history_with_a_corrected_checksum_still_has_another_id(store):
+    artifact = commit(store)
+    forged = Manifest(artifact.kind, {**WORK, "config": {"a": 2}}, artifact.manifest.files, artifact.manifest.record)
+    path = artifact.path / MANIFEST
+    path.chmod(0o644)
+    path.write_bytes(forged.encode())
+    assert "named unlike its id" in Artifact.load(artifact.path).verify()[0]
+
+
+def test_a_truncated_payload_is_not_handed_out(store):
+    artifact = commit(store)
+    path = artifact.path / "weights.safetensors"
+    path.chmod(0o644)
+    path.write_bytes(b"pay")
+    with pytest.raises(StoreError, match="another size"):
+        store.find(artifact.manifest.fingerprint)
+
+
+def test_a_vanished_artifact_is_made_again(store):
+    artifact = commit(store)
+    subprocess.run(["rm", "-rf", str(artifact.path)], check=True)
+    assert store.find(artifact.manifest.fingerprint) is None
+    assert commit(store) == artifact
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [(b'{"schema": 2}', "schema 2"), (b"[]", "cannot be read"), (b"\xff", "cannot be read")],
+)
+def test_a_store_of_another_time_is_not_guessed_at(store, change, match):
+    (store.root / "store.json").write_bytes(change)
+    with pytest.raises(StoreError, match=match):
+        Store(store.root)
+
+
+def test_a_directory_of_something_else_is_not_taken_over(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(StoreError, match="no modelpack store"):
+        Store(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="not a directory"):
+        Store(tmp_path / "file")
+
+
+def test_prefixes_name_one_artifact_or_none(store):
+    commit(store)
+    with pytest.raises(UsageError, match="no artifact begins"):
+        store.get("000000")
+    for bad in ("abc", "xyzxyz", "../../.."):
+        with pytest.raises(UsageError, match="no artifact id"):
+            store.get(bad)
+
+
+def test_collecting_keeps_what_is_named_and_nothing_else(store):
+    kept = commit(store)
+    dropped = commit(store, work={"stage": "old"})
+    (store.root / "tmp" / "left-over").mkdir()
+    assert store.collect([kept.id], dry_run=True) == [dropped.path]
+    assert dropped.path.exists()
+    assert store.collect([kept.id]) == [dropped.path]
+    assert store.artifacts() == [kept.path]
+    assert store.find(dropped.manifest.fingerprint) is None
+    assert store.find(kept.manifest.fingerprint) == kept
+    assert list((store.root / "tmp").iterdir()) == []
+
+
+def test_collecting_waits_for_nobody(store):
+    with store.locked(), pytest.raises(StoreError, match="a run is using the store"):
+        store.collect([])
+    with store.locked(exclusive=True), pytest.raises(StoreError, match="being cleaned"), store.locked():
+        pass
+    with store.locked(), store.locked():
+        pass
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_a_read_only_store_says_so(store):
+    store.root.joinpath("tmp").chmod(0o555)
+    with pytest.raises(StoreError, match="permission denied"):
+        store.prepare()
+
+
+def test_a_full_disk_leaves_no_artifact_and_says_so(store, tmp_path):
+    script = f"""
+        import resource, sys
+        from pathlib import Path
+        sys.path.insert(0, {str(os.path.dirname(__file__))!r})
+        from modelpack.errors import StoreError
+        from modelpack.store import Store, writing
+        import signal, errno
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        store = Store(Path({str(store.root)!r}))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        try:
+            with store.draft() as draft, writing(draft.path):
+                (draft.path / "weights.safetensors").write_bytes(b"x" * 5000)
+        except StoreError as error:
+            print("told:", error)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
+    assert "told:" in done.stdout
+    assert "cannot write" in done.stdout
+    assert store.artifacts() == []
+
+
+WRITER = """
+    import itertools, sys
+    from pathlib import Path
+    from modelpack.artifact import Kind
+    from modelpack.store import Store
+    store = Store(Path(sys.argv[1]))
+    print("ready", flush=True)
+    for number in itertools.count(int(sys.argv[2])):
+        with store.draft() as draft:
+            for name in "abc":
+                (draft.path / name).write_bytes(str(number).encode() * 2000)
+            store.commit(draft, Kind.TORCH, {"number": number}, {})
+"""
+
+
+@pytest.mark.parametrize("delay", [0.002, 0.01, 0.03, 0.06])
+def test_killed_at_any_moment_whatever_is_present_is_complete(store, delay):
+    for turn in range(3):
+        process = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(WRITER), str(store.root), str(turn * 1000)], stdout=subprocess.PIPE
+        )
+        process.stdout.readline()
+        time.sleep(delay * (turn + 1))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        for path in store.artifacts():
+            assert Artifact.load(path).verify() == []
+        for entry in (store.root / "cache").glob("[0-9a-f]*"):
+            assert store.find(entry.name) is not None
+    store.collect([path.name for path in store.artifacts()])
+    assert list((store.root / "tmp").iterdir()) == []
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+files = st.lists(
+    st.builds(
+        File, st.from_regex(r"[a-z]{1,8}(/[a-z]{1,8})?", fullmatch=True), st.integers(0, 2**40), st.just("ab" * 32)
+    ),
+    max_size=3,
+).map(lambda items: tuple(sorted(items)))
+
+
+@given(
+    work=st.dictionaries(st.text(), json_values, max_size=3),
+    files=files,
+    record=st.dictionaries(st.text(), json_values, max_size=3),
+)
+def test_manifests_round_trip(work, files, record):
+    manifest = Manifest(Kind.ONNX, work, files, record)
+    again = Manifest.decode(manifest.encode(), "here")
+    assert again.encode() == manifest.encode()
+    assert again.id == manifest.id
+
+
+def test_a_manifest_of_another_schema_is_refused():
+    body = json.loads(Manifest(Kind.ONNX, {}, ()).encode())
+    with pytest.raises(StoreError, match="schema 9"):
+        Manifest.decode(canonical.encode({**body, "schema": 9}), "here")
