@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from modelpack.errors import StageError
-from modelpack.numerics import differences, models, onnxfile
+from modelpack.numerics import differences, models, onnxfile, rows
 from modelpack.numerics.differences import Case, Tolerance
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from modelpack.tensors import TensorSpec
 
 _PREFIX = "module."
+_RESERVED = "modelpack."
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _COLOR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -80,8 +81,8 @@ def export(
                 arguments,
                 dynamo=True,
                 opset_version=opset,
-                input_names=list(inputs),
-                output_names=list(outputs),
+                input_names=[f"{_RESERVED}input.{place}" for place in range(len(inputs))],
+                output_names=[f"{_RESERVED}output.{place}" for place in range(len(outputs))],
                 dynamic_shapes=(shapes,),
                 verbose=False,
             )
@@ -101,7 +102,7 @@ def export(
             f"asked for opset {opset}, the exporter could only give {onnxfile.opset(model)}",
             then=f"set `opset: {onnxfile.opset(model)}`",
         )
-    return Exported(_tidied(model, outputs), program.exported_program)
+    return Exported(_tidied(model, list(inputs), outputs), program.exported_program)
 
 
 @contextlib.contextmanager
@@ -130,9 +131,9 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {text if len(text) <= 400 else text[:397] + '...'}"
 
 
-def _tidied(model: ModelProto, outputs: Mapping[str, Any]) -> ModelProto:
+def _tidied(model: ModelProto, inputs: Sequence[str], outputs: Mapping[str, Any]) -> ModelProto:
     _name_nodes(model.graph)
-    _shorten_initializers(model.graph)
+    _name_values(model.graph, inputs, list(outputs))
     onnxfile.strip(model)
     for value in model.graph.output:
         declared = outputs[value.name]["shape"]
@@ -170,28 +171,43 @@ def _module_of(node: onnx.NodeProto, uses: Mapping[str, list[onnx.NodeProto]]) -
     return scope.removeprefix(_PREFIX) if scope.startswith(_PREFIX) else ""
 
 
-def _shorten_initializers(graph: onnx.GraphProto) -> None:
-    """Give weights the names that the user's state dict has."""
-    renamed = {
-        item.name: item.name.removeprefix(_PREFIX) for item in graph.initializer if item.name.startswith(_PREFIX)
-    }
-    occupied = {name for node in graph.node for name in node.output} | {item.name for item in graph.input}
-    renamed = {old: new for old, new in renamed.items() if new not in occupied}
-    for item in graph.initializer:
-        item.name = renamed.get(item.name, item.name)
-    for inner in onnxfile.graphs(graph):
-        for node in inner.node:
-            for place, name in enumerate(node.input):
-                node.input[place] = renamed.get(name, name)
+def _name_values(graph: onnx.GraphProto, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    """Give inputs and outputs their names, and weights those of the user's state dict.
+
+    The exporter itself would let an output called ``embedding`` collide with an inner value of that name.
+    """
+    wanted = {item.name: name for item, name in zip(graph.input, inputs, strict=True)}
+    wanted |= {item.name: name for item, name in zip(graph.output, outputs, strict=True)}
+    public = set(wanted.values())
+    inner = [item.name for item in graph.initializer] + [
+        name for each in onnxfile.graphs(graph) for node in each.node for name in node.output
+    ]
+    for name in inner:
+        if name not in wanted and (name.startswith(_PREFIX) or name in public):
+            short = name.removeprefix(_PREFIX)
+            wanted[name] = f"{_RESERVED}{short}" if short in public else short
+    onnxfile.rename(graph, wanted)
 
 
 def cases(module: nn.Module, feeds: Iterable[Feed], outputs: Iterable[str]) -> list[Case]:
-    """Run the torch module on every feed; its outputs are what the graph must give."""
+    """Run the torch module on every feed; its outputs are what the graph must give.
+
+    Raises:
+        StageError: When the module fails on one.
+    """
     names = tuple(outputs)
     found = []
     for feed in feeds:
-        with torch.inference_mode():
-            given = models.call(module, models.tensors(feed, torch.device("cpu")))
+        try:
+            with torch.inference_mode():
+                given = models.call(module, models.tensors(feed, torch.device("cpu")))
+        except StageError:
+            raise
+        except Exception as error:  # the user's forward() may raise anything
+            shapes = Case(feed, {}).shapes
+            raise StageError(
+                f"the torch model fails on {shapes}: {_reason(error)}", then="name real rows with `data:`"
+            ) from error
         found.append(Case(feed, {name: given[name].numpy() for name in names}))
     return found
 
@@ -245,3 +261,29 @@ class _Recorder(fx.Interpreter):
         if isinstance(value, Tensor):
             self.seen[n.name] = value.detach().clone().numpy()
         return value
+
+
+def portions(whole: Feed, inputs: Mapping[str, TensorSpec]) -> list[Feed]:
+    """Cut a feed into batches of several sizes, the whole first; only the whole where the batch size is fixed."""
+    total = rows.count(whole, inputs)
+    if rows.batch_name(inputs) is None:
+        return [whole]
+    return [rows.take(whole, inputs, size) for size in sorted({total, min(3, total), 1}, reverse=True)]
+
+
+def invented(inputs: Mapping[str, TensorSpec], count: int, seed: int) -> list[Feed]:
+    """Make up batches of several sizes, and of a second size in every other named dimension."""
+    whole = rows.sample(inputs, count, seed)
+    others = {name for spec in inputs.values() for name in spec.dynamic.values()} - {rows.batch_name(inputs)}
+    doubled = [rows.sample(inputs, 2, seed, dict.fromkeys(others, 2 * rows.DYNAMIC_SIZE))] if others else []
+    return [*portions(whole, inputs), *doubled]
+
+
+def traceable(example: Feed, inputs: Mapping[str, TensorSpec], seed: int) -> Feed:
+    """Give an example whose named dimensions have two entries or more, and whose batch is small."""
+    sizes: dict[str, int] = {}
+    for name, spec in inputs.items():
+        for axis, dimension in spec.dynamic.items():
+            sizes[dimension] = max(2, example[name].shape[axis])
+    counted = rows.batch_name(inputs)
+    return rows.sample(inputs, 2, seed, {name: size for name, size in sizes.items() if name != counted})

@@ -15,7 +15,7 @@ from modelpack.errors import StageError
 from modelpack.numerics import runtime
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     import numpy as np
     from numpy.typing import NDArray
@@ -195,3 +195,14 @@ def consumers(graph: GraphProto) -> dict[str, list[NodeProto]]:
                 if name:
                     found.setdefault(name, []).append(node)
     return found
+
+
+def rename(graph: GraphProto, names: Mapping[str, str]) -> None:
+    """Rename values wherever they are made, read or described. Changes `graph`."""
+    for inner in graphs(graph):
+        for item in (*inner.input, *inner.output, *inner.initializer, *inner.value_info):
+            item.name = names.get(item.name, item.name)
+        for node in inner.node:
+            for values in (node.input, node.output):
+                for place, name in enumerate(values):
+                    values[place] = names.get(name, name)

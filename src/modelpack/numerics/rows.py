@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from modelpack.errors import StageError, did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from modelpack.tensors import TensorSpec
 
@@ -109,3 +109,50 @@ def _draw(generator: np.random.Generator, spec: TensorSpec, shape: tuple[int, ..
     if spec.range is None:
         return generator.standard_normal(shape).astype(kind)
     return generator.uniform(*spec.range, shape).astype(kind)
+
+
+def feeds(
+    batches: Iterable[Mapping[str, NDArray[np.generic]]], inputs: Mapping[str, TensorSpec], limit: int
+) -> Iterator[Feed]:
+    """Pick the model's inputs from batches, up to `limit` rows; batches are cut to size for a model of a fixed one.
+
+    Raises:
+        StageError: When an input is missing or unfit.
+    """
+    left = limit
+    fixed = _fixed_rows(inputs)
+    for batch in batches:
+        count = min(left, min((len(batch[name]) for name in inputs if name in batch), default=0))
+        step = fixed or max(count, 1)
+        for start in range(0, count if fixed is None else count - fixed + 1, step):
+            yield feed({name: value[start : min(start + step, count)] for name, value in batch.items()}, inputs)
+        left -= count
+        if left <= 0:
+            return
+
+
+def _fixed_rows(inputs: Mapping[str, TensorSpec]) -> int | None:
+    """Give the number of rows that a model always takes, None where it may vary."""
+    first = {spec.shape[0] if spec.shape else None for spec in inputs.values()}
+    size = next(iter(first)) if len(first) == 1 else None
+    return size if isinstance(size, int) else None
+
+
+def take(whole: Feed, inputs: Mapping[str, TensorSpec], count: int) -> Feed:
+    """Give the first `count` rows of a feed, along whichever dimension counts rows; all of it where none does."""
+    name = batch_name(inputs)
+    part = {}
+    for key, value in whole.items():
+        axes = [axis for axis, size in inputs[key].dynamic.items() if size == name]
+        part[key] = value.take(range(count), axis=axes[0]) if axes and count < value.shape[axes[0]] else value
+    return part
+
+
+def count(given: Feed, inputs: Mapping[str, TensorSpec]) -> int:
+    """Count a feed's rows."""
+    name = batch_name(inputs)
+    for key, spec in inputs.items():
+        for axis, size in spec.dynamic.items():
+            if size == name:
+                return int(given[key].shape[axis])
+    return _fixed_rows(inputs) or 1
