@@ -65,7 +65,13 @@ def _external_digests(model: InputPath) -> dict[str, str]:
     return {name: canonical.file_digest(path) for name, path in sorted(files.items()) if path.is_file()}
 
 
-@stage(version=1, accepts=(), produces=Kind.TORCH, needs=("torch", "safetensors"))
+@stage(
+    version=1,
+    accepts=(),
+    produces=Kind.TORCH,
+    needs=("torch", "safetensors"),
+    inputs=lambda config: config.inputs,
+)
 def model(config: ModelConfig, job: Job) -> None:
     """Build a PyTorch model from code and weights, and try it once on inputs of the declared shapes."""
     from modelpack.numerics import macs, models, rows
