@@ -72,9 +72,9 @@ def main() -> None:
     for name in options.recipes:
         rows[name] = row(name, options.assignments)
     note = (
-        "Accuracy before and after, on rows that neither training nor calibration saw. Size of the original weights and "
-        "of the final `model.onnx`. Speed against what the recipe's `bench` names, the fp32 export, on one thread, one "
-        "row at a time. CPU time of the whole recipe in an empty store."
+        "Accuracy before and after, on rows that neither training nor calibration saw. Size of the original weights "
+        "and of the final `model.onnx`. Speed against what the recipe's `bench` names, the fp32 export, on one thread, "
+        "one row at a time. CPU time of the whole recipe in an empty store."
     )
     ordered = [rows[name] for name in EVERY if name in rows]
     write("recipes", "The recipes", ordered, [note], "python benchmarks/recipes.py")
