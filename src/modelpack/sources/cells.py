@@ -43,10 +43,6 @@ class Cells:
             # pyarrow counts lines, the header included; rows are counted below it.
             said = re.sub(r"Row #(\d+)", lambda match: f"row {int(match[1]) - 1}", str(error))
             raise StageError(f"it cannot be read: {said}", where=str(path)) from error
-        for name in names:
-            if name not in found.column_names:
-                hint = did_you_mean(name, found.column_names)
-                raise StageError(f"there is no column '{name}'", where=str(path), then=hint)
         return cls(path, {name: _plain(found.column(name)) for name in names})
 
     def texts(self, name: str) -> list[str]:
@@ -111,8 +107,11 @@ def _parquet(path: Path, names: Sequence[str]) -> pa.Table:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
-        known = set(file.schema_arrow.names)
-        return file.read(columns=[name for name in names if name in known])
+        known = file.schema_arrow.names
+        for name in names:
+            if name not in known:
+                raise StageError(f"there is no column '{name}'", where=str(path), then=did_you_mean(name, known))
+        return file.read(columns=list(names))
 
 
 def _text(path: Path, names: Sequence[str], delimiter: str) -> pa.Table:

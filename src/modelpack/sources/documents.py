@@ -41,7 +41,7 @@ def check_header(path: Path, names: Sequence[str]) -> None:
     if path.suffix not in {".csv", ".tsv"}:
         return
     try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
+        with path.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
             header = next(_csv(path, stream), [])
     except (OSError, ValueError, csv.Error) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error

@@ -91,7 +91,7 @@ def several(given: str | tuple[str, ...]) -> tuple[str, ...]:
 
 def _header(path: Path, delimiter: str) -> list[str]:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
+        with path.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
             header = next(csv.reader(stream, delimiter=delimiter), None)
     except (OSError, ValueError, csv.Error) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from modelpack.data import DataSource, source
-from modelpack.errors import StageError, UsageError
+from modelpack.errors import StageError, UsageError, did_you_mean
 from modelpack.sources import documents
 from modelpack.sources.labels import LabelledConfig, numbers
 from modelpack.sources.rows import FilePath, Rows, extra, place
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from modelpack.tensors import TensorSpec
 
 ARRAYS = ("input_ids", "attention_mask", "token_type_ids")
-ArrayName = Literal["input_ids", "attention_mask", "token_type_ids"]
 
 
 class TextConfig(LabelledConfig):
@@ -43,7 +42,7 @@ class TextConfig(LabelledConfig):
     padding: Literal["longest", "max"] = Field(
         "longest", description="Fill rows up to the longest of their batch, or always up to `length`."
     )
-    rename: dict[ArrayName, str] = Field(
+    rename: dict[str, str] = Field(
         default_factory=dict, description="The model's own names: input_ids, attention_mask, token_type_ids → name."
     )
 
@@ -53,6 +52,14 @@ class TextConfig(LabelledConfig):
         if value.path.suffix not in documents.SUFFIXES:
             raise ValueError(f"{value.path} is none of {', '.join(documents.SUFFIXES)}")
         return value
+
+    @field_validator("rename")
+    @classmethod
+    def _renames(cls, rename: dict[str, str]) -> dict[str, str]:
+        for array in rename:
+            if array not in ARRAYS:
+                raise ValueError(f"there is no array '{array}' to rename: {did_you_mean(array, ARRAYS)}")
+        return rename
 
     @model_validator(mode="after")
     def _coherent(self) -> Self:
@@ -70,8 +77,7 @@ class TextConfig(LabelledConfig):
 
     def name(self, array: str) -> str:
         """Give the model's name of one of `ARRAYS`."""
-        names: Mapping[str, str] = {**self.rename}
-        return names.get(array, array)
+        return self.rename.get(array, array)
 
 
 @source(version=1, needs={"tokenizers": "text"})
