@@ -65,6 +65,22 @@ class Ratio:
             return "faster"
         return "slower" if self.high < 1 else "no difference shown"
 
+    @property
+    def claim(self) -> float:
+        """The ratio that may be claimed: 1 when no difference is shown."""
+        return 1.0 if self.verdict == "no difference shown" else self.value
+
+    def sentence(self) -> str:
+        """Say it in words.
+
+        >>> Ratio(2.0, 1.9, 2.1, 2.0, 50).sentence()
+        '2.00 times as fast (95 % interval 1.90 to 2.10, 50 rounds)'
+        >>> Ratio(1.01, 0.97, 1.05, 1.0, 50).sentence()
+        'no difference shown (95 % interval 0.97 to 1.05, 50 rounds)'
+        """
+        said = self.verdict if self.claim == 1 else f"{self.value:.2f} times as fast"
+        return f"{said} (95 % interval {self.low:.2f} to {self.high:.2f}, {self.rounds} rounds)"
+
     def to_json(self) -> dict[str, Any]:
         """Give the figures and the verdict."""
         return {**asdict(self), "verdict": self.verdict}
