@@ -4,6 +4,6 @@ import os
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-from tiny import folder, tiny  # noqa: E402
+from tiny import folder, tiny
 
 __all__ = ["folder", "tiny"]

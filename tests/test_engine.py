@@ -9,10 +9,11 @@ import sys
 import textwrap
 import threading
 import time
+from pathlib import Path
 
 import pytest
-import tiny as tiny_stages
 
+import tiny as tiny_stages
 from modelpack import canonical, engine
 from modelpack import recipe as recipes
 from modelpack.errors import BudgetError, MissingError, StageError, StoreError, UsageError
@@ -118,7 +119,7 @@ def test_a_missed_budget_stops_before_packaging_and_is_recorded(folder):
 
 
 def test_a_relative_size_is_held_against_the_original_model(folder):
-    with pytest.raises(BudgetError, match="size is 0.9"):
+    with pytest.raises(BudgetError, match=r"size is 0\.9"):
         go(folder, "stages.shrink.keep=0.9")
 
 
@@ -221,9 +222,9 @@ class TestRuns:
         for number, present in ((1, True), (2, False), (3, False), (4, True)):
             ids = {step.artifact for step in runs.get(f"tiny@{number}").steps}
             assert ids.issubset(remaining) is present
-        assert executed(again := []) == []
-        go(folder, events=again)
-        assert executed(again) == []
+        events = []
+        go(folder, events=events)
+        assert executed(events) == []
 
     def test_payload_is_copied_out_and_a_damaged_one_is_not(self, folder):
         run = go(folder)
@@ -260,7 +261,7 @@ KILLED = """
 
 @pytest.mark.parametrize("delay", [0.0, 0.01, 0.02, 0.03, 0.045, 0.06, 0.08])
 def test_killed_at_any_moment_the_next_run_continues(folder, delay):
-    here = os.path.dirname(__file__)
+    here = str(Path(__file__).parent)
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(KILLED), here, str(folder)],
         stdout=subprocess.PIPE,

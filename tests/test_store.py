@@ -6,8 +6,10 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -63,9 +65,10 @@ def test_the_same_result_committed_twice_keeps_the_first(store):
 
 
 def test_what_is_no_plain_file_cannot_be_committed(store):
-    with pytest.raises(StoreError, match="no plain file"), store.draft() as draft:
+    with store.draft() as draft:
         (draft.path / "link").symlink_to("/etc/hostname")
-        store.commit(draft, Kind.TORCH, WORK, {})
+        with pytest.raises(StoreError, match="no plain file"):
+            store.commit(draft, Kind.TORCH, WORK, {})
     assert store.artifacts() == []
     assert list((store.root / "tmp").iterdir()) == []
 
@@ -179,18 +182,45 @@ def test_collecting_waits_for_nobody(store):
         pass
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
-def test_a_read_only_store_says_so(store):
-    store.root.joinpath("tmp").chmod(0o555)
-    with pytest.raises(StoreError, match="permission denied"):
+def as_nobody(action):
+    """Run in a child without root's rights; gives what the child returned as text."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        if os.geteuid() == 0:
+            os.seteuid(65534)
+        try:
+            answer = str(action())
+        except BaseException as error:
+            answer = f"{type(error).__name__}: {error}"
+        os.write(write, answer.encode())
+        os._exit(0)
+    os.close(write)
+    os.waitpid(child, 0)
+    with os.fdopen(read) as stream:
+        return stream.read()
+
+
+def test_a_store_that_may_not_be_written_or_read_says_so():
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        root.chmod(0o755)
+        store = Store(root / "store")
         store.prepare()
+        artifact = commit(store)
+        store.root.joinpath("tmp").chmod(0o555)
+        assert as_nobody(store.prepare).startswith("StoreError")
+        assert "permission denied" in as_nobody(store.prepare)
+        assert as_nobody(lambda: store.find(artifact.manifest.fingerprint).id) == artifact.id
+        root.chmod(0o700)
+        assert "permission denied" in as_nobody(lambda: Store(root / "store"))
+        root.chmod(0o755)
 
 
 def test_a_full_disk_leaves_no_artifact_and_says_so(store, tmp_path):
     script = f"""
-        import resource, sys
+        import resource
         from pathlib import Path
-        sys.path.insert(0, {str(os.path.dirname(__file__))!r})
         from modelpack.errors import StoreError
         from modelpack.store import Store, writing
         import signal, errno

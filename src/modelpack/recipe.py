@@ -7,7 +7,7 @@ steps mean to each other in `soundness`.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -73,6 +73,24 @@ class Recipe:
     inputs: Mapping[str, TensorSpec]
     budget: Budget
     deciding: Mapping[str, str]
+
+    def upto(self, identity: str) -> Recipe:
+        """Give the recipe that ends with a step.
+
+        Raises:
+            UsageError: When there is no such step, or the budget is decided by one after it.
+        """
+        order = [step.id for step in self.steps]
+        if identity not in order:
+            raise UsageError(f"the recipe has no step '{identity}'", then=did_you_mean(identity, order))
+        kept = order[: order.index(identity) + 1]
+        late = [name for name, who in self.deciding.items() if who not in kept]
+        if late:
+            raise UsageError(
+                f"the budget's {', '.join(late)} would not be checked by a run that ends with '{identity}'",
+                then=f"end with '{self.deciding[late[0]]}' or later",
+            )
+        return replace(self, steps=self.steps[: len(kept)])
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -98,8 +98,11 @@ class Store:
         """
         self.root = root
         marker = root / "store.json"
-        if not root.exists():
-            return
+        try:
+            if not root.exists():
+                return
+        except OSError as error:
+            raise StoreError(f"cannot look into the store: {(error.strerror or '').lower()}", where=str(root)) from error
         if not root.is_dir():
             raise StoreError("the store's place is not a directory", where=str(root))
         try:
