@@ -188,10 +188,10 @@ def as_nobody(action):
     child = os.fork()
     if child == 0:
         if os.geteuid() == 0:
-            os.seteuid(65534)
+            os.setuid(65534)
         try:
             answer = str(action())
-        except BaseException as error:
+        except Exception as error:  # noqa: BLE001 - whatever it was, the parent wants to see it
             answer = f"{type(error).__name__}: {error}"
         os.write(write, answer.encode())
         os._exit(0)

@@ -102,7 +102,7 @@ class Store:
             if not root.exists():
                 return
         except OSError as error:
-            raise StoreError(f"cannot look into the store: {(error.strerror or '').lower()}", where=str(root)) from error
+            raise StoreError(f"cannot look in: {(error.strerror or '').lower()}", where=str(root)) from error
         if not root.is_dir():
             raise StoreError("the store's place is not a directory", where=str(root))
         try:
