@@ -75,7 +75,8 @@ def main() -> None:
     tokenizer["padding"] = tokenizer["truncation"] = None
     (options.output / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
     (options.output / "wordsim353.tsv").write_bytes((texts / "wordsim353.tsv").read_bytes())
-    (options.output / "news.txt").write_bytes((texts / "lee.cor").read_bytes())
+    news = (texts / "lee.cor").read_text(encoding="latin-1")
+    (options.output / "news.txt").write_text(news, encoding="utf-8")
     print(f"wrote the weights, the tokenizer and the texts to {options.output}")
 
 
