@@ -77,7 +77,7 @@ def test_made_up_data_are_said_to_be_made_up(tmp_path):
     source = torch_artifact(tmp_path, "nets.py:cnn", nets.IMAGE)
     data = {"noise": Rows({"image": np.zeros((4, 1, 16, 16), np.float32)})}
     made = run_stage(tmp_path, export_stage, {"data": "noise"}, model=source, data=data, synthetic=frozenset({"noise"}))
-    assert "'noise' is random data" in made.manifest.record["warnings"][0]
+    assert "made-up inputs" in made.manifest.record["warnings"][0]
 
 
 def test_the_opset_is_the_one_asked_for(tmp_path):

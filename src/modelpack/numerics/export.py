@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import ast
-import contextlib
-import io
-import logging
 import re
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +14,10 @@ from torch import Tensor, fx, nn
 from modelpack.errors import StageError
 from modelpack.numerics import differences, models, onnxfile, rows
 from modelpack.numerics.differences import Case, Tolerance
+from modelpack.numerics.silence import quiet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import onnx
     from numpy.typing import NDArray
@@ -103,23 +100,6 @@ def export(
             then=f"set `opset: {onnxfile.opset(model)}`",
         )
     return Exported(_tidied(model, list(inputs), outputs), program.exported_program)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the exporter's progress, warnings and logs off the terminal; its errors are raised as well."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def _reason(error: BaseException) -> str:
@@ -261,22 +241,6 @@ class _Recorder(fx.Interpreter):
         if isinstance(value, Tensor):
             self.seen[n.name] = value.detach().clone().numpy()
         return value
-
-
-def portions(whole: Feed, inputs: Mapping[str, TensorSpec]) -> list[Feed]:
-    """Cut a feed into batches of several sizes, the whole first; only the whole where the batch size is fixed."""
-    total = rows.count(whole, inputs)
-    if rows.batch_name(inputs) is None:
-        return [whole]
-    return [rows.take(whole, inputs, size) for size in sorted({total, min(3, total), 1}, reverse=True)]
-
-
-def invented(inputs: Mapping[str, TensorSpec], count: int, seed: int) -> list[Feed]:
-    """Make up batches of several sizes, and of a second size in every other named dimension."""
-    whole = rows.sample(inputs, count, seed)
-    others = {name for spec in inputs.values() for name in spec.dynamic.values()} - {rows.batch_name(inputs)}
-    doubled = [rows.sample(inputs, 2, seed, dict.fromkeys(others, 2 * rows.DYNAMIC_SIZE))] if others else []
-    return [*portions(whole, inputs), *doubled]
 
 
 def traceable(example: Feed, inputs: Mapping[str, TensorSpec], seed: int) -> Feed:

@@ -41,6 +41,9 @@ _PLUMBING = {"int64", "bool", "string"}
 _NOTABLE = 0.05
 """Share of the parameters from which an element type counts for the precision."""
 
+_INTEGER = {"ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "QGemm", "QAttention", "MatMulNBits"}
+"""Operators on quantized values whose names do not say so."""
+
 _SCALES = {
     "QuantizeLinear": (1, 2),
     "DequantizeLinear": (1, 2),
@@ -118,9 +121,7 @@ def facts(model: ModelProto, sizes: Mapping[str, int] | None = None) -> Facts:
         domains={item.domain: item.version for item in model.opset_import if item.domain not in onnxfile.STANDARD},
         inputs=described["inputs"],
         outputs=described["outputs"],
-        operators=dict(
-            sorted(Counter(node.op_type for inner in onnxfile.graphs(model.graph) for node in inner.node).items())
-        ),
+        operators=operators(model),
         parameters=sum(math.prod(item.dims) for item in weights),
         tensor_bytes=_bytes(tensors.values()),
         precision=_precision(weights),
@@ -128,6 +129,16 @@ def facts(model: ModelProto, sizes: Mapping[str, int] | None = None) -> Facts:
         uncounted=tuple(layer.name for layer in layers if layer.macs is None),
         layers=layers,
     )
+
+
+def operators(model: ModelProto) -> dict[str, int]:
+    """Count the nodes of each operator, graphs inside nodes included."""
+    return dict(sorted(Counter(node.op_type for inner in onnxfile.graphs(model.graph) for node in inner.node).items()))
+
+
+def is_quantized(model: ModelProto) -> bool:
+    """Whether any operator quantizes, or computes on quantized values."""
+    return any("Quantize" in name or name.startswith("QLinear") or name in _INTEGER for name in operators(model))
 
 
 def signature(model: ModelProto) -> dict[str, dict[str, dict[str, Any]]]:

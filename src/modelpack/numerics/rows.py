@@ -156,3 +156,38 @@ def count(given: Feed, inputs: Mapping[str, TensorSpec]) -> int:
             if size == name:
                 return int(given[key].shape[axis])
     return _fixed_rows(inputs) or 1
+
+
+def examples(
+    batches: Iterable[Mapping[str, NDArray[np.generic]]] | None,
+    inputs: Mapping[str, TensorSpec],
+    limit: int,
+    seed: int,
+) -> list[Feed]:
+    """Gather inputs to compare two models on, in batches of several sizes: real rows, or made-up ones for None.
+
+    Raises:
+        StageError: When the data have no rows, or do not fit.
+    """
+    if batches is None:
+        return _invented(inputs, limit, seed)
+    whole = next(feeds(batches, inputs, limit), None)
+    if whole is None:
+        raise StageError("the data have no rows that the model could read")
+    return _portions(whole, inputs)
+
+
+def _portions(whole: Feed, inputs: Mapping[str, TensorSpec]) -> list[Feed]:
+    """Cut a feed into batches of several sizes, the whole first; only the whole where the batch size is fixed."""
+    total = count(whole, inputs)
+    if batch_name(inputs) is None:
+        return [whole]
+    return [take(whole, inputs, size) for size in sorted({total, min(3, total), 1}, reverse=True)]
+
+
+def _invented(inputs: Mapping[str, TensorSpec], limit: int, seed: int) -> list[Feed]:
+    """Make up batches of several sizes, and of a second size in every other named dimension."""
+    whole = sample(inputs, limit, seed)
+    others = {name for spec in inputs.values() for name in spec.dynamic.values()} - {batch_name(inputs)}
+    doubled = [sample(inputs, 2, seed, dict.fromkeys(others, 2 * DYNAMIC_SIZE))] if others else []
+    return [*_portions(whole, inputs), *doubled]

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
 from modelpack.artifact import Kind
 from modelpack.stage import DataRef, Job, StageConfig, stage
-
-if TYPE_CHECKING:
-    from modelpack.numerics.rows import Feed
 
 
 class ExportConfig(StageConfig):
@@ -34,13 +29,16 @@ class ExportConfig(StageConfig):
 def export(config: ExportConfig, job: Job) -> None:
     """Write the model as ONNX and compare it with torch at every optimization level of onnxruntime."""
     from modelpack.numerics import export as exporting
-    from modelpack.numerics import models, onnxfile, runtime
+    from modelpack.numerics import models, onnxfile, rows, runtime
     from modelpack.numerics.differences import Tolerance
 
     inputs, outputs = runtime.signature(job.source)
     described = job.source.read_json("signature.json")["outputs"]
     module = models.load(job.source)
-    examples = _examples(config, job)
+    if config.data is None or config.data in job.synthetic:
+        job.warn("the export was compared with torch on made-up inputs; name real ones with `data:`")
+    batches = job.data[config.data].batches() if config.data is not None else None
+    examples = rows.examples(batches, inputs, config.rows, job.seed)
     traced = exporting.traceable(examples[0], inputs, job.seed)
     exported = exporting.export(module, traced, inputs, described, config.opset)
     cases = exporting.cases(module, examples, outputs)
@@ -55,21 +53,3 @@ def export(config: ExportConfig, job: Job) -> None:
     job.metric("export_difference", largest)
     job.metric("opset", config.opset)
     job.result("compared", [case.shapes for case in cases])
-
-
-def _examples(config: ExportConfig, job: Job) -> list[Feed]:
-    """Gather inputs of several batch sizes: real rows where there are some, made-up ones otherwise."""
-    from modelpack.numerics import export as exporting
-    from modelpack.numerics import rows
-
-    if config.data is None:
-        job.warn("the export was compared with torch on made-up inputs; name real ones with `data:`")
-        return exporting.invented(job.inputs, config.rows, job.seed)
-    if config.data in job.synthetic:
-        job.warn(f"the export was compared with torch on made-up inputs: '{config.data}' is random data")
-    whole = next(rows.feeds(job.data[config.data].batches(), job.inputs, config.rows), None)
-    if whole is None:
-        from modelpack.errors import StageError
-
-        raise StageError("the data have no rows to compare on", where=config.data)
-    return exporting.portions(whole, job.inputs)
