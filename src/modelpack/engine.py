@@ -1,35 +1,34 @@
-"""The only caller of stages: runs a recipe's steps in order, through the store, under its budget."""
+"""Runs recipes: their steps in order, under their budget, with their history."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import platform
 import shutil
-import time
 import traceback
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelpack import __version__
-from modelpack.budget import Verdict, judge
+from modelpack.budget import Budget, judge
 from modelpack.device import machine
-from modelpack.errors import BudgetError, ModelpackError, StageError, StoreError
-from modelpack.events import BudgetChecked, Emit, Event, Note, RunFinished, RunStarted, StepFinished, StepStarted
+from modelpack.document import Scalar
+from modelpack.errors import BudgetError, ModelpackError, Place, StageError, StoreError, UsageError, did_you_mean
+from modelpack.events import BudgetChecked, Emit, Event, RunFinished, RunStarted, StepFinished
+from modelpack.execution import Execution
 from modelpack.planning import Desk, PlannedStep, plan
-from modelpack.runs import Journal, Run, Runs, StepRun, started_now
-from modelpack.stage import Job, Outside
+from modelpack.recipe import Recipe
+from modelpack.runs import Journal, Run, Runs, started_now
+from modelpack.stage import Outside
 from modelpack.steps import MODEL, Step
+from modelpack.tensors import TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from modelpack.artifact import Artifact
-    from modelpack.recipe import Recipe
+    from modelpack.stage import Stage, StageConfig
     from modelpack.store import Store
-
-_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def open_desk(recipe: Recipe, store: Store, device: str, force: Sequence[str] = ()) -> Desk:
@@ -38,6 +37,10 @@ def open_desk(recipe: Recipe, store: Store, device: str, force: Sequence[str] = 
     Raises:
         UsageError: When a forced step does not exist.
     """
+    known = [step.id for step in recipe.steps]
+    for name in force:
+        if name not in known:
+            raise UsageError(f"no step is named '{name}'", where="--force", then=did_you_mean(name, known))
     history = Runs(store).list(recipe.name)
     return Desk(recipe, store, device, frozenset(force), history[-1] if history else None)
 
@@ -81,20 +84,73 @@ def run(desk: Desk, emit: Emit) -> Run:
             started_now(),
             device=desk.device,
             overrides=recipe.overrides,
-            environment={"modelpack": __version__, "python": platform.python_version(), **machine(desk.device)},
+            environment=_environment(desk.device),
         )
         with Runs(store).begin(blank, recipe.text) as journal:
-            execution = _Execution(desk, journal, emit)
-            execution.emit(
-                RunStarted("", recipe.name, journal.run.number, tuple(step.id for step in recipe.steps), desk.device)
-            )
+
+            def told(event: Event) -> None:
+                journal.event(event)
+                emit(event)
+
+            execution = Execution(desk, told, blank.environment)
+            told(RunStarted("", recipe.name, journal.run.number, tuple(step.id for step in recipe.steps), desk.device))
             with _recorded(journal, execution):
-                execution.steps()
+                for step in recipe.steps:
+                    done = execution.step(step)
+                    journal.step(done)
+                    told(StepFinished(step.id, done.stage, done.artifact, done.cached, done.seconds))
+                    _check_budget(execution, journal, step)
             return journal.run
 
 
+def once(
+    store: Store,
+    stage: Stage[Any],
+    config: StageConfig,
+    model: Artifact,
+    *,
+    name: str,
+    device: str = "cpu",
+    emit: Emit = lambda _event: None,
+) -> Artifact:
+    """Run one stage on a model outside any recipe and its history; through the store, so that nothing is done twice.
+
+    Args:
+        store: Where the model is and the result goes.
+        stage: The stage; its settings name neither steps nor data.
+        config: Its settings.
+        model: What it reads.
+        name: What to call the result, such as the name of the recipe that made the model.
+        device: ``cpu`` or ``cuda:N``.
+        emit: Receives every event.
+
+    Raises:
+        StageError: When the stage failed.
+        ModelpackError: For everything else of the error tree.
+    """
+    if model.kind not in stage.accepts:
+        accepted = " or ".join(sorted(stage.accepts))
+        raise UsageError(f"'{stage.name}' reads {accepted}, this artifact is {model.kind}", where=model.id[:12])
+    work = model.manifest.work
+    inputs = {key: TensorSpec.model_validate(spec) for key, spec in model.read_json("signature.json")["inputs"].items()}
+    step = Step(stage.name, stage, config, MODEL, (), (), Scalar(Place("command line", 1), "", 1))
+    text = model.manifest.record.get("recipe", "")
+    recipe = Recipe(name, Path(), text, (), work.get("seed", 0), (step,), {}, inputs, Budget(), {})
+    desk, made = Desk(recipe, store, device), {MODEL: model}
+    with store.locked():
+        preflight(desk, [desk.planned(step, made)])
+        execution = Execution(desk, emit, _environment(device), made)
+        done = execution.step(step)
+        emit(StepFinished(step.id, done.stage, done.artifact, done.cached, done.seconds))
+    return execution.made[step.id]
+
+
+def _environment(device: str) -> dict[str, Any]:
+    return {"modelpack": __version__, "python": platform.python_version(), **machine(device)}
+
+
 @contextlib.contextmanager
-def _recorded(journal: Journal, execution: _Execution) -> Any:
+def _recorded(journal: Journal, execution: Execution) -> Any:
     """Write into the journal how the run ended, whatever ended it."""
     status, message = "succeeded", ""
     try:
@@ -118,146 +174,32 @@ def _recorded(journal: Journal, execution: _Execution) -> Any:
             )
 
 
-@dataclass
-class _Execution:
-    """The state of one run: what was made so far."""
+def _check_budget(execution: Execution, journal: Journal, step: Step) -> None:
+    """Judge every line that this step decides.
 
-    desk: Desk
-    journal: Journal
-    listener: Emit
-    made: dict[str, Artifact] = field(default_factory=dict)
-    verdicts: list[Verdict] = field(default_factory=list)
-    executed: int = 0
-
-    def emit(self, event: Event) -> None:
-        self.journal.event(event)
-        self.listener(event)
-
-    def steps(self) -> None:
-        for step in self.desk.recipe.steps:
-            begun = time.monotonic()
-            planned = self.desk.planned(step, self.made)
-            artifact, cached = planned.artifact, not planned.why
-            if artifact is None or not cached:
-                artifact, cached = self._execute(planned)
-            self.made[step.id] = artifact
-            seconds = round(time.monotonic() - begun, 3)
-            for warning in artifact.manifest.record.get("warnings", []) if cached else []:
-                self.emit(Note(step.id, warning, warning=True))
-            with _told(step):
-                step.stage.effect(step.config, artifact, self._job(step, Path(), Path()))
-            self.journal.step(
-                StepRun(
-                    step.id,
-                    step.stage.name,
-                    artifact.kind.value,
-                    artifact.id,
-                    planned.fingerprint,
-                    cached,
-                    seconds,
-                    self._metrics(artifact),
-                )
-            )
-            self.emit(StepFinished(step.id, step.stage.name, artifact.id, cached, seconds))
-            self._check_budget(step, artifact)
-
-    def _metrics(self, artifact: Artifact) -> dict[str, Any]:
-        """Give a step's figures, with the size that the engine itself measures."""
-        size = {"model_bytes": artifact.model_bytes} if artifact.kind.is_model else {}
-        return {**size, **artifact.metrics}
-
-    def _job(self, step: Step, out: Path, scratch: Path) -> Job:
-        recipe = self.desk.recipe
-        return Job(
-            model=self.made[step.reads] if step.reads else None,
-            inputs=recipe.inputs,
-            out=out,
-            scratch=scratch,
-            steps={name: self.made[name] for name in step.steps},
-            data={name: self.desk.data(name) for name in step.data},
-            synthetic=frozenset(name for name in step.data if recipe.data[name].source.synthetic),
-            device=self.desk.device,
-            seed=recipe.seed,
-            name=recipe.name,
-            step=step.id,
-            emit=self.emit,
-        )
-
-    def _execute(self, planned: PlannedStep) -> tuple[Artifact, bool]:
-        """Run a stage and seal its result; another process may have done it while this one waited."""
-        step, store = planned.step, self.desk.store
-        assert planned.work is not None, "steps run in order, so every input is made"
-        with store.claim(planned.fingerprint) as scratch:
-            if step.id not in self.desk.force:
-                artifact = store.find(planned.fingerprint)
-                if artifact is not None:
-                    return artifact, True
-            self.emit(StepStarted(step.id, step.stage.name, planned.fingerprint, planned.why))
-            begun = time.monotonic()
-            with store.draft() as draft:
-                job = self._job(step, draft.path, scratch)
-                with _told(step):
-                    step.stage.run(step.config, job)
-                self.executed += 1
-                record = {
-                    "recipe": self.desk.recipe.text,
-                    "name": self.desk.recipe.name,
-                    "step": step.id,
-                    "metrics": job.metrics,
-                    "results": job.results,
-                    "warnings": job.warnings,
-                    "device": self.desk.device,
-                    "seconds": round(time.monotonic() - begun, 3),
-                    "finished": started_now(),
-                    "environment": dict(self.journal.run.environment),
-                }
-                return store.commit(draft, step.stage.produces, planned.work, record), False
-
-    def _check_budget(self, step: Step, artifact: Artifact) -> None:
-        """Judge every line that this step decides.
-
-        Raises:
-            BudgetError: When one is not met.
-        """
-        recipe = self.desk.recipe
-        limits = recipe.budget.lines()
-        new = []
-        for name in (name for name, who in recipe.deciding.items() if who == step.id):
-            measured = artifact.model_bytes if name == "size" else artifact.metrics.get(name)
-            if not isinstance(measured, (int, float)):
-                raise StageError(f"measured no '{name}', which the budget needs", where=step.id)
-            original = self.made[MODEL].model_bytes
-            new.append(judge(name, limits[name], measured, step=step.id, original=original))
-        self.verdicts += new
-        self.journal.update(budget=tuple(verdict.to_json() for verdict in self.verdicts))
-        for verdict in new:
-            self.emit(BudgetChecked(step.id, verdict.name, verdict.limit, verdict.measured, verdict.met))
-        missed = [verdict for verdict in new if not verdict.met]
-        if missed:
-            told = "; ".join(f"{item.name} is {item.measured:.4g}, the budget says {item.limit}" for item in missed)
-            raise BudgetError(
-                f"the budget is not met: {told}",
-                where=step.id,
-                then="nothing was packaged; finished steps are kept: change a setting or the budget and run again",
-            )
-
-
-@contextlib.contextmanager
-def _told(step: Step) -> Any:
-    """Say which step an error comes from, and turn a full disk under a stage into the store's own error."""
-    try:
-        yield
-    except ModelpackError as error:
-        error.where = f"{step.id}: {error.where}" if error.where else step.id
-        raise
-    except OSError as error:
-        if error.errno not in _WRITING:
-            raise
-        raise StoreError(
-            f"cannot write: {error.strerror}",
+    Raises:
+        BudgetError: When one is not met.
+    """
+    recipe, artifact = execution.desk.recipe, execution.made[step.id]
+    limits = recipe.budget.lines()
+    new = []
+    for name in (name for name, who in recipe.deciding.items() if who == step.id):
+        measured = artifact.model_bytes if name == "size" else artifact.metrics.get(name)
+        if not isinstance(measured, (int, float)):
+            raise StageError(f"measured no '{name}', which the budget needs", where=step.id)
+        original = execution.made[MODEL].model_bytes
+        new.append(judge(name, limits[name], measured, step=step.id, original=original))
+    journal.update(budget=(*journal.run.budget, *(verdict.to_json() for verdict in new)))
+    for verdict in new:
+        execution.emit(BudgetChecked(step.id, verdict.name, verdict.limit, verdict.measured, verdict.met))
+    missed = [verdict for verdict in new if not verdict.met]
+    if missed:
+        told = "; ".join(f"{item.name} is {item.measured:.4g}, the budget says {item.limit}" for item in missed)
+        raise BudgetError(
+            f"the budget is not met: {told}",
             where=step.id,
-            then="free some space and run the same command again; finished steps are kept",
-        ) from error
+            then="nothing was packaged; finished steps are kept: change a setting or the budget and run again",
+        )
 
 
 def payload(artifact: Artifact, output: Path) -> list[Path]:
