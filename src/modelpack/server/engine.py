@@ -1,0 +1,136 @@
+"""The model itself: an onnxruntime session that agrees with its signature, and runs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .cpus import available, quota
+from .faults import Refused, StartError
+from .signature import DTYPES, Signature, Tensor, quote
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # onnxruntime reads it while it is imported
+import onnxruntime
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+VERSION: str = onnxruntime.__version__
+_GUESSES = (1, 16, 64, 224)
+_log = logging.getLogger("modelpack.server")
+
+
+class Engine:
+    """One session; `run` may be called from several threads at once.
+
+    Args:
+        path: The ONNX file.
+        signature: What the model must take and give.
+        threads: Threads of one inference; None takes what this process may use.
+
+    Raises:
+        StartError: When the file cannot be loaded or is not what its signature says.
+    """
+
+    def __init__(self, path: Path, signature: Signature, threads: int | None = None) -> None:
+        self.signature = signature
+        self.threads = threads or available()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4  # failures come back as exceptions; what is logged twice is noise
+        if quota() is not None:  # a spinning thread burns the quota that the working ones need
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # noqa: BLE001 - the runtime's exceptions share no other parent
+            raise StartError(f"{path} cannot be loaded: {_reason(error)}") from None
+        _compare("input", signature.inputs, self.session.get_inputs())
+        _compare("output", signature.outputs, self.session.get_outputs())
+        self.names = list(signature.outputs)
+
+    def run(self, feed: Mapping[str, np.ndarray], options: Any = None) -> dict[str, np.ndarray]:
+        """Run the model on checked inputs, row by row when it was built for exactly one row.
+
+        Raises:
+            Refused: 400 when the model refuses these values, such as an index beyond its table.
+        """
+        try:
+            if not self.signature.splits or next(iter(feed.values())).shape[0] == 1:
+                return dict(zip(self.names, self.session.run(self.names, feed, options), strict=True))
+            rows = range(next(iter(feed.values())).shape[0])
+            each = [
+                self.session.run(self.names, {name: array[row : row + 1] for name, array in feed.items()}, options)
+                for row in rows
+            ]
+            return {
+                name: np.concatenate(parts) for name, parts in zip(self.names, zip(*each, strict=True), strict=True)
+            }
+        except InvalidArgument as error:
+            raise Refused(400, f"the model refuses these values: {_reason(error)}") from None
+
+    def warm_up(self) -> None:
+        """Run twice on the smallest inputs, so that the first client finds memory allocated and kernels chosen.
+
+        Raises:
+            StartError: When the model cannot run at all.
+        """
+        free = any(isinstance(size, str) for tensor in self.signature.inputs.values() for size in tensor.shape[1:])
+        reason = ""
+        for size in _GUESSES if free else _GUESSES[:1]:
+            feed = {name: _smallest(tensor, size) for name, tensor in self.signature.inputs.items()}
+            try:
+                self.run(feed)
+                self.run(feed)
+            except Exception as error:  # noqa: BLE001 - whatever the runtime raises, the reason is kept
+                reason = _reason(error)
+            else:
+                return
+        if not free:
+            raise StartError(f"the model does not run: {reason}")
+        _log.warning("no warm-up: the model runs on none of the sizes %s: %s", _GUESSES, reason)
+
+
+def stoppable() -> Any:
+    """Give options for one run; setting their `terminate` ends it from another thread."""
+    return onnxruntime.RunOptions()
+
+
+def _smallest(tensor: Tensor, size: int) -> np.ndarray:
+    value = 0 if tensor.range is None else min(max(0, tensor.range[0]), tensor.range[1])
+    free = [wanted if isinstance(wanted, int) else size if axis else 1 for axis, wanted in enumerate(tensor.shape)]
+    return np.full(free, value, tensor.dtype)
+
+
+def _compare(role: str, tensors: Mapping[str, Tensor], nodes: list[Any]) -> None:
+    found = {node.name: node for node in nodes}
+    missing = set(found) - set(tensors) if role == "input" else set()
+    wrong = sorted((set(tensors) - set(found)) | missing)
+    if wrong:
+        raise StartError(
+            f"the signature and the model disagree on {quote(wrong)}: the model's {role}s are {quote(found)}"
+        )
+    for name, tensor in tensors.items():
+        node = found[name]
+        if node.type != DTYPES[tensor.dtype]:
+            raise StartError(f"{role} {name!r} is {tensor.dtype} in the signature but {node.type} in the model")
+        shape = list(node.shape)
+        fits = len(shape) == len(tensor.shape) and all(
+            have == want or not isinstance(have, int) or isinstance(want, str)
+            for have, want in zip(shape, tensor.shape, strict=True)
+        )
+        if not fits and (shape or role == "input"):
+            raise StartError(f"{role} {name!r} has shape {tensor.wanted} in the signature but {shape} in the model")
+
+
+def _reason(error: Exception) -> str:
+    """Keep what onnxruntime says about the fault, without its source paths and its code's own names."""
+    text = " ".join(str(error).split())
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text).rpartition("Status Message: ")[2]
+    return re.sub(r"\S*/onnxruntime_src/\S+(?: [\w:<>]+\([^)]*\))?\s*", "", text)[:300] or type(error).__name__

@@ -1,0 +1,155 @@
+"""One HTTP exchange: reading a request with limits, choosing a media type, sending an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+import orjson
+
+from .faults import Disconnected, Refused
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+_SAFE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+_LINGER_SECONDS, _LINGER_BYTES = 2.0, 64 * 2**20
+
+
+@dataclass
+class Response:
+    """An answer before it is sent."""
+
+    status: int
+    body: bytes
+    media: str = "application/json"
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+def as_json(content: Any, status: int = 200, **headers: str) -> Response:
+    """Answer with a JSON value."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Response(status, orjson.dumps(content), headers=named)
+
+
+class Request:
+    """What arrived: method, path, headers, and the body as it comes."""
+
+    __slots__ = ("_headers", "_receive", "arrived", "gone", "id", "method", "path", "unread")
+
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        self.arrived = perf_counter()
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self._headers: dict[bytes, bytes] = dict(scope["headers"])
+        self._receive = receive
+        self.gone: Callable[[], bool] = scope.get("modelpack.gone", _never)
+        self.unread = self._headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in self._headers
+        given = self.header("x-request-id")
+        self.id = given if _SAFE_ID.fullmatch(given) else os.urandom(12).hex()
+
+    def header(self, name: str) -> str:
+        """Give a header's value, or an empty text."""
+        return self._headers.get(name.encode(), b"").decode("latin-1").strip()
+
+    @property
+    def media(self) -> str:
+        """The body's media type, without parameters; a charset other than UTF-8 is refused."""
+        media, _, parameters = self.header("content-type").partition(";")
+        charset = re.search(r"charset\s*=\s*\"?([^\s;\"]+)", parameters, re.IGNORECASE)
+        if charset and charset[1].lower() not in ("utf-8", "utf8", "us-ascii"):
+            raise Refused(415, f"the charset {charset[1][:40]!r} is not UTF-8")
+        return media.strip().lower()
+
+    async def body(self, limit: int, seconds: float) -> bytes:
+        """Read the whole body.
+
+        Raises:
+            Refused: 413 beyond `limit` bytes, 408 after `seconds`.
+            Disconnected: When the client leaves in the middle.
+        """
+        length = self.header("content-length")
+        if length and int(length) > limit:
+            raise Refused(413, f"the body has {length} bytes, and the limit is {limit}")
+        parts, size = [], 0
+        try:
+            async with asyncio.timeout(seconds):
+                while True:
+                    message = await self._receive()
+                    if message["type"] != "http.request":
+                        raise Disconnected
+                    parts.append(message.get("body", b""))
+                    size += len(parts[-1])
+                    self.unread = message.get("more_body", False)
+                    if size > limit:
+                        raise Refused(413, f"the body is larger than the limit of {limit} bytes")
+                    if not self.unread:
+                        return parts[0] if len(parts) == 1 else b"".join(parts)
+        except TimeoutError:
+            raise Refused(408, f"the body did not arrive within {seconds:g} seconds") from None
+
+    async def discard(self) -> None:
+        """Let a client that is still sending see its answer: a socket closed over unread bytes is reset."""
+        left = _LINGER_BYTES
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER_SECONDS):
+                while left > 0:
+                    message = await self._receive()
+                    if message["type"] != "http.request" or not message.get("more_body", False):
+                        return
+                    left -= len(message["body"])
+
+
+def _never() -> bool:
+    return False
+
+
+async def respond(request: Request, response: Response, send: Send, *, close: bool) -> None:
+    """Send an answer; one that comes before the end of the request's body closes the connection."""
+    close = close or request.unread
+    headers = [
+        (b"content-type", response.media.encode()),
+        (b"content-length", str(len(response.body)).encode()),
+        (b"x-request-id", request.id.encode()),
+        *((name.encode(), value.encode("latin-1", "replace")) for name, value in response.headers.items()),
+    ]
+    if response.status == 204:
+        headers = headers[2:]
+    if close:
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
+    if request.unread:
+        await send({"type": "http.response.body", "body": response.body, "more_body": True})
+        await request.discard()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+    else:
+        await send({"type": "http.response.body", "body": response.body, "more_body": False})
+
+
+def preferred(accept: str, offers: tuple[str, ...]) -> str:
+    """Choose the offer that an Accept header likes best; the first one wins ties, and when nothing fits.
+
+    >>> preferred("text/html,*/*;q=0.8", ("application/json", "text/html"))
+    'text/html'
+    >>> preferred("*/*", ("application/json", "text/html"))
+    'application/json'
+    """
+    if accept in ("", "*/*", offers[0]):
+        return offers[0]
+    weights: dict[str, float] = {}
+    for part in accept.lower().split(","):
+        media, *parameters = (piece.strip() for piece in part.split(";"))
+        quality = next((text[2:] for text in parameters if text.startswith("q=")), "1")
+        weights[media] = float(quality) if re.fullmatch(r"[01](\.\d{0,3})?", quality) else 0.0
+
+    def liking(offer: str) -> float:
+        return weights.get(offer, weights.get(f"{offer.partition('/')[0]}/*", weights.get("*/*", 0.0)))
+
+    return max(offers, key=liking)

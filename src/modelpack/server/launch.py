@@ -1,0 +1,149 @@
+"""From settings to a process that listens, loads, serves, drains and ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+
+from .app import App
+from .faults import StartError
+from .wire import Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import FrameType
+
+    from .settings import Settings
+
+_log = logging.getLogger("modelpack.server")
+
+
+class Server(uvicorn.Server):
+    """A uvicorn server that answers while its model loads, and drains before it stops.
+
+    SIGTERM: readiness turns 503 and connections close after their answers, new work is still served for the drain
+    delay, then what is in flight finishes. Ctrl-C does the same without the delay. A second signal ends it at once.
+    """
+
+    def __init__(self, app: App, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.app = app
+        self.signal = 0
+        self.failure: StartError | None = None
+        self._stop_at: float | None = None
+        self._loading: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen first, so that probes get answers, then load."""
+        await super().startup(sockets)
+        self._loading = asyncio.create_task(self._load())
+
+    async def _load(self) -> None:
+        try:
+            await self.app.load()
+        except StartError as error:
+            self.failure = error
+            self.should_exit = True
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
+        """Begin to drain; on a second signal, stop waiting."""
+        if self._stop_at is not None:
+            self.should_exit = self.force_exit = True
+            return
+        self.signal = sig
+        delay = self.app.settings.drain_delay if sig == signal.SIGTERM else 0.0
+        self._stop_at = time.monotonic() + delay
+        self.app.drain()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Stop when the drain delay is over."""
+        if self._stop_at is not None and time.monotonic() >= self._stop_at:
+            self.app.stop()
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+
+def launch(settings: Settings, card: Mapping[str, Any] | None = None) -> int:
+    """Serve until a signal.
+
+    Args:
+        settings: Where and within which limits.
+        card: The model card; None reads `card.json`, where there is one.
+
+    Returns:
+        0 after SIGTERM, 130 after Ctrl-C.
+
+    Raises:
+        StartError: When the model cannot be served or the port cannot be had.
+    """
+    _log_to_stderr()
+    app = App(settings, _read_card(Path(settings.model)) if card is None else card)
+    server = Server(app, _config(app))
+    with _listen(settings.host, settings.port) as listener:
+        address, port = listener.getsockname()[:2]
+        shown = f"[{address}]" if ":" in address else address
+        _log.info("serving %s %s on http://%s:%d", *app.labels.values(), shown, port)
+        server.run(sockets=[listener])
+    app.close()
+    if server.failure is not None:
+        raise server.failure
+    _log.info("stopped")
+    return 130 if server.signal == signal.SIGINT else 0
+
+
+def _config(app: App) -> uvicorn.Config:
+    settings = app.settings
+    return uvicorn.Config(
+        app,
+        http=Protocol,
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        workers=1,
+        log_config=None,
+        log_level=logging.ERROR,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=settings.idle_timeout,
+        timeout_graceful_shutdown=settings.drain_timeout,
+    )
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except (OSError, UnicodeError) as error:
+        raise StartError(f"cannot listen on {host}:{port}: {error}") from None
+
+
+def _read_card(folder: Path) -> dict[str, Any]:
+    path = folder / "card.json"
+    try:
+        card = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise StartError(f"the model card {path} cannot be read: {error}") from None
+    if not isinstance(card, dict):
+        raise StartError(f"the model card {path} is not a JSON object")
+    return card
+
+
+def _log_to_stderr() -> None:
+    if not _log.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        _log.addHandler(handler)
+        _log.setLevel(logging.INFO)
+        _log.propagate = False

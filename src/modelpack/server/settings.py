@@ -1,0 +1,86 @@
+"""Where the server listens and every limit it keeps, from arguments and the environment."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import TYPE_CHECKING, Any, Self
+
+from .faults import StartError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PORTS = ("MODELPACK_PORT", "AIP_HTTP_PORT", "SAGEMAKER_BIND_TO_PORT", "PORT")
+
+
+def _limit(default: float, least: float, help_text: str) -> Any:
+    return dataclasses.field(default=default, metadata={"least": least, "help": help_text})
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Every field but `port` and `threads` is also an environment variable: `max_body` is `MODELPACK_MAX_BODY`."""
+
+    model: str = "/opt/modelpack/model"
+    host: str = "0.0.0.0"  # noqa: S104 - a container is reached from outside; its network decides from where
+    port: int = 8080
+    threads: int | None = None
+    concurrency: int = _limit(1, 1, "inferences that run at once")
+    queue: int = _limit(64, 0, "requests that may wait for an inference; more are answered 429")
+    max_body: int = _limit(32 * 2**20, 1, "bytes of a request body")
+    max_rows: int = _limit(4096, 1, "rows in one request")
+    max_head: int = _limit(16384, 256, "bytes of a request line with its headers")
+    max_connections: int = _limit(1024, 1, "open connections")
+    head_timeout: float = _limit(10.0, 0.05, "seconds for a client to send its request line and headers")
+    body_timeout: float = _limit(30.0, 0.05, "seconds for a client to send its body")
+    idle_timeout: int = _limit(75, 1, "seconds that an idle connection is kept")
+    deadline: float = _limit(60.0, 0.001, "seconds from a request's arrival to its answer; later is 504")
+    drain_delay: float = _limit(1.0, 0.0, "seconds after SIGTERM in which new work is still served")
+    drain_timeout: int = _limit(25, 1, "seconds that work in flight gets to finish after that")
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str] | None = None, **given: Any) -> Self:
+        """Take each setting from `given` unless None, then from the environment, then from its default.
+
+        Raises:
+            StartError: For a value that is no number or is too small.
+        """
+        environ = os.environ if environ is None else environ
+        values: dict[str, Any] = {}
+        for field in dataclasses.fields(cls):
+            name = f"MODELPACK_{field.name.upper()}"
+            if field.name == "port":
+                name = next((candidate for candidate in PORTS if environ.get(candidate)), name)
+            if given.get(field.name) is not None:
+                values[field.name] = given[field.name]
+            elif environ.get(name):
+                values[field.name] = _parse(name, environ[name], field)
+        settings = cls(**values)
+        if not 0 <= settings.port <= 65535:
+            raise StartError(f"the port is {settings.port}: give one from 1 to 65535, or 0 for any free one")
+        if settings.threads is not None and settings.threads < 1:
+            raise StartError(f"{settings.threads} threads cannot run a model: give 1 or more")
+        return settings
+
+
+def _parse(name: str, text: str, field: dataclasses.Field[Any]) -> Any:
+    if field.type == "str":
+        return text
+    kind = float if field.type == "float" else int
+    try:
+        value = kind(text)
+    except ValueError:
+        raise StartError(f"{name}={text!r} is not a {'whole ' if kind is int else ''}number") from None
+    least = field.metadata.get("least", 0)
+    if not least <= value < float("inf"):
+        raise StartError(f"{name}={text!r} is out of range: the least is {least}")
+    return value
+
+
+def describe() -> str:
+    """List the environment variables that set limits, one a line."""
+    limits = [field for field in dataclasses.fields(Settings) if "help" in field.metadata]
+    return "\n".join(
+        f"  MODELPACK_{field.name.upper():<16} {field.metadata['help']} (default {field.default})" for field in limits
+    )

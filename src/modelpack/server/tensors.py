@@ -1,0 +1,148 @@
+"""Turning what a client sent into exactly the tensors that the model takes, or refusing it with the reason."""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .faults import Refused
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .signature import Signature, Tensor
+
+_LEAVES: dict[str, set[type]] = {"f": {float, int}, "i": {int}, "u": {int}, "b": {bool}}
+_WORDS = {
+    dict: "an object", list: "an array", str: "a string", bool: "a boolean", int: "a whole number", float: "a number",
+    type(None): "null",
+}  # fmt: skip
+
+
+def from_json(value: Any, tensor: Tensor) -> np.ndarray:
+    """Convert nested lists of numbers, refusing ragged ones and every value that the element type cannot hold.
+
+    The lists are flattened level by level, so that memory stays in proportion to the body whatever it holds.
+    """
+    level, shape = [value], []
+    for axis in range(len(tensor.shape)):
+        if axis and not level:  # an empty dimension before: its own check names it
+            shape.append(0)
+            continue
+        strange = next((item for item in level if type(item) is not list), level)
+        if strange is not level:
+            raise Refused(
+                400,
+                f"input {tensor.name!r}: expected {len(tensor.shape)} nested arrays of shape {tensor.wanted}, "
+                f"found {_WORDS[type(strange)]} at depth {axis}",
+            )
+        sizes = set(map(len, level))
+        if len(sizes) > 1:
+            raise Refused(
+                400,
+                f"input {tensor.name!r} is ragged: at depth {axis + 1} there are arrays of {min(sizes)} and of "
+                f"{max(sizes)} values (expected shape {tensor.wanted})",
+            )
+        shape.append(sizes.pop())
+        level = list(chain.from_iterable(level))
+    return _leaves(level, shape, tensor)
+
+
+def _leaves(level: list[Any], shape: list[int], tensor: Tensor) -> np.ndarray:
+    allowed = _LEAVES[np.dtype(tensor.dtype).kind]
+    if not set(map(type, level)) <= allowed:
+        index, strange = next((at, item) for at, item in enumerate(level) if type(item) not in allowed)
+        place = [int(axis) for axis in np.unravel_index(index, shape)] if shape else []
+        raise Refused(
+            400,
+            f"input {tensor.name!r}: expected {tensor.dtype}, found {_WORDS[type(strange)]} at {place}"
+            + (f"; more than {len(shape)} nested arrays" if isinstance(strange, list) else ""),
+        )
+    if allowed == {int} and level:
+        _within(min(level), max(level), tensor)
+    wide = np.array(level, dtype=np.float64 if allowed == {float, int} else tensor.dtype)
+    return _narrow(wide, tensor).reshape(shape)
+
+
+def from_array(array: np.ndarray, tensor: Tensor) -> np.ndarray:
+    """Convert an array of another element type where no value changes its meaning; NaN and infinity may pass."""
+    kind, target = array.dtype.kind, np.dtype(tensor.dtype)
+    if kind not in {"f": "fiu", "i": "iu", "u": "iu", "b": "b"}[target.kind]:
+        raise Refused(400, f"input {tensor.name!r}: expected {tensor.dtype}, got {array.dtype.name}")
+    if target.kind in "iu" and array.size:
+        _within(int(array.min()), int(array.max()), tensor)
+    return _narrow(array, tensor)
+
+
+def check_ranges(array: np.ndarray, tensor: Tensor) -> None:
+    """Refuse whole numbers outside the declared range: they are indices, which must not point beyond a table."""
+    if array.dtype.kind in "iu" and array.size and tensor.range is not None:
+        _within(int(array.min()), int(array.max()), tensor)
+
+
+def _within(low: int, high: int, tensor: Tensor) -> None:
+    limits = np.iinfo(tensor.dtype)
+    least, most = limits.min, limits.max
+    if tensor.range is not None:
+        least, most = max(least, int(tensor.range[0])), min(most, int(tensor.range[1]))
+    if low < least or high > most:
+        raise Refused(
+            400,
+            f"input {tensor.name!r}: {low if low < least else high} is outside {least} to {most} ({tensor.dtype})",
+        )
+
+
+def _narrow(wide: np.ndarray, tensor: Tensor) -> np.ndarray:
+    with np.errstate(over="ignore", invalid="ignore"):
+        narrow = wide.astype(tensor.dtype, copy=False)
+    if wide.dtype != narrow.dtype and narrow.dtype.kind == "f":
+        lost = np.isinf(narrow) & np.isfinite(wide)
+        if lost.any():
+            raise Refused(400, f"input {tensor.name!r}: {wide[lost].flat[0]:g} is too large for {tensor.dtype}")
+    return np.require(narrow, requirements=["C", "A"])
+
+
+def check(feed: Mapping[str, np.ndarray], signature: Signature, max_rows: int) -> int:
+    """Compare shapes with the signature, named dimensions across inputs included.
+
+    Returns:
+        The number of rows: the size of the first dimension.
+
+    Raises:
+        Refused: Naming the input, what was expected and what came.
+    """
+    named: dict[str, tuple[int, str]] = {}
+    rows = 1
+    for name, array in feed.items():
+        tensor = signature.inputs[name]
+        got = list(array.shape)
+        if len(got) != len(tensor.shape):
+            raise Refused(400, f"input {name!r}: expected shape {tensor.wanted}, got {got}")
+        if got and got[0] > max_rows:
+            raise Refused(400, f"input {name!r}: {got[0]} rows, and the limit for one request is {max_rows}")
+        for axis, (want, size) in enumerate(zip(tensor.shape, got, strict=True)):
+            if isinstance(want, str):
+                known, other = named.setdefault(want, (size, name))
+                if known != size:
+                    raise Refused(400, f"{want!r} is {known} in input {other!r} but {size} in input {name!r}")
+            elif want != size and not (axis == 0 and signature.splits and size > 0):
+                raise Refused(400, _misfit(tensor, axis, want, got, signature))
+            if size == 0 and want != 0:
+                raise Refused(400, f"input {name!r}: expected shape {tensor.wanted}, got {got}, which is empty")
+        if got:
+            rows = got[0]
+    if signature.splits and len({array.shape[0] for array in feed.values()}) > 1:
+        raise Refused(400, f"the inputs have different numbers of rows: {_rows(feed)}")
+    return rows
+
+
+def _misfit(tensor: Tensor, axis: int, want: int, got: list[int], signature: Signature) -> str:
+    if axis == 0 and signature.fixed_rows is not None and list(tensor.shape[1:]) == got[1:]:
+        return f"input {tensor.name!r}: this model takes exactly {want} rows in a request, got {got[0]}"
+    return f"input {tensor.name!r}: expected shape {tensor.wanted}, got {got}"
+
+
+def _rows(feed: Mapping[str, np.ndarray]) -> str:
+    return ", ".join(f"{name!r} has {array.shape[0]}" for name, array in feed.items())
