@@ -191,6 +191,12 @@ def test_a_broken_image_is_named_with_its_row(tmp_path):
         one(tmp_path, seed=4)
 
 
+def test_formats_that_start_other_programs_are_refused(tmp_path):
+    paint(tmp_path / "p" / "a.png", 0, mode="L", format="EPS")
+    with pytest.raises(StageError, match=r"a\.png, row 1: .*cannot identify"):
+        one(tmp_path)
+
+
 def test_decompression_bombs_are_refused(tmp_path, monkeypatch):
     paint(tmp_path / "p" / "a.png", 0, size=(40, 40), mode="L")
     for limit in (1000, 100):  # Pillow warns over its limit and refuses over twice of it

@@ -34,6 +34,11 @@ def uneven():
 def wrong_batch():
     yield {'x': [1]}
     yield [1]
+def holes():
+    yield {'x': [1]}
+    yield None
+def strict():
+    return {'x': np.zeros(3).reshape(2, 2)}
 def empty():
     return iter([])
 def broken():
@@ -100,9 +105,11 @@ def test_what_cannot_apply_to_a_stream_is_an_error(base, setting):
         ("keyed", "the key 1 is a int"),
         ("uneven", "'x' 1, 'y' 2"),
         ("wrong_batch", "batch 2: it gave a list"),
+        ("holes", "batch 2: it gave None"),
+        ("strict", r"ValueError: .*\n.*made\.py:32"),
         ("empty", "no batch"),
-        ("broken", r"KeyError: 'gone'\n.*made\.py:31"),
-        ("breaks_later", r"RuntimeError: second\n.*made\.py:34"),
+        ("broken", r"KeyError: 'gone'\n.*made\.py:36"),
+        ("breaks_later", r"RuntimeError: second\n.*made\.py:39"),
     ],
 )
 def test_what_came_is_said(base, name, message):

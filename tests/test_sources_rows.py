@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from modelpack.errors import MissingError, StageError
+from modelpack.errors import MissingError, StageError, UsageError
 from modelpack.sources.image_folder import image_folder
 from modelpack.sources.npz import npz
 from modelpack.sources.python import python
@@ -142,6 +142,15 @@ def test_digest_follows_order_and_preparation(tmp_path, kind):
     variants = [{}, {"limit": 1}, {"seed": 1}, {"seed": 2}, {"batch": 7}]
     found = {opened(plugin, tmp_path, {**settings, **more}, INPUTS).digest() for more in variants}
     assert len(found) == len(variants)
+
+
+@pytest.mark.parametrize("kind", ["npz", "table", "text", "python files"])
+def test_a_file_that_is_gone_is_named(tmp_path, kind):
+    plugin, settings, counted = build(tmp_path)[kind]
+    source = opened(plugin, tmp_path, settings, INPUTS)
+    (tmp_path / counted).unlink()
+    with pytest.raises(UsageError, match=rf"{counted}: it cannot be read: No such file"):
+        source.digest()
 
 
 @pytest.mark.parametrize("kind", KINDS)

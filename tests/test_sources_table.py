@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 
 import numpy as np
 import pyarrow as pa
@@ -111,7 +111,7 @@ def test_a_bad_cell_names_file_row_and_column(path, cells, dtype, message):
         ([1.0, float("nan")], "float32", "row 2, column 'a': the value is missing"),
         ([1, None], "float32", "row 2, column 'a': the value is missing"),
         ([1, 70000], "int16", "row 2, column 'a': 70000 is no int16"),
-        ([datetime.date(2020, 1, 1)], "float32", "'a' holds date32"),
+        ([dt.date(2020, 1, 1)], "float32", "'a' holds date32"),
         ([[1.0], [2.0]], "float32", "'a' holds list"),
     ],
 )

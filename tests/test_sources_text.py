@@ -82,6 +82,19 @@ def test_settings_win_over_those_kept_in_the_tokenizer_file(base):
     assert got.tolist()[0] == [1, 1, 2, 4, 6, 3]  # how to fill is the tokenizer's own; how far is not
 
 
+def test_whole_documents_may_stand_in_a_cell(base):
+    (base / "t.csv").write_text(f"say\n{'good ' * 50_000}\n")
+    assert read(text, base, settings("t.csv", length=9), IDS)["input_ids"].tolist() == [[2, *[4] * 7, 3]]
+
+
+@pytest.mark.parametrize(
+    "more", [{"length": 2}, {"length": 1}, {"length": 3, "path": "t.csv", "column": "say", "pair": "other"}]
+)
+def test_a_length_without_room_for_text_is_refused(base, more):
+    with pytest.raises(StageError, match=r"`length: \d` leaves no room"):
+        read(text, base, {**settings("t.txt"), **more}, IDS)
+
+
 def test_pairs_and_number_labels_from_csv(base):
     got = read(text, base, settings("t.csv", pair="other", label="mark"), ALL)
     assert got["input_ids"].tolist() == [[2, 4, 1, 6, 3, 6, 3], [2, 5, 3, 7, 5, 3, 0]]

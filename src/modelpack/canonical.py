@@ -73,7 +73,7 @@ def file_digest(path: Path) -> str:
 
 def tree_digest(path: Path) -> str:
     """Hash a file, or a directory by the names and bytes of every file below it, hidden ones left out."""
-    if path.is_file():
+    if not path.is_dir():
         return file_digest(path)
     entries = {
         str(item.relative_to(path).as_posix()): file_digest(item)

@@ -59,6 +59,7 @@ def read(path: Path, column: str | None, pair: str | None, label: str | None) ->
         StageError: For a file, line or value that cannot be used, naming it.
     """
     texts: list[Text] = []
+    largest = csv.field_size_limit(2**31 - 1)  # whole documents stand in one cell
     try:
         with path.open(encoding="utf-8-sig", newline=None if path.suffix in {".txt", ".jsonl"} else "") as stream:
             for row, found in enumerate(_rows(path, stream)):
@@ -67,6 +68,8 @@ def read(path: Path, column: str | None, pair: str | None, label: str | None) ->
                 texts.append(Text(_value(found, column or _LINE, path, row), second, mark))
     except (OSError, csv.Error, UnicodeDecodeError) as error:
         raise StageError(f"it cannot be read: {error}", where=place(path, len(texts))) from error
+    finally:
+        csv.field_size_limit(largest)
     return texts
 
 

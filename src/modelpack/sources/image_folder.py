@@ -13,11 +13,11 @@ from modelpack.data import DataSource, source
 from modelpack.errors import StageError, UsageError, did_you_mean
 from modelpack.sources import pixels
 from modelpack.sources.labels import numbers
-from modelpack.sources.pixels import PixelsConfig
+from modelpack.sources.pixels import SUFFIXES, PixelsConfig
 from modelpack.sources.rows import FilePath, FolderPath, Rows, place
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from modelpack.data import Batch
     from modelpack.tensors import TensorSpec
-
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif"})
 
 
 class ImageFolderConfig(PixelsConfig):
@@ -99,9 +97,15 @@ def _list(config: ImageFolderConfig) -> _Listing:
     Raises:
         UsageError: When there are none, or names and labels do not go together.
     """
-    root = config.path.path
-    if config.labels is not None:
-        return _labelled(root, config.labels.path)
+    try:
+        if config.labels is not None:
+            return _labelled(config.path.path, config.labels.path)
+        return _by_directory(config.path.path, config.classes)
+    except OSError as error:
+        raise UsageError(f"it cannot be read: {error.strerror}", where=str(error.filename)) from error
+
+
+def _by_directory(root: Path, classes: Sequence[str] | None) -> _Listing:
     folders = sorted(item.name for item in root.iterdir() if item.is_dir() and not item.name.startswith("."))
     flat = _images(root)
     if flat and folders:
@@ -118,8 +122,8 @@ def _list(config: ImageFolderConfig) -> _Listing:
     labels: list[str] = []
     for folder in folders:
         found = _images(root / folder, deep=True)
-        if config.classes is not None and folder not in config.classes:
-            hint = did_you_mean(folder, config.classes)
+        if classes is not None and folder not in classes:
+            hint = did_you_mean(folder, classes)
             raise UsageError(f"the directory '{folder}' is not among `classes`", where=str(root), then=hint)
         if not found:
             raise UsageError("the class directory holds no image", where=str(root / folder), then="remove or fill it")

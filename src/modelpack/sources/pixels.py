@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Side = Annotated[int, Field(gt=0)]
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif"})
+# Pillow goes by content, and some of its formats start other programs.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 BACKGROUNDS = {"white": (255, 255, 255, 255), "grey": (128, 128, 128, 255), "black": (0, 0, 0, 255)}
 
 
@@ -94,7 +97,8 @@ def read(path: Path, config: PixelsConfig, dtype: str, where: str) -> NDArray[An
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            Image.init()
+            with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
                 pixels = _pixels(image, config)
     except Exception as error:
         raise StageError(f"the image cannot be used: {error}", where=where) from error

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from modelpack.tensors import TensorSpec
 
 
+_END = object()
+
+
 class PythonConfig(SourceConfig):
     """A function, what it is called with, and the files it reads."""
 
@@ -87,15 +90,16 @@ class _Called:
         """Begin anew: an iterator is spent after one reading, so that the function is called again."""
         result = self._call() if isinstance(self._kept, Iterator) else self._kept
         assert isinstance(result, Iterable)
-        return iter(result)
+        stream: Iterator[object] = _guarded(lambda: iter(result), self._where)
+        return stream
 
     def _stream(self, stream: Iterator[object]) -> Iterator[Batch]:
         import numpy as np
 
         left, number = self.config.limit, 0
         while left is None or left > 0:
-            item = _guarded(lambda: next(stream, None), self._where)
-            if item is None:
+            item = _guarded(lambda: next(stream, _END), self._where)
+            if item is _END:
                 break
             number += 1
             batch = _columns(item, f"{self._where}, batch {number}")
@@ -146,7 +150,7 @@ def _guarded(act: Any, where: str) -> Any:
     except ModelpackError:
         raise
     except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        raise StageError(
-            f"{type(error).__name__}: {error}", where=where, then=f"it failed at {last.filename}:{last.lineno}"
-        ) from error
+        # The first two frames are this function and `act`; libraries below the user's code say less than its own line.
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__)[2:] if "-packages" not in frame.filename]
+        at = f"it failed at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+        raise StageError(f"{type(error).__name__}: {error}", where=where, then=at) from error

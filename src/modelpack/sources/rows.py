@@ -14,7 +14,7 @@ from pydantic import AfterValidator
 
 from modelpack import canonical
 from modelpack.bind import InputPath
-from modelpack.errors import MissingError, StageError
+from modelpack.errors import MissingError, StageError, UsageError
 from modelpack.usercode import minor_version
 
 if TYPE_CHECKING:
@@ -136,16 +136,22 @@ class Rows:
         """Hash the source's version, its settings with the bytes of the files they name, and what prepares the rows.
 
         The batch size counts: where one batch ends decides what training and calibration compute.
+
+        Raises:
+            UsageError: When a file has become unreadable.
         """
         settings = {name: getattr(self.config, name) for name in type(self.config).model_fields}
-        return canonical.digest(
-            {
-                "source": self.plugin.name,
-                "version": self.plugin.version,
-                "needs": {name: minor_version(name) for name in self.plugin.needs},
-                "settings": {**settings, **self.facts()},
-            }
-        )
+        try:
+            return canonical.digest(
+                {
+                    "source": self.plugin.name,
+                    "version": self.plugin.version,
+                    "needs": {name: minor_version(name) for name in self.plugin.needs},
+                    "settings": {**settings, **self.facts()},
+                }
+            )
+        except OSError as error:
+            raise UsageError(f"it cannot be read: {error.strerror}", where=str(error.filename)) from error
 
 
 def place(path: object, row: int, column: str = "") -> str:

@@ -167,6 +167,11 @@ def _tokenizer(config: TextConfig) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:
         raise StageError(f"it is not a tokenizer file: {error}", where=str(path)) from error
+    special = tokenizer.num_special_tokens_to_add(config.pair is not None)
+    if config.length <= special:
+        raise StageError(
+            f"`length: {config.length}` leaves no room for text beside {special} special tokens", where=str(path)
+        )
     kept = tokenizer.padding or {}
     token = kept.get("pad_token") or next(
         (name for name in ("[PAD]", "<pad>") if tokenizer.token_to_id(name) is not None), None
