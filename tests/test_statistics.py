@@ -14,9 +14,7 @@ times = st.lists(st.floats(0.01, 1e4), min_size=10, max_size=60)
 
 def rounds(generator: np.random.Generator, median: float, count: int = 40) -> np.ndarray:
     """Timings as they look on a shared machine: a floor, a long tail, and slow moments."""
-    return median * (
-        1 + generator.gamma(2, 0.05, count) + (generator.random(count) < 0.1) * generator.random(count)
-    )
+    return median * (1 + generator.gamma(2, 0.05, count) + (generator.random(count) < 0.1) * generator.random(count))
 
 
 def test_examples_in_the_documentation_hold():
@@ -37,10 +35,7 @@ def test_equal_distributions_show_no_difference():
     held = 0
     for seed in range(200):
         generator = np.random.default_rng(seed)
-        held += (
-            statistics.ratio(rounds(generator, 3.0), rounds(generator, 3.0), seed).verdict
-            == "no difference shown"
-        )
+        held += statistics.ratio(rounds(generator, 3.0), rounds(generator, 3.0), seed).verdict == "no difference shown"
     assert held >= 180
 
 
@@ -67,9 +62,7 @@ def test_the_unit_of_time_does_not_matter_and_the_seed_fixes_the_claim(first, se
     found = statistics.ratio(one, two)
     assert found == statistics.ratio(one, two)
     scaled = statistics.ratio(unit * one, unit * two)
-    assert [scaled.value, scaled.low, scaled.high] == pytest.approx(
-        [found.value, found.low, found.high], rel=1e-6
-    )
+    assert [scaled.value, scaled.low, scaled.high] == pytest.approx([found.value, found.low, found.high], rel=1e-6)
     assert found.low <= found.high
 
 

@@ -29,7 +29,7 @@ Timer = Callable[[], float]
 Bind = Callable[["Mapping[str, NDArray[Any]]"], Timer]
 """Makes a timer of a model's feed."""
 
-_TURN_MS = 5.0
+_TURN_MS = 20.0
 _MOST_CALLS = 50
 _SLOW_MS = 100.0
 _NO_SPINNING = {"session.force_spinning_stop": "1"}
@@ -143,7 +143,7 @@ def interleave(
 ) -> list[Series]:
     """Let models take turns: in every round each is measured once, in an order that rotates.
 
-    A turn is a burst of calls of about 5 ms, one for slower models; its median is the round's figure. Below 100 ms
+    A turn is a burst of calls of about 20 ms, 50 at most; its median is the round's figure. Below 100 ms
     the first call of a turn is not counted: it pays for what the other models left in the caches.
 
     Args:
