@@ -62,15 +62,16 @@ def references(config: StageConfig) -> list[tuple[str, str, StepName | DataName]
     """List the settings that name a step or a data entry: field, name, mark. Optional and listed ones count too."""
     found = []
     for key, info in type(config).model_fields.items():
-        mark = next((mark for mark in _marks(info.annotation, info.metadata)), None)
+        mark = next((mark for mark in marks(info.annotation, info.metadata)), None)
         value = getattr(config, key)
         if mark is not None and value is not None:
             found += [(key, item, mark) for item in (value if isinstance(value, (list, tuple)) else [value])]
     return found
 
 
-def _marks(annotation: Any, metadata: Sequence[Any] = ()) -> list[StepName | DataName]:
-    marks = [item for item in metadata if isinstance(item, (StepName, DataName))]
+def marks(annotation: Any, metadata: Sequence[Any] = ()) -> list[StepName | DataName]:
+    """Find the marks of a field's type, wherever in it they stand."""
+    found = [item for item in metadata if isinstance(item, (StepName, DataName))]
     for arm in (*getattr(annotation, "__metadata__", ()), *getattr(annotation, "__args__", ())):
-        marks += [arm] if isinstance(arm, (StepName, DataName)) else _marks(arm)
-    return marks
+        found += [arm] if isinstance(arm, (StepName, DataName)) else marks(arm)
+    return found
