@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from modelpack import engine, recipe
 from modelpack.errors import MissingError, StageError, UsageError
+from modelpack.events import StepStarted
 from modelpack.sources.image_folder import image_folder
 from modelpack.sources.npz import npz
 from modelpack.sources.python import python
@@ -21,7 +23,9 @@ from modelpack.sources.random import random
 from modelpack.sources.rows import Columns, Rows
 from modelpack.sources.table import table
 from modelpack.sources.text import text
+from modelpack.store import Store
 from sources import opened, read, rows, spec
+from tiny import lines
 
 
 def numbered(count: int, **settings) -> Rows:
@@ -196,9 +200,26 @@ sys.exit(f"imported {{heavy}}" if heavy else 0)
     ("kind", "package", "extra"),
     [("image_folder", "PIL", "images"), ("table", "pyarrow", "tables"), ("text", "tokenizers", "text")],
 )
-def test_a_missing_package_names_its_extra(tmp_path, monkeypatch, kind, package, extra):
+def test_a_missing_package_names_its_extra_when_imported(tmp_path, monkeypatch, kind, package, extra):
     plugin, settings, _ = build(tmp_path)[kind]
     assert list(plugin.needs.values()) == [extra]
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingError, match=rf"pip install 'modelpack\[{extra}\]'"):
         read(plugin, tmp_path, settings, INPUTS)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_missing_package_is_found_before_the_first_stage_unless_all_is_done(folder, monkeypatch):
+    def run(events):
+        desk = engine.open_desk(recipe.load(folder / "recipe.yaml", ()), Store(folder / "store"), "cpu")
+        return engine.run(desk, events.append)
+
+    monkeypatch.setitem(vars(lines), "needs", {"no-such-distribution": "images"})
+    events = []
+    with pytest.raises(MissingError, match=r"'lines' needs no-such-distribution\n.*modelpack\[images\]"):
+        run(events)
+    assert not any(isinstance(event, StepStarted) for event in events)
+    monkeypatch.setitem(vars(lines), "needs", {"numpy": "images"})
+    run(events)
+    monkeypatch.setitem(vars(lines), "needs", {"no-such-distribution": "images"})
+    assert run(events).status == "succeeded"

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from modelpack.bind import config_type
+from modelpack.errors import MissingError
+from modelpack.usercode import minor_version
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -74,6 +76,18 @@ class Source(Generic[C]):
     needs: Mapping[str, str]
     synthetic: bool
     summary: str
+
+    def require(self) -> None:
+        """Check, without importing anything, that the distributions it needs are installed.
+
+        Raises:
+            MissingError: For one that is not, naming the extra that brings it.
+        """
+        for distribution, extra in self.needs.items():
+            if minor_version(distribution) == "absent":
+                raise MissingError(
+                    f"the data source '{self.name}' needs {distribution}", then=f"pip install 'modelpack[{extra}]'"
+                )
 
 
 def source(

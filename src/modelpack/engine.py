@@ -55,6 +55,8 @@ def preflight(desk: Desk, planned: Sequence[PlannedStep]) -> None:
         for name in item.step.data:
             desk.digest(name)
         if item.artifact is None or item.why:
+            for name in item.step.data:
+                desk.recipe.data[name].source.require()
             outside = Outside(desk.device, {name: desk.data(name) for name in item.step.data})
             item.step.stage.preflight(item.step.config, outside)
 
