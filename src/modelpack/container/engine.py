@@ -1,0 +1,198 @@
+"""The Docker engine, through its SDK: builds from a Dockerfile, loads archives, exports images."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from modelpack.container.dockerfile import render
+from modelpack.container.layers import Entry, chunks
+from modelpack.errors import MissingError, StageError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import docker
+
+    from modelpack.container.plan import ImageContents
+
+
+@contextlib.contextmanager
+def engine() -> Iterator[docker.DockerClient]:
+    """Connect to the engine that DOCKER_HOST names, or to the local one.
+
+    Raises:
+        MissingError: When none answers.
+        StageError: When it fails at what it is asked.
+    """
+    import docker
+    import docker.errors
+    import requests
+
+    try:
+        client = docker.from_env(timeout=600)
+        client.ping()
+    except (docker.errors.DockerException, requests.RequestException) as error:
+        raise MissingError(
+            f"no Docker engine answers: {error}",
+            then="start Docker, set DOCKER_HOST, or use --builder oci, which needs none",
+        ) from error
+    with contextlib.closing(client):
+        try:
+            yield client
+        except docker.errors.BuildError as error:
+            lines = [str(item.get("stream", "")).strip() for item in error.build_log if isinstance(item, dict)]
+            tail = "\n  ".join(line for line in lines[-8:] if line)
+            raise StageError(f"docker build failed: {error.msg}", then=tail) from error
+        except docker.errors.APIError as error:
+            raise StageError(f"the Docker engine refused: {error.explanation or error}") from error
+        except requests.RequestException as error:
+            raise MissingError(f"the Docker engine stopped answering: {error}") from error
+
+
+def ready() -> None:
+    """Check that an engine answers.
+
+    Raises:
+        MissingError: When none does.
+    """
+    with engine():
+        pass
+
+
+def present(image: str) -> bool:
+    """Tell whether the engine has an image, by id or name.
+
+    Raises:
+        MissingError: When no engine answers.
+    """
+    import docker.errors
+
+    with engine() as client:
+        try:
+            client.images.get(image)
+        except docker.errors.ImageNotFound:
+            return False
+        return True
+
+
+def export(name: str, path: Path) -> None:
+    """Write an image of the engine into a docker archive.
+
+    Raises:
+        MissingError: When no engine answers.
+        UsageError: When it has no such image.
+    """
+    if not present(name):
+        raise UsageError(
+            "the Docker engine has no such image", where=f"docker-daemon:{name}", then=f"docker pull {name}"
+        )
+    with engine() as client, path.open("wb") as stream:
+        for piece in client.images.get(name).save():
+            stream.write(piece)
+
+
+def load(archive: Path) -> str:
+    """Load an archive; gives the id that the engine shows.
+
+    Raises:
+        MissingError: When no engine answers.
+        StageError: When it refuses the archive.
+    """
+    with engine() as client, archive.open("rb") as stream:
+        images = client.images.load(stream)
+    if len(images) != 1:
+        raise StageError(f"the Docker engine loaded {len(images)} images", where=str(archive))
+    return str(images[0].id)
+
+
+def describe(image: str) -> dict[str, Any]:
+    """Give what the engine knows of an image: Id, Config, RootFS, Architecture and more.
+
+    Raises:
+        MissingError: When no engine answers.
+        StageError: When it has no such image.
+    """
+    with engine() as client:
+        return dict(client.images.get(image).attrs)
+
+
+def summary(image: str, tag: str) -> dict[str, Any]:
+    """Describe an image of the engine as JSON, like `oci.Image.summary`.
+
+    Raises:
+        MissingError: When no engine answers.
+        StageError: When it has no such image.
+    """
+    known = describe(image)
+    return {
+        "id": known["Id"],
+        "tag": tag,
+        "platform": f"{known['Os']}/{known['Architecture']}",
+        "size": known["Size"],
+        "layers": [{"diff_id": item} for item in known["RootFS"]["Layers"]],
+    }
+
+
+def build(contents: ImageContents, base: str, tag: str, template: Path, scratch: Path) -> str:
+    """Build an image with the engine's classic builder.
+
+    Args:
+        contents: The image.
+        base: Name that the engine knows the base by.
+        tag: Name for the result.
+        template: A Dockerfile with words in double braces, see ``Dockerfile.template``.
+        scratch: Directory for the build context.
+
+    Returns:
+        The id that the engine gives it.
+
+    Raises:
+        MissingError: When no engine answers.
+        StageError: When a step of the Dockerfile fails.
+        UsageError: When the template has an unknown word.
+    """
+    dockerfile = render(template.read_text("utf-8"), contents, base, str(template))
+    context = scratch / "context.tar"
+    with context.open("wb") as stream:
+        for piece in chunks(_context(contents, dockerfile, scratch)):
+            stream.write(piece)
+    with engine() as client, context.open("rb") as stream:
+        # rm and forcerm: a failed step would leave its container behind
+        image, _ = client.images.build(
+            fileobj=stream, custom_context=True, dockerfile="Dockerfile", tag=tag, rm=True, forcerm=True, pull=False
+        )
+    return str(image.id)
+
+
+def _context(contents: ImageContents, dockerfile: str, scratch: Path) -> list[Entry]:
+    files = [Entry("Dockerfile", dockerfile.encode())]
+    for layer in contents.layers:
+        path = scratch / f"{layer.name}.tar"
+        with path.open("wb") as stream:
+            for piece in chunks(layer.entries, layer.epoch):
+                stream.write(piece)
+        files.append(Entry(path.name, path))
+    return files
+
+
+def push(image: str, target: str) -> str:
+    """Push an image of the engine to a registry; gives the reference with its digest.
+
+    Raises:
+        MissingError: When no engine or registry answers.
+        StageError: When the push fails.
+    """
+    from modelpack.container.reference import ImageName
+
+    name = ImageName.parse(target)
+    repository = f"{name.registry}/{name.repository}"
+    digest = ""
+    with engine() as client:
+        client.images.get(image).tag(repository, tag=name.tag)
+        for line in client.images.push(repository, tag=name.tag, stream=True, decode=True):
+            if "error" in line:
+                raise StageError(f"docker push failed: {line['error']}", where=target)
+            digest = (line.get("aux") or {}).get("Digest", digest)
+    return str(ImageName(name.registry, name.repository, name.tag, digest))

@@ -1,0 +1,185 @@
+"""How images are named: registry references, and the places a base can come from."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic_core import core_schema
+
+from modelpack import canonical
+from modelpack.errors import UsageError
+
+if TYPE_CHECKING:
+    from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationInfo
+    from pydantic.json_schema import JsonSchemaValue
+
+FILES = ("oci", "oci-archive", "docker-archive", "rootfs")
+SCHEMES = ("docker", "docker-daemon", *FILES)
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_PART = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
+_REPOSITORY = re.compile(rf"{_PART}(?:/{_PART})*")
+_REGISTRY = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9a-fA-F:]+\])(?::\d{1,5})?")
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+
+
+@dataclass(frozen=True)
+class ImageName:
+    """A registry reference, written out in full.
+
+    >>> print(ImageName.parse("python:3.11-slim"))
+    docker.io/library/python:3.11-slim
+
+    Attributes:
+        registry: Host and port, ``docker.io`` when the user named none.
+        repository: Path in the registry.
+        tag: Tag, ``latest`` when the user gave neither tag nor digest.
+        digest: ``sha256:…`` of a manifest, or empty.
+    """
+
+    registry: str
+    repository: str
+    tag: str
+    digest: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> ImageName:
+        """Read ``[registry/]repository[:tag][@sha256:…]``.
+
+        Raises:
+            UsageError: When it is no such reference.
+        """
+        rest, _, digest = text.partition("@")
+        head, slash, tail = rest.partition("/")
+        named = bool(slash) and ("." in head or ":" in head or head == "localhost")
+        registry, path = (head, tail) if named else ("docker.io", rest)
+        repository, colon, tag = path.partition(":")
+        tag = tag if colon else "" if digest else "latest"
+        if registry == "docker.io" and "/" not in repository:
+            repository = f"library/{repository}"
+        right = (
+            _REGISTRY.fullmatch(registry)
+            and _REPOSITORY.fullmatch(repository)
+            and (_TAG.fullmatch(tag) or (digest and not colon))
+            and (not digest or DIGEST.fullmatch(digest))
+        )
+        if not right:
+            raise UsageError(f"'{text}' is no image reference", then="write [registry/]name[:tag][@sha256:…]")
+        return cls(registry, repository, tag, digest)
+
+    @property
+    def loopback(self) -> bool:
+        """Whether the registry is this machine, which is spoken to without TLS."""
+        host = self.registry.rpartition(":")[0] if re.search(r":\d+$", self.registry) else self.registry
+        try:
+            return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+        except ValueError:
+            return False
+
+    def __str__(self) -> str:
+        tag = f":{self.tag}" if self.tag else ""
+        return f"{self.registry}/{self.repository}{tag}{f'@{self.digest}' if self.digest else ''}"
+
+
+@dataclass(frozen=True)
+class BaseRef:
+    """Where a base image comes from.
+
+    Attributes:
+        scheme: One of `SCHEMES`.
+        name: Registry reference, engine's image name, or the file's name as the user wrote it.
+        path: The file or directory, for those schemes.
+        tag: Which image inside a file that holds several; empty for the only one.
+    """
+
+    scheme: str
+    name: str
+    path: Path | None = None
+    tag: str = ""
+
+    @classmethod
+    def parse(cls, text: str, base: Path | None = None) -> BaseRef:
+        """Read the place of a base.
+
+        Args:
+            text: ``docker://REF``, ``oci:DIR``, ``oci-archive:FILE``, ``docker-daemon:NAME``, ``docker-archive:FILE``,
+                ``rootfs:FILE.tar`` or a bare registry reference.
+            base: Directory that file names are relative to; the working directory when absent.
+
+        Raises:
+            UsageError: When it is none of them or the file does not exist.
+        """
+        scheme, colon, rest = text.strip().partition(":")
+        if not colon or scheme not in SCHEMES or (scheme == "docker" and not rest.startswith("//")):
+            ImageName.parse(text.strip())
+            return cls("docker", text.strip())
+        if scheme == "docker":
+            ImageName.parse(rest[2:])
+            return cls("docker", rest[2:])
+        if scheme == "docker-daemon":
+            if not rest:
+                raise UsageError("'docker-daemon:' names no image", then="write docker-daemon:NAME[:TAG]")
+            return cls(scheme, rest)
+        return cls._file(scheme, rest, base or Path())
+
+    @classmethod
+    def _file(cls, scheme: str, rest: str, base: Path) -> BaseRef:
+        path, tag = base / Path(rest).expanduser(), ""
+        if not path.exists() and scheme != "rootfs" and ":" in rest:
+            name, _, tag = rest.rpartition(":")
+            path = base / Path(name).expanduser()
+        if not rest or not path.exists():
+            raise UsageError(f"no such file or directory: {base / rest}", where=f"base {scheme}:{rest}")
+        if (scheme == "oci") != path.is_dir():
+            kind = "a directory" if scheme == "oci" else "a file"
+            raise UsageError(f"{scheme}: names {kind}, {path} is none", where=f"base {scheme}:{rest}")
+        return cls(scheme, rest, path, tag)
+
+    def __str__(self) -> str:
+        return f"docker://{self.name}" if self.scheme == "docker" else f"{self.scheme}:{self.name}"
+
+    @property
+    def label(self) -> str:
+        """A name that says the same on every machine: the full reference, or the file's own name."""
+        if self.scheme == "docker":
+            return str(ImageName.parse(self.name))
+        return f"{self.scheme}:{self.path.name}" if self.path else str(self)
+
+    @property
+    def pinned(self) -> bool:
+        """Whether it can only ever mean the same bytes: a file, or a registry reference with a digest."""
+        return self.path is not None or (self.scheme == "docker" and bool(ImageName.parse(self.name).digest))
+
+    def canonical(self) -> object:
+        """Stand for a file's content, or for the name where the content is elsewhere."""
+        if self.path is None:
+            return str(self)
+        return {"base": self.label, "tag": self.tag, "sha256": canonical.tree_digest(self.path)}
+
+    @classmethod
+    def _read(cls, value: object, info: ValidationInfo) -> BaseRef:
+        if isinstance(value, BaseRef):
+            return value
+        if not isinstance(value, str) or not value.strip():
+            raise ValueError("a base image is expected, such as docker://python:3.11-slim")
+        try:
+            return cls.parse(value, (info.context or {}).get("base"))
+        except UsageError as error:
+            raise ValueError(error.what) from error
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: object, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        """Read it from text, files relative to the ``base`` of the validation context."""
+        return core_schema.with_info_plain_validator_function(
+            cls._read, serialization=core_schema.to_string_ser_schema()
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Show editors a string."""
+        return {"type": "string"}

@@ -1,0 +1,128 @@
+"""The image: the model with its server on a base, ready to run."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, ValidationInfo
+
+from modelpack.artifact import Artifact, Kind
+from modelpack.bind import InputPath
+from modelpack.container.reference import BaseRef, ImageName
+from modelpack.errors import UsageError
+from modelpack.stage import Job, Outside, StageConfig, stage
+
+
+def _image_name(value: str) -> str:
+    try:
+        ImageName.parse(value)
+    except UsageError as error:
+        raise ValueError(error.what) from error
+    return value
+
+
+def _beside_recipe(value: Path, info: ValidationInfo) -> Path:
+    base: Path = (info.context or {}).get("base", Path())
+    return base / value.expanduser()
+
+
+def _platform() -> Any:
+    from modelpack.container.build import host_platform
+
+    return host_platform()
+
+
+def _epoch() -> int:
+    from modelpack.container.build import source_date
+
+    return source_date()
+
+
+class BuildConfig(StageConfig):
+    """On what base the image stands, who builds it, and where it goes."""
+
+    tag: Annotated[str, AfterValidator(_image_name)] | None = Field(
+        None, description="Name and tag of the image; the recipe's name and 'latest' when absent."
+    )
+    base: BaseRef = Field(
+        BaseRef("docker", "python:3.11-slim"),
+        description="Base image with Python: docker://REF, oci:DIR, oci-archive:FILE, docker-archive:FILE, "
+        "docker-daemon:NAME or rootfs:FILE.tar.",
+    )
+    builder: Literal["oci", "docker"] = Field(
+        "oci", description="'oci' writes the image without any engine; 'docker' builds Dockerfile.template in one."
+    )
+    platform: Literal["linux/amd64", "linux/arm64"] = Field(
+        default_factory=_platform, description="System and processor; this machine's when absent."
+    )
+    output: Annotated[Path, AfterValidator(_beside_recipe)] | None = Field(
+        None, description="Also write the image as an archive to this file, relative to the recipe."
+    )
+    push: Annotated[str, AfterValidator(_image_name)] | None = Field(
+        None, description="Also push the image to a registry under this reference."
+    )
+    offline: bool = Field(False, description="Download nothing: wheels and registry bases come from the cache.")
+    labels: dict[str, str] = Field({}, description="More labels, such as org.opencontainers.image.source.")
+    template: InputPath | None = Field(None, description="A Dockerfile template of your own, for the docker builder.")
+    epoch: int = Field(
+        default_factory=_epoch,
+        ge=0,
+        lt=2**33,
+        description="Date of the image in seconds since 1970; SOURCE_DATE_EPOCH, or 0, when absent.",
+    )
+
+    def canonical(self) -> object:
+        """Stand for the image's content: what modelpack puts in counts, where the image goes does not."""
+        from modelpack.container.build import ingredients
+
+        apart = ("output", "push", "offline", "template")
+        values = {name: getattr(self, name) for name in type(self).model_fields if name not in apart}
+        return {**values, **ingredients(self.template.path if self.template else None, self.builder)}
+
+    def order(self, name: str) -> Any:
+        """Say it in the words of the container tower."""
+        from modelpack.container.build import Order, full_tag
+
+        template = self.template.path if self.template else None
+        return Order(
+            name, full_tag(self.tag, name), self.base, self.builder, self.platform, self.epoch, self.labels, template,
+            self.offline,
+        )  # fmt: skip
+
+
+def _preflight(config: BuildConfig, _outside: Outside) -> None:
+    from modelpack.container import build as container
+
+    with tempfile.TemporaryDirectory() as scratch:
+        container.check(config.order("model"), Path(scratch))
+
+
+def _effect(config: BuildConfig, artifact: Artifact, job: Job) -> None:
+    from modelpack.container import build as container
+
+    container.deliver(artifact, config.output, config.push, job.note)
+
+
+@stage(
+    version=1,
+    accepts={Kind.ONNX},
+    produces=Kind.IMAGE,
+    gauges=lambda _config: ("image_size",),
+    preflight=_preflight,
+    effect=_effect,
+)
+def build(config: BuildConfig, job: Job) -> None:
+    """Make a container image of the model and its server."""
+    from modelpack.container import build as container
+    from modelpack.numerics import graph, onnxfile
+
+    if not config.base.pinned:
+        job.warn(f"the base {config.base} is known by name only: pin it with @sha256:… so that its changes are noticed")
+    facts = graph.facts(onnxfile.read(job.source.file("model.onnx")))
+    known = {"precision": facts.precision, "parameters": facts.parameters, "opset": facts.opset}
+    image = container.make(job.source, config.order(job.name), known, out=job.out, scratch=job.scratch, tell=job.warn)
+    job.note(f"image {image['tag']} has the id {image['id']}")
+    job.metric("image_size", image["size"])
+    job.result("image", image)
