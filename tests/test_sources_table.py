@@ -136,6 +136,24 @@ def test_parquet_kinds_of_columns(tmp_path):
     assert got["label"].tolist() == [1, 0, 1]
 
 
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [([2.0, 0.5], np.array([2, 0.5], np.float32)), ([True, False], np.array([1, 0])), ([3, 1], np.array([3, 1]))],
+)
+def test_typed_labels(tmp_path, labels, expected):
+    write(tmp_path / "t.parquet", {"x": [1, 2], "y": labels})
+    got = read(table, tmp_path, {"path": "t.parquet", "columns": {"x": "x"}, "label": "y"})["label"]
+    assert got.dtype == expected.dtype
+    assert got.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("absent", [None, float("nan")])
+def test_a_missing_typed_label_is_named(tmp_path, absent):
+    write(tmp_path / "t.parquet", {"x": [1, 2], "y": [1.0, absent]})
+    with pytest.raises(StageError, match="row 2, column 'y': the label is missing"):
+        read(table, tmp_path, {"path": "t.parquet", "columns": {"x": "x"}, "label": "y"})
+
+
 def test_fill_takes_the_place_of_missing_values(path):
     write(path, {"a": [1.0, None, 3.0], "b": [1, 2, None]})
     settings = {"path": path.name, "columns": {"x": ["a", "b"], "i": "b"}, "fill": -1}

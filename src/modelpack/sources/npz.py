@@ -30,7 +30,7 @@ def _members(path: Path) -> dict[str, int]:
     try:
         with zipfile.ZipFile(path) as archive:
             listed = archive.infolist()
-    except (zipfile.BadZipFile, OSError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, OSError) as error:
         raise ValueError(f"{path} is not an .npz archive: {error}") from error
     entries = {entry.filename: entry.file_size for entry in listed}
     if len(entries) < len(listed):
