@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .signature import Signature, Tensor
 
 JSON, RAW, NPY = "application/json", "application/octet-stream", "application/x-npy"
-_JSON_OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
+_JSON_OPTIONS = orjson.OPT_SERIALIZE_NUMPY
 _KEYS = ("instances", "inputs", "parameters")
 
 
@@ -65,6 +65,8 @@ def _rows(rows: Any, signature: Signature) -> Mapping[str, Any]:
     if signature.only is not None and not isinstance(rows[0], dict):
         return {signature.only.name: rows}
     for index, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise Refused(400, f"instances[{index}] is not an object with the inputs {quote(signature.inputs)}")
         _columns(row, signature, f"instances[{index}]")
     return {name: [row[name] for row in rows] for name in signature.inputs}
 
@@ -107,7 +109,7 @@ def decode_npy(body: bytes, _header: Callable[[str], str], signature: Signature)
         version = np.lib.format.read_magic(stream)
         parse = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
         shape, fortran, dtype = parse(stream, max_header_size=4096)
-    except (ValueError, SyntaxError, TypeError, LookupError, AttributeError, RecursionError, MemoryError) as error:
+    except Exception as error:  # noqa: BLE001 - numpy evaluates the header with Python's parser, which raises anything
         reason = (str(error).splitlines() or [""])[0][:200]
         raise Refused(400, f"the body is not an npy file of version 1.0 or 2.0: {reason}") from None
     if dtype.kind not in "fiub" or dtype.itemsize > 8:
@@ -160,7 +162,9 @@ def encode_json(call: Call, outputs: Mapping[str, np.ndarray], rows: int, labels
 
 
 def _plain(array: np.ndarray) -> Any:
-    return np.ascontiguousarray(array) if array.ndim else array.item()
+    if array.ndim > 1 or (array.ndim == 1 and array.dtype.kind == "f"):
+        return np.ascontiguousarray(array)
+    return array[()] if array.dtype.kind == "f" else array.tolist()  # orjson writes no numpy.longlong scalars
 
 
 def encode_raw(outputs: Mapping[str, np.ndarray]) -> tuple[bytes, dict[str, str]]:

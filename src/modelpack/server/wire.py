@@ -37,7 +37,7 @@ class Protocol(HttpToolsProtocol):
         super().connection_made(transport)
         self._app = cast("App", self.config.app)
         self._limits = self._app.settings
-        self._heading = True  # between requests, or inside a request's head
+        self._heading, self._begun = True, False  # between requests or inside a head; inside a head
         self._head = self._raw = 0  # bytes of an unfinished head; bytes of an unfinished body as they came
         self._finished = self._owed = 0  # requests read; requests without their answer
         self._skipped = 0  # bytes of a body that the parser leaves to us
@@ -80,13 +80,16 @@ class Protocol(HttpToolsProtocol):
             except httptools.HttpParserUpgrade as upgrade:
                 data = data[upgrade.args[0] :]
                 continue
+            if self._heading and self._begun and self._timer is None:
+                self._arm()
             if self._heading and finished == self._finished:
                 self._head += len(data)
                 if self._head > self._limits.max_head:
                     raise self._too_long()
             elif not self._heading:
                 self._raw += len(data)
-                if self._raw > 2 * self._limits.max_body + 2**20:  # chunk extensions and trailers count too
+                # Chunk extensions and trailers count too; after an answer the application bounds what it discards.
+                if self._raw > 2 * self._limits.max_body + 2**20 and not self.cycle.response_started:
                     raise WireFault(413, f"the body is larger than the limit of {self._limits.max_body} bytes")
             return
 
@@ -98,6 +101,11 @@ class Protocol(HttpToolsProtocol):
         if not self._skipped:
             self.on_message_complete()
         return rest
+
+    def on_message_begin(self) -> None:
+        """Expect the rest of this head in time."""
+        self._begun = True
+        super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep a header; trailers, which come after the body, are dropped."""
@@ -148,7 +156,7 @@ class Protocol(HttpToolsProtocol):
         if self._skipped:
             return
         super().on_message_complete()
-        self._heading, self._head, self._raw = True, 0, 0
+        self._heading, self._begun, self._head, self._raw = True, False, 0, 0
         self._finished += 1
 
     def on_response_complete(self) -> None:

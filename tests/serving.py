@@ -1,0 +1,260 @@
+"""Small ONNX models, and servers over them in processes of their own."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import queue
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "int8": TensorProto.INT8, "bool": TensorProto.BOOL}
+JSON = {"content-type": "application/json"}
+
+
+def write_model(
+    folder: Path,
+    nodes: list[onnx.NodeProto],
+    inputs: dict[str, tuple[list[Any], str]],
+    outputs: dict[str, tuple[list[Any], str]],
+    constants: dict[str, np.ndarray] | None = None,
+    ranges: dict[str, list[float]] | None = None,
+) -> Path:
+    """Write model.onnx and signature.json as the artifact has them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    graph = helper.make_graph(
+        nodes,
+        "test",
+        [helper.make_tensor_value_info(name, TYPES[dtype], shape) for name, (shape, dtype) in inputs.items()],
+        [helper.make_tensor_value_info(name, TYPES[dtype], shape) for name, (shape, dtype) in outputs.items()],
+        [numpy_helper.from_array(value, name) for name, value in (constants or {}).items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.checker.check_model(model)
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    signature = {
+        "inputs": {
+            name: {"shape": shape, "dtype": dtype, "range": (ranges or {}).get(name)}
+            for name, (shape, dtype) in inputs.items()
+        },
+        "outputs": {name: {"shape": shape, "dtype": dtype} for name, (shape, dtype) in outputs.items()},
+    }
+    (folder / "signature.json").write_text(json.dumps(signature))
+    return folder
+
+
+def linear(folder: Path, rows: int | str = "batch") -> Path:
+    """y = x·w over four columns."""
+    weights = np.random.default_rng(0).normal(size=(4, 3)).astype("float32")
+    return write_model(
+        folder,
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        {"x": ([rows, 4], "float32")},
+        {"y": ([rows, 3], "float32")},
+        {"w": weights},
+    )
+
+
+def pair(folder: Path) -> Path:
+    """Two inputs that share both dynamic dimensions, two outputs of different types."""
+    return write_model(
+        folder,
+        [
+            helper.make_node("Cast", ["ids"], ["wide"], to=TensorProto.FLOAT),
+            helper.make_node("Where", ["mask", "wide", "zero"], ["masked"]),
+            helper.make_node("ReduceSum", ["masked", "axes"], ["total"], keepdims=0),
+            helper.make_node("ReduceMax", ["ids"], ["largest"], axes=[1], keepdims=0),
+        ],
+        {"ids": (["batch", "length"], "int64"), "mask": (["batch", "length"], "bool")},
+        {"total": (["batch"], "float32"), "largest": (["batch"], "int64")},
+        {"zero": np.float32(0), "axes": np.array([1])},
+        {"ids": [0, 999]},
+    )
+
+
+def logarithm(folder: Path) -> Path:
+    """y = log(x): NaN for negative numbers, infinity for zero."""
+    return write_model(
+        folder,
+        [helper.make_node("Log", ["x"], ["y"])],
+        {"x": (["batch", 2], "float32")},
+        {"y": (["batch", 2], "float32")},
+    )
+
+
+def table(folder: Path) -> Path:
+    """Look up rows of a table of ten, without a declared range: an index beyond it fails inside the model."""
+    return write_model(
+        folder,
+        [helper.make_node("Gather", ["table", "id"], ["row"])],
+        {"id": (["batch"], "int64")},
+        {"row": (["batch", 2], "float32")},
+        {"table": np.arange(20, dtype="float32").reshape(10, 2)},
+    )
+
+
+def whole(folder: Path) -> Path:
+    """Inputs and outputs without rows: a scalar and a sum."""
+    return write_model(
+        folder,
+        [helper.make_node("Mul", ["x", "scale"], ["scaled"]), helper.make_node("ReduceSum", ["scaled"], ["sum"], keepdims=0)],
+        {"x": (["n"], "float32"), "scale": ([], "float32")},
+        {"sum": ([], "float32")},
+    )  # fmt: skip
+
+
+def patient(folder: Path) -> Path:
+    """Multiply matrices as often as the request says: a run as long as a test needs it."""
+    value = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [helper.make_node("MatMul", ["h", "m"], ["g"]), helper.make_node("Identity", ["go"], ["on"])],
+        "step",
+        [value("i", TensorProto.INT64, []), value("go", TensorProto.BOOL, []), value("h", TensorProto.FLOAT, [256, 256])],
+        [value("on", TensorProto.BOOL, []), value("g", TensorProto.FLOAT, [256, 256])],
+    )
+    return write_model(
+        folder,
+        [
+            helper.make_node("ReduceMax", ["steps"], ["count"], keepdims=0),
+            helper.make_node("Loop", ["count", "", "m"], ["last"], body=body),
+            helper.make_node("ReduceMean", ["last"], ["mean"], axes=[1], keepdims=0),
+            helper.make_node("Slice", ["mean", "zero", "one"], ["y"]),
+        ],
+        {"steps": (["batch"], "int64")},
+        {"y": (["one"], "float32")},
+        {"m": np.eye(256, dtype="float32"), "zero": np.array([0]), "one": np.array([1])},
+        {"steps": [0, 10**9]},
+    )
+
+
+ISOLATED = """
+import runpy, sys
+class Wall:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "modelpack", "onnx", "pydantic", "yaml", "rich", "typer"):
+            raise ImportError(f"{name} is not in the image")
+sys.meta_path.insert(0, Wall())
+sys.path.insert(0, sys.argv.pop(1))
+sys.argv[0] = "modelpack_server"
+runpy.run_module("modelpack_server", run_name="__main__", alter_sys=True)
+"""
+
+
+class Server:
+    """A server process; `with Server(folder) as server: server.ask(...)`."""
+
+    def __init__(self, folder: Path, *, command: list[str] | None = None, wait: bool = True, **limits: object) -> None:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("MODELPACK_")}
+        environment |= {f"MODELPACK_{name.upper()}": str(value) for name, value in limits.items()}
+        environment.setdefault("MODELPACK_DRAIN_DELAY", "0")
+        command = command or [sys.executable, "-W", "error", "-m", "modelpack.server"]
+        self.process = subprocess.Popen(
+            [*command, "--model", str(folder), "--host", "127.0.0.1", "--port", "0"],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.lines: queue.Queue[str] = queue.Queue()
+        self.log: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        line = self.line(r"http://127\.0\.0\.1:(\d+)")
+        self.port = int(line[1])
+        if wait:
+            self.line(r"ready: ")
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.log.append(line)
+            self.lines.put(line)
+        self.lines.put("")
+
+    def line(self, pattern: str) -> re.Match[str]:
+        """Wait for a line of the log."""
+        while True:
+            line = self.lines.get(timeout=60)
+            if found := re.search(pattern, line):
+                return found
+            assert line, f"the server ended without {pattern!r}:\n{''.join(self.log)}"
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=30)
+
+    def ask(
+        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
+    ) -> tuple[int, dict[str, str], bytes]:
+        """Send one request on a connection of its own; names of response headers are in small letters."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            connection.request(method, path, body, headers or {})
+            response = connection.getresponse()
+            return response.status, {name.lower(): value for name, value in response.getheaders()}, response.read()
+        finally:
+            connection.close()
+
+    def predict(self, content: Any) -> tuple[int, Any]:
+        """Send JSON to /predict and read JSON."""
+        body = content if isinstance(content, bytes) else json.dumps(content).encode()
+        status, headers, answer = self.ask("POST", "/predict", body, JSON)
+        assert headers["content-type"] == "application/json"
+        return status, json.loads(answer)
+
+    def metric(self, line: str) -> float:
+        """Read one sample of /metrics, 0 where it is absent."""
+        text = self.ask("GET", "/metrics")[2].decode()
+        found = re.search(rf"^{re.escape(line)} (\S+)$", text, re.MULTILINE)
+        return float(found[1]) if found else 0.0
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        try:
+            code = self.process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+        self._reader.join()
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+        return code
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def receive_all(connection: socket.socket) -> bytes:
+    """Read until the server closes."""
+    parts = []
+    while part := connection.recv(65536):
+        parts.append(part)
+    return b"".join(parts)
+
+
+def answers(data: bytes) -> list[tuple[int, dict[str, str], bytes]]:
+    """Split what a connection received into answers, by their lengths."""
+    found = []
+    while data:
+        head, _, data = data.partition(b"\r\n\r\n")
+        lines = head.decode().split("\r\n")
+        status = int(lines[0].split(" ")[1])
+        headers = dict(line.lower().split(": ", 1) for line in lines[1:])
+        size = int(headers.get("content-length", "0"))
+        found.append((status, headers, data[:size]))
+        data = data[size:]
+    return found

@@ -1,0 +1,246 @@
+"""The socket itself: pipelines, chunks, old HTTP, slow and hostile clients."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+from serving import Server, answers, linear, patient, receive_all
+
+BODY = b'{"instances": [[1,2,3,4]]}'
+LENGTH = b"Content-Length: %d\r\n" % len(BODY)
+POST = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+CLOSE = b"Connection: close\r\n"
+GET = b"GET /livez HTTP/1.1\r\nHost: a\r\n"
+LIMITS = {"head_timeout": 0.4, "body_timeout": 0.4, "max_body": 5000, "max_head": 2000, "max_rows": 50, "idle_timeout": 1}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with Server(linear(tmp_path_factory.mktemp("model")), **LIMITS) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory):
+    with Server(patient(tmp_path_factory.mktemp("slow"))) as running:
+        yield running
+
+
+def talk(server, *parts, pause=0.0):
+    with server.connect() as connection:
+        for part in parts:
+            connection.sendall(part)
+            time.sleep(pause)
+        return answers(receive_all(connection))
+
+
+def test_pipelined_requests_are_answered_in_order(server):
+    other = BODY.replace(b"1", b"9")
+    first = POST + LENGTH + b"\r\n" + BODY
+    second = POST + LENGTH + b"\r\n" + other
+    got = talk(server, first + second + GET + b"\r\n" + GET + CLOSE + b"\r\n")
+    assert [status for status, _, _ in got] == [200] * 4
+    rows = [json.loads(body).get("predictions") for _, _, body in got]
+    alone = [server.predict(body)[1]["predictions"] for body in (BODY, other)]
+    assert rows[:2] == alone
+    assert alone[0] != alone[1]
+
+
+def test_a_chunked_body_in_pieces(server):
+    chunks = b"".join(b"%x;ext=1\r\n%s\r\n" % (1, BODY[at : at + 1]) for at in range(len(BODY)))
+    head = POST + b"Transfer-Encoding: chunked\r\n" + CLOSE + b"\r\n"
+    got = talk(server, head, chunks[:50], chunks[50:], b"0\r\nTrailer: x\r\n\r\n", pause=0.02)
+    assert [status for status, _, _ in got] == [200]
+
+
+def test_a_request_byte_by_byte(server):
+    data = POST + LENGTH + CLOSE + b"\r\n" + BODY
+    got = talk(server, *(data[at : at + 1] for at in range(len(data))))
+    assert [status for status, _, _ in got] == [200]
+
+
+def test_expect_100_continue_is_invited_or_refused_at_once(server):
+    with server.connect() as connection:
+        connection.sendall(POST + LENGTH + CLOSE + b"Expect: 100-continue\r\n\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 100 Continue\r\n\r\n")
+        connection.sendall(BODY)
+        assert answers(receive_all(connection))[0][0] == 200
+    with server.connect() as connection:
+        connection.sendall(POST + b"Content-Length: 99999\r\nExpect: 100-continue\r\n\r\n")
+        began = time.monotonic()
+        assert connection.recv(12) == b"HTTP/1.1 413"
+        assert time.monotonic() - began < 0.3
+
+
+def test_http_1_0(server):
+    got = talk(server, b"POST /predict HTTP/1.0\r\nContent-Type: application/json\r\n" + LENGTH + b"\r\n" + BODY)
+    assert [(status, headers["connection"]) for status, headers, _ in got] == [(200, "close")]
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        LENGTH + LENGTH,
+        LENGTH + b"Content-Length: 5\r\n",
+        b"Content-Length: 26, 26\r\n",
+        b"Content-Length: +26\r\n",
+        b"Content-Length: -1\r\n",
+        b"Content-Length: 99999999999999999999999\r\n",
+        LENGTH + b"Transfer-Encoding: chunked\r\n",
+        b"Transfer-Encoding: chunked\r\n" + LENGTH,
+        b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+        b"Transfer-Encoding: gzip, chunked\r\n",
+        b"Transfer-Encoding: xchunked\r\n",
+        b"Transfer-Encoding : chunked\r\n",
+        b"Host: b\r\n" + LENGTH,
+        b"Bad Header\r\n" + LENGTH,
+        b"X: \x00\r\n" + LENGTH,
+        b"Upgrade: h2c\r\nConnection: Upgrade\r\nTransfer-Encoding: chunked\r\n",
+    ],
+)
+def test_ambiguous_framing_is_400_and_closes(server, head):
+    got = talk(server, POST + head + b"\r\n" + BODY + GET + b"\r\n")
+    assert [status for status, _, _ in got] == [400]
+    assert list(json.loads(got[0][2])) == ["error"]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"nonsense\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\n\r\n",
+        b"GET /livez HTTP/3.0\r\nHost: a\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n",
+        POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"POST /predict HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    ],
+)
+def test_what_is_no_request_is_400(server, data):
+    assert [status for status, _, _ in talk(server, data)] == [400]
+
+
+def test_nonsense_after_a_request_is_answered_after_it(slow):
+    head = POST + b"Content-Length: 22\r\n\r\n" + b'{"instances": [ 300 ]}'
+    got = talk(slow, head + b"nonsense\r\n\r\n")
+    assert [status for status, _, _ in got] == [200, 400]
+    broken = POST + b"Transfer-Encoding: chunked\r\n\r\n" + b"zz\r\n"
+    assert [status for status, _, _ in talk(slow, head + head + broken)] == [200, 200, 400]
+
+
+def test_an_offered_upgrade_is_ignored_and_its_body_is_read(server):
+    offer = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n"
+    data = POST + offer + LENGTH + b"\r\n" + BODY
+    last = GET + CLOSE + b"\r\n"
+    assert [status for status, _, _ in talk(server, data + last)] == [200, 200]
+    assert [status for status, _, _ in talk(server, data[:-9], data[-9:] + last, pause=0.1)] == [200, 200]
+    assert [status for status, _, _ in talk(server, GET + offer + b"\r\n" + last)] == [200, 200]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        GET + b"X: " + b"a" * 3000 + b"\r\n\r\n",
+        GET + b"A: b\r\n" * 1000,
+        b"GET /" + b"a" * 3000,
+    ],
+)
+def test_a_head_beyond_the_limit_is_431(server, data):
+    assert talk(server, data)[-1][0] == 431
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+def test_a_body_beyond_the_limit_is_413_and_readable(server, framing):
+    if framing == "length":
+        data = POST + b"Content-Length: 3000000\r\n\r\n" + b"a" * 3_000_000
+    else:
+        data = POST + b"Transfer-Encoding: chunked\r\n\r\n" + (b"8000\r\n" + b"a" * 0x8000 + b"\r\n") * 20 + b"0\r\n\r\n"
+    got = talk(server, data)
+    assert [(status, headers["connection"]) for status, headers, _ in got] == [(413, "close")]
+    assert b"5000" in got[0][2]
+
+
+def test_an_endless_chunk_extension_or_trailer_ends(server):
+    with server.connect() as connection:
+        connection.sendall(POST + b"Transfer-Encoding: chunked\r\n\r\n1;")
+        with pytest.raises(OSError, match=r"reset|pipe"):
+            for _ in range(200):
+                connection.sendall(b"a" * 65536)
+
+
+def test_a_slow_head_is_408(server):
+    with server.connect() as connection:
+        connection.sendall(GET)
+        began = time.monotonic()
+        assert answers(receive_all(connection))[0][0] == 408
+        assert 0.3 < time.monotonic() - began < 5
+
+
+def test_a_slow_head_behind_a_request_is_408(server):
+    assert [status for status, _, _ in talk(server, GET + b"\r\n" + GET)] == [200, 408]
+
+
+def test_a_trickling_head_is_408(server):
+    with server.connect() as connection, pytest.raises(OSError, match=r"reset|pipe"):
+        connection.sendall(GET)
+        for _ in range(100):
+            connection.sendall(b"A: b\r\n")
+            time.sleep(0.05)
+
+
+def test_a_connection_that_says_nothing_is_closed(server):
+    with server.connect() as connection:
+        assert receive_all(connection) == b""
+
+
+def test_an_idle_connection_is_closed_and_empty_lines_do_not_keep_it(server):
+    with server.connect() as connection:
+        connection.sendall(GET + b"\r\n")
+        assert answers(connection.recv(4096))[0][0] == 200
+        connection.sendall(b"\r\n")
+        assert answers(receive_all(connection))[0][0] == 408
+
+
+def test_a_slow_body_is_408(server):
+    with server.connect() as connection:
+        connection.sendall(POST + LENGTH + b"\r\n" + BODY[:5])
+        got = answers(connection.recv(4096))
+        assert got[0][0] == 408
+        assert got[0][1]["connection"] == "close"
+
+
+def test_a_client_that_leaves_harms_nobody(server):
+    for part in (GET[:10], GET, POST + LENGTH + b"\r\n" + BODY[:5], POST + LENGTH + b"\r\n" + BODY):
+        with server.connect() as connection:
+            connection.sendall(part)
+    assert server.predict(BODY)[0] == 200
+    assert "ERROR" not in "".join(server.log)
+
+
+def test_rows_have_a_limit(server):
+    status, answer = server.predict({"instances": [[1, 2, 3, 4]] * 51})
+    assert status == 400
+    assert "51 rows" in answer["error"]
+
+
+def test_what_could_not_be_read_is_counted(server):
+    name = 'modelpack_requests_total{code="400",protocol="native",route="unread"}'
+    before = server.metric(name)
+    talk(server, b"nonsense\r\n\r\n")
+    assert server.metric(name) == before + 1
+
+
+def test_one_connection_too_many_is_503(tmp_path):
+    with Server(linear(tmp_path), max_connections=2) as server:
+        held = [server.connect() for _ in range(2)]
+        time.sleep(0.2)
+        with server.connect() as third:
+            got = answers(receive_all(third))
+        assert [status for status, _, _ in got] == [503]
+        for connection in held:
+            connection.close()
+        time.sleep(0.2)
+        assert server.ask("GET", "/livez")[0] == 200
