@@ -175,7 +175,7 @@ class Store:
             shutil.rmtree(path, ignore_errors=True)
 
     def commit(self, draft: Draft, kind: Kind, work: Mapping[str, Any], record: Mapping[str, Any]) -> Artifact:
-        """Seal a draft: hash, sync, write the manifest last, publish with one rename, then point the cache at it.
+        """Seal a draft: hash, sync, write the manifest last, point the cache at it, publish with one rename.
 
         The same id committed twice keeps the first copy.
 
@@ -192,13 +192,14 @@ class Store:
             sync(draft.path / MANIFEST)
             place = self._place(manifest.id)
             place.parent.mkdir(exist_ok=True)
+            # The reference first: one that leads nowhere is no result, but an artifact nobody knows of is lost work.
+            write_atomic(self.root / "cache" / manifest.fingerprint, manifest.id.encode())
             try:
                 draft.path.rename(place)
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
             sync(place.parent)
-            write_atomic(self.root / "cache" / manifest.fingerprint, manifest.id.encode())
             shutil.rmtree(self.root / "scratch" / manifest.fingerprint, ignore_errors=True)
         return Artifact.load(place)
 
