@@ -159,6 +159,11 @@ def test_a_file_that_is_not_text_or_not_there(folder):
         recipes.load(folder / "none.yaml")
 
 
+def test_a_default_may_name_a_step(folder):
+    (folder / "recipe.yaml").write_text(RECIPE.replace("{teacher: model}", "{}"))
+    assert recipes.load(folder / "recipe.yaml").steps[2].steps == ("model",)
+
+
 def test_a_recipe_may_end_early_unless_its_budget_would_go_unchecked(folder):
     loaded = recipes.load(folder / "recipe.yaml")
     assert [step.id for step in loaded.upto("score").steps] == ["model", "shrink", "heal", "convert", "score"]

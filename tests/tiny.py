@@ -62,7 +62,7 @@ def shrink(config: ShrinkConfig, job: Job) -> None:
 class HealConfig(StageConfig):
     """Whom to learn from."""
 
-    teacher: TorchRef = Field(description="A torch step.")
+    teacher: TorchRef = Field("model", description="A torch step.")
 
 
 @stage(version=1, accepts={Kind.TORCH}, produces=Kind.TORCH, pays={"unrecovered"})

@@ -295,11 +295,10 @@ class _Reader:
                     name.problem(message, f"put it earlier, or say `from: {fits[-1]}`" if fits else "")
                 )
             return last.id if last else None
-        self._named_step(given, stage.accepts, f"'{stage.name}' reads")
+        self._named_step(given.text, given, stage.accepts, f"'{stage.name}' reads")
         return given.text if given.text in self.steps else None
 
-    def _named_step(self, node: Node, kinds: Iterable[Kind], who: str) -> None:
-        word = node.text if isinstance(node, Scalar) else ""
+    def _named_step(self, word: str, node: Node, kinds: Iterable[Kind], who: str) -> None:
         step = self.steps.get(word)
         if step is None:
             self.problems.append(node.problem(f"no earlier step is named '{word}'", did_you_mean(word, self.steps)))
@@ -315,7 +314,7 @@ class _Reader:
         for key, value, mark in references(config):
             node = (settings.get(key) if isinstance(settings, Table) else None) or settings
             if isinstance(mark, StepName):
-                self._named_step(node, mark.kinds, f"'{key}' must be")
+                self._named_step(value, node, mark.kinds, f"'{key}' must be")
                 steps.append(value)
             else:
                 data_node = self.root.get("data")
