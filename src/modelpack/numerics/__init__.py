@@ -1,0 +1,1 @@
+"""Everything that computes: torch, onnx and onnxruntime, knowing nothing of recipes, stores or consoles."""

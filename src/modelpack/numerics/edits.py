@@ -100,8 +100,9 @@ def _like(old: object, value: object) -> object:
 
 
 def _slots(module: nn.Module) -> Iterator[tuple[str, Tensor | None]]:
-    yield from module._parameters.items()
-    yield from module._buffers.items()
+    # The public walks leave out the places that hold None.
+    yield from module._parameters.items()  # noqa: SLF001
+    yield from module._buffers.items()  # noqa: SLF001
 
 
 def tensors(module: nn.Module, fresh: nn.Module) -> dict[str, Tensor]:
@@ -171,7 +172,7 @@ def _place(owner: nn.Module, name: str, old: Tensor | None, value: Tensor, *, in
         with torch.no_grad():
             old.copy_(value)
         return old
-    if name in owner._parameters:
+    if name in owner._parameters:  # noqa: SLF001
         value = nn.Parameter(value, requires_grad=old.requires_grad if old is not None else value.is_floating_point())
     setattr(owner, name, value)
     return value

@@ -1,0 +1,273 @@
+"""One training loop for distillation and recovery."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from modelpack.errors import StageError
+from modelpack.numerics import models
+from modelpack.numerics.distillation import checkpoint, losses
+from modelpack.numerics.distillation.batches import Rows, split
+from modelpack.numerics.distillation.checkpoint import Progress
+from modelpack.numerics.randomness import chained, seeded
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from modelpack.numerics.distillation.losses import Goal
+
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Watch = Callable[[Iterable[Any], int, str], Iterable[Any]]
+"""Passes items through while showing progress: items, how many, what they are."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How a student is trained.
+
+    Attributes:
+        epochs: Passes over the data.
+        rate: Highest learning rate of AdamW.
+        warmup: Fraction of all steps during which the rate rises from nothing; it then falls along a cosine.
+        decay: Weight decay of matrices; vectors (biases, scales) have none.
+        clip: Largest norm of the gradient; 0 for no limit.
+        precision: Of the forward pass; ``auto`` is bfloat16 on CUDA (float16 where it lacks that), float32 elsewhere.
+    """
+
+    epochs: int
+    rate: float
+    warmup: float = 0.1
+    decay: float = 1e-4
+    clip: float = 1.0
+    precision: Precision = "auto"
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """All that a student learns from, and how.
+
+    Attributes:
+        teacher: On `device`, in evaluation mode.
+        data: What the student learns from.
+        held_out: What each epoch is judged on; without it the last epoch counts.
+        goal: The losses.
+        schedule: The optimizer's settings.
+        device: Where everything runs, the student included.
+        seed: Order of rows and dropout follow from it.
+        watch: Shows progress.
+    """
+
+    teacher: nn.Module
+    data: Rows
+    held_out: Rows | None
+    goal: Goal
+    schedule: Schedule
+    device: torch.device
+    seed: int
+    watch: Watch = lambda items, _total, _label: items
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came out.
+
+    Attributes:
+        history: By epoch, 0 being the untrained student: losses, score, learning rate.
+        best_epoch: The epoch whose weights the student has now.
+        score: Its score; None without data to evaluate on.
+        resumed: Epochs that an earlier, interrupted try had done.
+    """
+
+    history: list[dict[str, Any]]
+    best_epoch: int
+    score: float | None
+    resumed: int
+
+
+def train(student: nn.Module, lesson: Lesson, scratch: Path) -> Trained:
+    """Train a student in place; it ends in evaluation mode with the best weights.
+
+    Args:
+        student: Its teacher may be of another size, but gives outputs of the same shapes.
+        lesson: What it learns.
+        scratch: Directory where each epoch's checkpoint is kept; a run that finds one continues from it, and ends
+            with the weights that an uninterrupted run would have.
+
+    Raises:
+        StageError: When the loss stops being a number, or nothing can be trained.
+    """
+    optimizer = _optimizer(student, lesson.schedule)
+    scaler = torch.amp.GradScaler(lesson.device.type, enabled=_dtype(lesson) is torch.float16)
+    found = checkpoint.resume(scratch, student, optimizer)
+    progress, best = found if found is not None else _begin(student, lesson)
+    if progress.scaler:
+        scaler.load_state_dict(progress.scaler)
+    resumed = progress.epoch
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+        while progress.epoch < lesson.schedule.epochs:
+            epoch = progress.epoch + 1
+            with seeded(chained(lesson.seed, epoch), lesson.device):
+                figures = _epoch(student, lesson, optimizer, scaler, epoch)
+            score = evaluate(student, lesson) if lesson.held_out is not None else None
+            progress.history.append({"epoch": epoch, **figures, **({"score": score} if score is not None else {})})
+            progress.epoch, progress.scaler = epoch, scaler.state_dict()
+            if score is None or progress.best is None or score > progress.best:
+                progress.best, progress.best_epoch = score, epoch
+                best = checkpoint.state(student)
+            checkpoint.save(scratch, progress, student, optimizer, best)
+    checkpoint.restore(student, best)
+    student.eval()
+    return Trained(progress.history, progress.best_epoch, progress.best, resumed)
+
+
+def _begin(student: nn.Module, lesson: Lesson) -> tuple[Progress, dict[str, Tensor]]:
+    progress = Progress()
+    if lesson.held_out is not None:
+        progress.best = evaluate(student, lesson)
+        progress.history.append({"epoch": 0, "score": progress.best})
+    return progress, checkpoint.state(student)
+
+
+def _epoch(
+    student: nn.Module,
+    lesson: Lesson,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    epoch: int,
+) -> dict[str, float]:
+    schedule, steps = lesson.schedule, lesson.data.steps
+    totals: dict[str, float] = {}
+    done = 0
+    student.train()
+    batches = lesson.data.shuffled(chained(lesson.seed, epoch, 1))
+    for batch in lesson.watch(batches, steps, f"epoch {epoch} of {schedule.epochs}"):
+        rate = _rate(schedule, ((epoch - 1) * steps + done) / max(1, schedule.epochs * steps))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        inputs, truth = split(batch, lesson.device)
+        with _autocast(lesson):
+            parts = _losses(student, lesson.teacher, inputs, truth, lesson.goal)
+        figures = {name: float(value.detach()) for name, value in parts.items()}
+        if not math.isfinite(figures["loss"]):
+            raise StageError(
+                f"the loss is {figures['loss']} in epoch {epoch}, step {done + 1}",
+                then="lower lr, or use precision: float32",
+            )
+        _step(student, parts["loss"], optimizer, scaler, schedule.clip)
+        done += 1
+        totals = {name: totals.get(name, 0.0) + value for name, value in figures.items()}
+    student.eval()
+    if done == 0:
+        raise StageError("the data hold too few rows to train on")
+    return {**{name: value / done for name, value in totals.items()}, "lr": optimizer.param_groups[0]["lr"]}
+
+
+def _step(
+    student: nn.Module, loss: Tensor, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, clip: float
+) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(scaler.scale(loss))
+    scaler.unscale_(optimizer)
+    if clip:
+        nn.utils.clip_grad_norm_(student.parameters(), clip)
+    scaler.step(optimizer)
+    scaler.update()
+
+
+def _losses(
+    student: nn.Module, teacher: nn.Module, inputs: dict[str, Tensor], truth: Tensor | None, goal: Goal
+) -> dict[str, Tensor]:
+    outputs = models.call(student, inputs)
+    with torch.no_grad():
+        wanted = models.call(teacher, inputs)
+    parts: dict[str, Tensor] = {}
+    if goal.task == "none" or truth is None:
+        parts["imitation"] = losses.imitation_loss(outputs, wanted, None, goal)
+        return {"loss": parts["imitation"], **parts}
+    if goal.alpha > 0:
+        parts["imitation"] = losses.imitation_loss(outputs, wanted, truth, goal)
+    if goal.alpha < 1:
+        parts["task"] = losses.task_loss(outputs, truth, goal)
+    weights = {"imitation": goal.alpha, "task": 1 - goal.alpha}
+    return {"loss": torch.stack([weights[name] * value for name, value in parts.items()]).sum(), **parts}
+
+
+@torch.no_grad()
+def evaluate(student: nn.Module, lesson: Lesson) -> float:
+    """Score a student on the held-out rows; higher is better.
+
+    Returns:
+        Accuracy where the truth is classes, else the negative loss: against the truth, or the teacher without one.
+
+    Raises:
+        StageError: When there are no rows, or they lack the truth that the task needs.
+    """
+    assert lesson.held_out is not None, "called only with held-out rows"
+    goal = lesson.goal
+    student.eval()
+    right = decided = rows = 0
+    total = 0.0
+    for batch in lesson.held_out.picked():
+        inputs, truth = split(batch, lesson.device)
+        with _autocast(lesson):
+            outputs = models.call(student, inputs)
+            wanted = models.call(lesson.teacher, inputs) if goal.task == "none" else {}
+        if goal.task == "none":
+            loss = losses.imitation_loss(outputs, wanted, None, goal)
+        elif truth is None:
+            raise StageError("the evaluation data have no truth, which the task loss needs")
+        elif goal.task == "mse":
+            loss = losses.task_loss(outputs, truth, goal)
+        else:
+            hits, decisions = losses.correct(outputs, truth, goal)
+            right, decided = right + hits, decided + decisions
+            continue
+        count = len(next(iter(inputs.values())))
+        total, rows = total + float(loss) * count, rows + count
+    if rows + decided == 0:
+        raise StageError("the evaluation data hold no rows")
+    return right / decided if goal.task == "cross_entropy" else -total / rows
+
+
+def _optimizer(student: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
+    trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    if not trained:
+        raise StageError("every parameter of the model is frozen", then="unfreeze some in its factory")
+    matrices = [parameter for parameter in trained if parameter.ndim > 1]
+    vectors = [parameter for parameter in trained if parameter.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": schedule.decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=schedule.rate)
+
+
+def _rate(schedule: Schedule, done: float) -> float:
+    """Give the learning rate when a fraction of all steps is done."""
+    if done < schedule.warmup:
+        return schedule.rate * (done + 0.01) / (schedule.warmup + 0.01)
+    return schedule.rate * 0.5 * (1 + math.cos(math.pi * (done - schedule.warmup) / max(1e-9, 1 - schedule.warmup)))
+
+
+def _dtype(lesson: Lesson) -> torch.dtype:
+    schedule = lesson.schedule
+    if schedule.precision != "auto":
+        chosen: torch.dtype = getattr(torch, schedule.precision)
+        return chosen
+    if lesson.device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+@contextlib.contextmanager
+def _autocast(lesson: Lesson) -> Iterator[None]:
+    dtype = _dtype(lesson)
+    if dtype is torch.float32:
+        yield
+        return
+    with torch.autocast(lesson.device.type, dtype=dtype):
+        yield

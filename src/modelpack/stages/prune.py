@@ -1,0 +1,92 @@
+"""The stage that removes channels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from modelpack.artifact import Kind
+from modelpack.stage import DataRef, Job, StageConfig, stage
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class PruneConfig(StageConfig):
+    """How much to remove, and how to choose it."""
+
+    macs: float = Field(0.7, gt=0, le=1, description="Fraction of multiply-accumulates to keep; met within 2 %.")
+    importance: Literal["l2", "bn_scale", "taylor"] = Field(
+        "l2",
+        description="What makes a channel worth keeping: its weights (l2), its batch-norm scales, or what the loss "
+        "would lose without it (taylor, which reads data).",
+    )
+    data: DataRef | None = Field(None, description="Rows for importance taylor.")
+    target: str = Field("label", description="Column of the truth; without it, change of the outputs is judged.")
+    rows: int = Field(512, gt=0, description="Rows that importance taylor reads.")
+    keep: tuple[str, ...] = Field((), description="Glob patterns of module paths that must not change.")
+    round_to: int = Field(1, gt=0, description="Channels that stay in a layer are a multiple of this.")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.importance == "taylor" and self.data is None:
+            raise ValueError("importance taylor needs data: name an entry of `data:`")
+        return self
+
+
+@stage(
+    version=1,
+    accepts={Kind.TORCH},
+    produces=Kind.TORCH,
+    needs=("torch", "torch-pruning"),
+    owes=("recovery",),
+    gauges=lambda _config: ("macs",),
+)
+def prune(config: PruneConfig, job: Job) -> None:
+    """Remove whole channels, hidden units and attention heads, least important first."""
+    from modelpack.numerics import models, pruning, rows
+
+    module = models.load(job.source, job.device)
+    feed = models.tensors(rows.sample(job.inputs, 2, job.seed), job.device)
+    pruned = pruning.prune(
+        module,
+        feed,
+        keep_macs=config.macs,
+        method=config.importance,
+        taylor=_taylor(config, job) if config.importance == "taylor" else None,
+        keep=config.keep,
+        round_to=config.round_to,
+        seed=job.seed,
+        watch=lambda groups: job.track(groups, label="groups of layers"),
+    )
+    models.save(pruned.module, job.out, like=job.source)
+    _report(job, module, pruned)
+
+
+def _taylor(config: PruneConfig, job: Job) -> Any:
+    from modelpack.numerics.distillation.batches import Rows
+    from modelpack.numerics.pruning import taylor_from
+
+    assert config.data is not None, "checked when the recipe was read"
+    source = job.data[config.data]
+    data = Rows(lambda: job.track(source.batches(), label="rows for importance"), job.inputs, config.target)
+    if job.synthetic & {config.data}:
+        job.warn(f"importance was measured on invented rows ('{config.data}')")
+    taylor, judged = taylor_from(data, config.rows, job.device, job.seed)
+    job.note(f"importance taylor judges {judged}")
+    return taylor
+
+
+def _report(job: Job, before: nn.Module, pruned: Any) -> None:
+    from modelpack.numerics import models
+
+    job.metric("macs", pruned.macs)
+    job.metric("parameters", models.parameter_count(pruned.module))
+    job.metric("parameters_kept", models.parameter_count(pruned.module) / models.parameter_count(before))
+    job.result("layers", pruned.layers)
+    job.result("left_alone", dict(pruned.left))
+    if pruned.heads[1]:
+        job.note(f"removed {pruned.heads[0]} of {pruned.heads[1]} attention heads")
+    for reason, layers in pruned.by_reason().items():
+        job.note(f"left alone: {', '.join(layers)} ({reason})")
