@@ -20,7 +20,8 @@ from pydantic import ValidationError
 from modelpack import canonical, errors
 from modelpack.errors import MissingError, StageError
 from modelpack.events import Note, Progress
-from modelpack.numerics.measure import bench, children, memory, statistics, subjects, timing
+from modelpack.numerics import graph as graphs
+from modelpack.numerics.measure import bench, children, memory, statistics, subjects, timing, work
 from modelpack.numerics.measure.figures import Settings
 from modelpack.numerics.measure.subjects import Subject
 from modelpack.stage import Outside
@@ -272,6 +273,33 @@ def test_dynamic_dimensions_take_the_sizes_given_and_others_are_told(tmp_path):
     with pytest.raises(StageError, match="sequense") as caught:
         bench.measure([subject], Settings(dimensions={"sequense": 5}, **QUICK))
     assert "did you mean 'sequence'" in caught.value.then
+
+
+def test_work_is_counted_where_shape_inference_gives_up(tmp_path):
+    # The product's rows are cut to a size that only a run computes: the input's second dimension.
+    nodes = [
+        helper.make_node("Shape", ["x"], ["sizes"]),
+        helper.make_node("Gather", ["sizes", "one"], ["width"]),
+        helper.make_node("Slice", ["table", "zero", "width", "zero"], ["cut"]),
+        helper.make_node("MatMul", ["cut", "w"], ["product"]),
+        helper.make_node("Add", ["product", "x"], ["output"]),
+    ]
+    constants = {
+        "one": np.array([1]), "zero": np.array([0]), "table": np.ones((32, 6), np.float32),
+        "w": np.ones((6, 1), np.float32),
+    }  # fmt: skip
+    graph = helper.make_graph(
+        nodes,
+        "cut",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "length", 1])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", "length", 1])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    path = tmp_path / "cut.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    subject = Subject.of_file(path, "cut")
+    assert graphs.facts(onnx.load(path), {"batch": 2, "length": 9}).uncounted == ("product",)
+    assert work.macs_per_row(subject, {"x": np.ones((2, 9, 1), np.float32)}) == 9 * 6 // 2
 
 
 def test_rows_of_data_are_repeated_to_fill_a_batch():

@@ -190,6 +190,17 @@ def test_a_drop_is_what_the_reference_had_more_and_its_error_is_paired():
     assert found["f1_drop"] == pytest.approx(found["f1_reference"] - found["f1"])
 
 
+def test_a_drop_of_exactly_the_budget_is_not_above_it():
+    truth = np.zeros(100, int)
+    output = np.tile([1.0, 0.0], (100, 1)).astype(np.float32)
+    for right in range(1, 101):
+        better, worse = output.copy(), output.copy()
+        better[right:], worse[right - 1 :] = [0, 1], [0, 1]
+        found = measure(Plan(("accuracy",)), truth, 33, a=worse, r_a=better).metrics
+        assert found["accuracy_drop"] == 0.01
+        assert found["accuracy"] == (right - 1) / 100
+
+
 def test_a_metric_that_falls_rises_when_the_model_is_worse():
     truth = np.linspace(0, 1, 20)
     found = measure(Plan(("mse",)), truth, a=truth + 2, r_a=truth + 1).metrics

@@ -176,7 +176,7 @@ class _Pass:
     def _label_figures(self) -> dict[str, float]:
         if not self.labelled:
             return {}
-        from modelpack.numerics.measure.metrics import FALLING
+        from modelpack.numerics.measure.metrics import COUNTED, FALLING
 
         figures = self.labelled["model"].compute()
         decided = self.labelled["model"].decided
@@ -184,10 +184,10 @@ class _Pass:
         for name, value in list(figures.items()):
             if name in reference:
                 figures[f"{name}_reference"] = reference[name]
-                change, loss = (
-                    ("rise", value - reference[name]) if name in FALLING else ("drop", reference[name] - value)
-                )
-                figures[f"{name}_{change}"] = loss
+                loss = value - reference[name] if name in FALLING else reference[name] - value
+                if name in COUNTED:
+                    loss = round(loss * decided) / decided
+                figures[f"{name}_{'rise' if name in FALLING else 'drop'}"] = loss
         # Decisions inside one row, such as a sentence's tokens, are not independent: no error is claimed for them.
         if "accuracy" in figures and decided == self.rows:
             figures["accuracy_stderr"] = proportion_error(figures["accuracy"] * decided, decided)

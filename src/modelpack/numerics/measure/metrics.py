@@ -37,6 +37,8 @@ OF_CLASSES = frozenset({"accuracy", "top5", "precision", "recall", "f1", "auroc"
 OF_DISTANCES = frozenset({"mse", "mae", "r2", "pearson", "spearman"})
 FALLING = frozenset({"mse", "mae"})
 """Metrics that are better when smaller."""
+COUNTED = frozenset({"accuracy", "top5"})
+"""Metrics that are a whole number of decisions over all of them."""
 
 _COUNTED: dict[str, tuple[Callable[..., Metric], Callable[..., Metric], Callable[..., Metric]]] = {
     "accuracy": (by_class.MulticlassAccuracy, by_class.BinaryAccuracy, by_class.MultilabelAccuracy),
@@ -66,7 +68,6 @@ class LabelMetrics:
         self.names = tuple(names)
         self.where = where
         self.warnings: set[str] = set()
-        self.decided = 0
         self.class_axis: int | None = None
         self._classes: _Decisions | None = None
         with warnings.catch_warnings():
@@ -74,6 +75,11 @@ class LabelMetrics:
             self._distances: dict[str, Metric] = {
                 name: _DISTANCES[name]().set_dtype(torch.float64) for name in self.names if name in OF_DISTANCES
             }
+
+    @property
+    def decided(self) -> int:
+        """How many decisions were counted; 0 without metrics of classes."""
+        return self._classes.decided if self._classes is not None else 0
 
     def update(self, output: NDArray[Any], label: NDArray[Any]) -> NDArray[np.bool_] | None:
         """Count one batch; for one class of several, give which decisions were right.
@@ -92,7 +98,6 @@ class LabelMetrics:
         if self._classes is None:
             self._classes = _Decisions([name for name in self.names if name in OF_CLASSES], pair, self.where)
         self._classes.update(pair)
-        self.decided += pair.targets.size
         if pair.task != "classes":
             return None
         self.class_axis = pair.axis
@@ -137,6 +142,7 @@ class _Decisions:
         self.names = tuple(names)
         self.width = first.scores.shape[1] if first.scores.ndim == 2 else 1
         self.low, self.high = math.inf, -math.inf
+        self.decided = 0
         self.kept: list[tuple[NDArray[np.float64], NDArray[np.int64]]] = []
         if "top5" in names and (self.task != "classes" or self.width < 5):
             raise StageError(f"'top5' needs 5 classes or more, the output has {self.width}", where=where)
@@ -158,6 +164,7 @@ class _Decisions:
             raise StageError("the number of classes changes between batches", where=self.where)
         if not pair.scores.size:
             return
+        self.decided += pair.targets.size
         self.low, self.high = min(self.low, pair.scores.min()), max(self.high, pair.scores.max())
         if "auroc" in self.names:
             self.kept.append((pair.scores, pair.targets))
@@ -172,6 +179,9 @@ class _Decisions:
         values: dict[str, torch.Tensor] = {name: counter.compute() for name, counter in counters.items()}
         if "auroc" in self.names:
             values["auroc"] = self._auroc(probabilities=probabilities)
+        for name in COUNTED.intersection(values):
+            # torchmetrics divides in float32; a budget of 0.01 needs the quotient itself.
+            values[name] = torch.round(values[name].double() * self.decided) / self.decided
         return values
 
     def _auroc(self, *, probabilities: bool) -> torch.Tensor:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from modelpack.errors import ModelpackError, StageError
-from modelpack.numerics.measure import memory, timing
+from modelpack.numerics.measure import memory, timing, work
 from modelpack.numerics.measure.subjects import Subject
 from modelpack.tensors import TensorSpec
 
@@ -102,26 +102,7 @@ def _weigh(request: Mapping[str, Any], _tell: Tell) -> Any:
         peaks.append(memory.peak())
         used.append(max(0, memory.device_used(device) - on_device) if device != "cpu" else 0)
     found = {"load_ms": load_ms, "runtime_bytes": before, "peak_bytes": peaks, "device_bytes": used}
-    return {**found, "macs": _macs(subject, _feed(subject, request["feeds"][0]))}
-
-
-def _macs(subject: Subject, feed: Feed) -> int | None:
-    """Count the multiply-accumulates of one row; None where shapes that are not known hide some."""
-    rows = max(1, len(next(iter(feed.values()))))
-    if subject.kind == "torch":
-        from modelpack.artifact import Artifact
-        from modelpack.numerics import macs, models
-
-        return macs.count(models.load(Artifact.load(subject.path)), models.tensors(feed, "cpu")) // rows
-    from modelpack.numerics import graph, onnxfile
-
-    named = {
-        dimension: feed[name].shape[axis]
-        for name, spec in subject.inputs.items()
-        for axis, dimension in spec.dynamic.items()
-    }
-    facts = graph.facts(onnxfile.read(subject.path), named)
-    return None if facts.uncounted else facts.macs // rows
+    return {**found, "macs": work.macs_per_row(subject, _feed(subject, request["feeds"][0]))}
 
 
 def _bound(subject: Subject, bind: Bind, feed: Feed) -> Timer:
