@@ -120,7 +120,11 @@ def patient(folder: Path) -> Path:
     body = helper.make_graph(
         [helper.make_node("MatMul", ["h", "m"], ["g"]), helper.make_node("Identity", ["go"], ["on"])],
         "step",
-        [value("i", TensorProto.INT64, []), value("go", TensorProto.BOOL, []), value("h", TensorProto.FLOAT, [256, 256])],
+        [
+            value("i", TensorProto.INT64, []),
+            value("go", TensorProto.BOOL, []),
+            value("h", TensorProto.FLOAT, [256, 256]),
+        ],
         [value("on", TensorProto.BOOL, []), value("g", TensorProto.FLOAT, [256, 256])],
     )
     return write_model(

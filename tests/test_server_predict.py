@@ -67,7 +67,9 @@ def test_rows_may_be_objects(serve):
     assert serve("linear").predict({"instances": [{"x": row} for row in ROWS.tolist()]}) == plain
 
 
-@pytest.mark.parametrize("accept", ["application/octet-stream", "application/x-npy", "application/json", "*/*", "text/csv"])
+@pytest.mark.parametrize(
+    "accept", ["application/octet-stream", "application/x-npy", "application/json", "*/*", "text/csv"]
+)
 def test_a_raw_tensor_is_answered_as_the_client_accepts(serve, folders, accept):
     headers = {"content-type": "application/octet-stream", "x-shape": "5, 4", "accept": accept}
     status, answered, body = serve("linear").ask("POST", "/predict", ROWS.tobytes(), headers)

@@ -13,7 +13,14 @@ LENGTH = b"Content-Length: %d\r\n" % len(BODY)
 POST = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
 CLOSE = b"Connection: close\r\n"
 GET = b"GET /livez HTTP/1.1\r\nHost: a\r\n"
-LIMITS = {"head_timeout": 0.4, "body_timeout": 0.4, "max_body": 5000, "max_head": 2000, "max_rows": 50, "idle_timeout": 1}
+LIMITS = {
+    "head_timeout": 0.4,
+    "body_timeout": 0.4,
+    "max_body": 5000,
+    "max_head": 2000,
+    "max_rows": 50,
+    "idle_timeout": 1,
+}
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +164,9 @@ def test_a_body_beyond_the_limit_is_413_and_readable(server, framing):
     if framing == "length":
         data = POST + b"Content-Length: 3000000\r\n\r\n" + b"a" * 3_000_000
     else:
-        data = POST + b"Transfer-Encoding: chunked\r\n\r\n" + (b"8000\r\n" + b"a" * 0x8000 + b"\r\n") * 20 + b"0\r\n\r\n"
+        data = (
+            POST + b"Transfer-Encoding: chunked\r\n\r\n" + (b"8000\r\n" + b"a" * 0x8000 + b"\r\n") * 20 + b"0\r\n\r\n"
+        )
     got = talk(server, data)
     assert [(status, headers["connection"]) for status, headers, _ in got] == [(413, "close")]
     assert b"5000" in got[0][2]

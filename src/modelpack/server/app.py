@@ -155,6 +155,8 @@ class App:
             return as_json({"error": f"{request.path} does not take {request.method}"}, 405, allow=route.allow)
         except Refused as refused:
             return as_json({"error": refused.message}, refused.status, **refused.headers)
+        except asyncio.CancelledError:  # only the end of the drain cancels, and the client is still owed an answer
+            return as_json({"error": "the server stopped before the model was done"}, 503)
         except Disconnected:
             raise
         except Exception:  # noqa: BLE001 - whatever failed, the client gets an answer and the log the trace

@@ -38,7 +38,7 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self.app = app
         self.signal = 0
-        self.failure: StartError | None = None
+        self.failure: Exception | None = None
         self._stop_at: float | None = None
         self._loading: asyncio.Task[None] | None = None
 
@@ -50,7 +50,7 @@ class Server(uvicorn.Server):
     async def _load(self) -> None:
         try:
             await self.app.load()
-        except StartError as error:
+        except Exception as error:  # noqa: BLE001 - a server that will never be ready must end, whatever the reason
             self.failure = error
             self.should_exit = True
 
