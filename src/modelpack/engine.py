@@ -18,7 +18,8 @@ from modelpack.events import BudgetChecked, Emit, Event, RunFinished, RunStarted
 from modelpack.execution import Execution
 from modelpack.planning import Desk, PlannedStep, plan
 from modelpack.recipe import Recipe
-from modelpack.runs import Journal, Run, Runs, started_now
+from modelpack.record import Run
+from modelpack.runs import Journal, Runs, started_now
 from modelpack.stage import Outside
 from modelpack.steps import MODEL, Step
 from modelpack.tensors import TensorSpec

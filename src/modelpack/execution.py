@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from modelpack.errors import ModelpackError, StoreError
 from modelpack.events import Emit, Note, StepStarted
-from modelpack.runs import StepRun, started_now
+from modelpack.record import StepRun
+from modelpack.runs import started_now
 from modelpack.stage import Job
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from modelpack.artifact import Artifact
     from modelpack.data import DataSource
     from modelpack.recipe import Recipe
-    from modelpack.runs import Run
+    from modelpack.record import Run
     from modelpack.steps import Step
     from modelpack.store import Store
 

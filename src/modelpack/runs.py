@@ -13,96 +13,24 @@ import fcntl
 import json
 import re
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import IO, TYPE_CHECKING, Any
 
+from modelpack import canonical
 from modelpack.artifact import Artifact, Kind
 from modelpack.errors import StoreError, UsageError, did_you_mean
+from modelpack.record import decode, encode
 from modelpack.store import Store, write_atomic, writing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from modelpack.events import Event
+    from modelpack.record import Run, StepRun
 
 _REFERENCE = re.compile(r"(?P<name>[a-z0-9][a-z0-9._-]*)(@(?P<number>\d+))?")
-
-
-@dataclass(frozen=True)
-class StepRun:
-    """One step of a run: what it was, and the artifact it ended with."""
-
-    id: str
-    stage: str
-    kind: str
-    artifact: str
-    fingerprint: str
-    cached: bool
-    seconds: float
-    metrics: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Run:
-    """One execution of a recipe.
-
-    Attributes:
-        recipe: The recipe's name.
-        number: Its version, counting from 1.
-        status: ``succeeded``, ``failed``, ``interrupted`` or ``running``.
-        started: UTC, ISO 8601.
-        seconds: How long it took.
-        device: What it ran on.
-        steps: The steps that ended with an artifact, in order.
-        budget: Verdicts of the budget lines that were measured.
-        overrides: ``--set`` values.
-        error: Why it failed.
-        environment: Versions and machine.
-    """
-
-    recipe: str
-    number: int
-    status: str
-    started: str
-    seconds: float = 0.0
-    device: str = "cpu"
-    steps: tuple[StepRun, ...] = ()
-    budget: tuple[Mapping[str, Any], ...] = ()
-    overrides: tuple[str, ...] = ()
-    error: str = ""
-    environment: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """How users call it: ``recipe@number``."""
-        return f"{self.recipe}@{self.number}"
-
-    def step(self, identity: str) -> StepRun:
-        """Give a step by id.
-
-        Raises:
-            UsageError: When the run has no such step.
-        """
-        for step in self.steps:
-            if step.id == identity:
-                return step
-        raise UsageError(
-            f"{self.name} has no step '{identity}'", then=did_you_mean(identity, [step.id for step in self.steps])
-        )
-
-    @property
-    def model(self) -> StepRun:
-        """The last step that made a model.
-
-        Raises:
-            UsageError: When it never came that far.
-        """
-        for step in reversed(self.steps):
-            if Kind(step.kind).is_model:
-                return step
-        raise UsageError(f"{self.name} made no model", then=self.error)
 
 
 class Journal:
@@ -122,7 +50,7 @@ class Journal:
     def update(self, **changes: Any) -> None:
         """Replace facts of the run."""
         self.run = replace(self.run, **changes, seconds=round(time.monotonic() - self._clock, 3))
-        write_atomic(self.directory / "run.json", _encode(self.run))
+        write_atomic(self.directory / "run.json", encode(self.run))
 
     def step(self, step: StepRun) -> None:
         """Add a finished step."""
@@ -132,10 +60,6 @@ class Journal:
         """Release the run; its status no longer changes."""
         self._events.close()
         self._lock.close()
-
-
-def _encode(run: Run) -> bytes:
-    return (json.dumps(asdict(run), indent=1, sort_keys=True) + "\n").encode()
 
 
 class Runs:
@@ -152,8 +76,9 @@ class Runs:
             directory = self._take_number(self.root / run.recipe)
             lock = (directory / "lock").open("w")
             fcntl.flock(lock, fcntl.LOCK_EX)
-            (directory / "recipe.yaml").write_text(recipe_text)
-            journal = Journal(directory, replace(run, number=int(directory.name)), lock)
+            (directory / "recipe.yaml").write_bytes(recipe_text.encode())
+            text = canonical.digest(recipe_text)
+            journal = Journal(directory, replace(run, number=int(directory.name), text=text), lock)
         try:
             with writing(directory):
                 journal.update()
@@ -185,9 +110,12 @@ class Runs:
         names = [recipe] if recipe is not None else self.recipes()
         found = []
         for name in names:
-            numbers = sorted(int(path.name) for path in (self.root / name).glob("*") if path.name.isdigit())
-            found += [run for number in numbers if (run := self._read(name, number)) is not None]
+            found += [run for number in self.numbers(name) if (run := self._read(name, number)) is not None]
         return sorted(found, key=lambda run: (run.started, run.number))
+
+    def numbers(self, recipe: str) -> Sequence[int]:
+        """List the numbers that runs of a recipe took, whether or not they wrote a record."""
+        return sorted(int(path.name) for path in (self.root / recipe).glob("*") if path.name.isdigit())
 
     def directory(self, run: Run) -> Path:
         """Give the directory of a run."""
@@ -196,18 +124,31 @@ class Runs:
     def _read(self, name: str, number: int) -> Run | None:
         path = self.root / name / f"{number:04d}" / "run.json"
         try:
-            body = json.loads(path.read_bytes())
-            steps = tuple(StepRun(**step) for step in body.pop("steps"))
-            run = Run(
-                **{**body, "steps": steps, "budget": tuple(body["budget"]), "overrides": tuple(body["overrides"])}
-            )
+            run = decode(path.read_bytes(), str(path))
         except FileNotFoundError:  # killed between taking the number and the first line
             return None
-        except (ValueError, TypeError, KeyError) as error:
-            raise StoreError(f"the run's record cannot be read: {error}", where=str(path)) from error
+        except OSError as error:
+            raise StoreError(f"the run's record cannot be read: {error.strerror}", where=str(path)) from error
+        if (run.recipe, run.number) != (name, number):
+            raise StoreError(f"the run's record is that of {run.name}", where=str(path))
         if run.status == "running" and not self._alive(path.parent):
             return replace(run, status="interrupted")
         return run
+
+    def text(self, run: Run) -> str:
+        """Give the recipe of a run, word for word.
+
+        Raises:
+            StoreError: When it cannot be read or was changed.
+        """
+        path = self.directory(run) / "recipe.yaml"
+        try:
+            text = path.read_bytes().decode()
+        except (OSError, UnicodeDecodeError) as error:
+            raise StoreError(f"the run's recipe cannot be read: {error}", where=str(path)) from error
+        if canonical.digest(text) != run.text:
+            raise StoreError("the run's recipe was changed after it was written", where=str(path))
+        return text
 
     def _alive(self, directory: Path) -> bool:
         try:
@@ -292,14 +233,26 @@ class Runs:
         return found
 
     def kept(self, last: int) -> set[str]:
-        """Give the ids that cleaning keeps: each recipe's current and `last` newest runs, with all ancestors."""
+        """Give the ids that cleaning keeps: each recipe's current and `last` newest runs, with all ancestors.
+
+        Images that were built of a kept model are kept too: `modelpack build` leaves no run behind.
+        """
         ids = set()
         for recipe in self.recipes():
             runs = self.list(recipe)
             current = self.current(recipe)
             for run in [*runs[len(runs) - last if last < len(runs) else 0 :], *([current] if current else [])]:
                 ids |= {step.artifact for step in run.steps}
-        return self.lineage(ids)
+        kept = self.lineage(ids)
+        return kept | {image for image, model in self._images() if model in kept}
+
+    def _images(self) -> Iterator[tuple[str, str]]:
+        """Give the id of every image with the id of the model in it; damage is for `verify` to tell."""
+        for path in self.store.artifacts():
+            with contextlib.suppress(StoreError):
+                artifact = Artifact.load(path)
+                if artifact.kind is Kind.IMAGE:
+                    yield artifact.id, str(artifact.manifest.work.get("model"))
 
 
 def parents(artifact: Artifact) -> list[str]:

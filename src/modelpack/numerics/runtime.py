@@ -70,6 +70,11 @@ ENGINE_ERRORS: tuple[type[Exception], ...] = (
 """What onnxruntime raises."""
 
 
+def available() -> list[str]:
+    """Name the execution providers that the installed onnxruntime was built with."""
+    return [str(name) for name in ort.get_available_providers()]
+
+
 def providers(device: str) -> list[str | tuple[str, dict[str, str]]]:
     """Map ``cpu`` or ``cuda[:N]`` to onnxruntime's execution providers, the wanted one first.
 

@@ -1,0 +1,96 @@
+"""What users name: a run, a step of it, an artifact, a file.
+
+``name`` is the current run of a recipe, ``name@7`` its seventh, ``name:export`` or ``name@7:export`` one step of
+such a run, six or more hexadecimal digits an artifact, and a path an ONNX file. Nothing at all is the newest run that
+succeeded.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from modelpack.artifact import Kind
+from modelpack.errors import UsageError
+from modelpack.runs import Runs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from modelpack.artifact import Artifact
+    from modelpack.record import Run
+    from modelpack.store import Store
+
+_DIGITS = re.compile(r"[0-9a-f]{6,64}")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a user named; exactly one of `run`, `artifact` and `file` leads to it.
+
+    Attributes:
+        text: How to call it.
+        run: A run, when no single artifact of it is meant.
+        artifact: One artifact.
+        file: A file outside the store.
+        recipe: Name of the recipe it belongs to; empty when unknown.
+    """
+
+    text: str
+    run: Run | None = None
+    artifact: Artifact | None = None
+    file: Path | None = None
+    recipe: str = ""
+
+
+def find(store: Store, text: str | None = None) -> Subject:
+    """Find what a user named.
+
+    Raises:
+        UsageError: When there is no such thing, or the word fits several.
+        StoreError: When it is damaged.
+    """
+    runs = Runs(store)
+    if text is None:
+        newest = runs.newest()
+        return Subject(newest.name, run=newest, recipe=newest.recipe)
+    if text.endswith(".onnx"):
+        return _file(Path(text))
+    reference, colon, step = text.partition(":")
+    if _DIGITS.fullmatch(text) and text not in runs.recipes():
+        artifact = store.get(text)
+        return Subject(artifact.id[:12], artifact=artifact, recipe=artifact.manifest.record.get("name", ""))
+    run = runs.get(reference)
+    if not colon:
+        return Subject(run.name, run=run, recipe=run.recipe)
+    return Subject(f"{run.name}:{step}", artifact=store.get(run.step(step).artifact), recipe=run.recipe)
+
+
+def _file(path: Path) -> Subject:
+    if not path.is_file():
+        raise UsageError("no such file", where=str(path))
+    return Subject(str(path), file=path)
+
+
+def model(store: Store, subject: Subject, kinds: Iterable[Kind] = (Kind.TORCH, Kind.ONNX)) -> Artifact:
+    """Give the one model that is meant: the artifact named, or the last model of these kinds that the run made.
+
+    Raises:
+        UsageError: When there is none.
+        StoreError: When it is damaged.
+    """
+    wanted = set(kinds)
+    told = " or ".join(sorted(wanted))
+    if subject.artifact is not None:
+        if subject.artifact.kind not in wanted:
+            raise UsageError(f"this is of kind '{subject.artifact.kind}'; {told} is needed here", where=subject.text)
+        return subject.artifact
+    if subject.run is None:
+        raise UsageError("this is a file; name a run or an artifact of the store", where=subject.text)
+    for step in reversed(subject.run.steps):
+        if Kind(step.kind) in wanted:
+            return store.get(step.artifact)
+    then = "it ended before: " + subject.run.error if subject.run.error else "name another run"
+    raise UsageError(f"this run made no {told} model", where=subject.text, then=then)
