@@ -275,6 +275,7 @@ def test_pairs_are_bounded_and_say_so():
         (Plan(("accuracy",)), labels().reshape(10, 5)[[0] * 50], {"a": scores()}, "no dimension can be the classes"),
         (Plan(("accuracy",)), labels(), {"a": labels()}, "need scores"),
         (Plan(("accuracy",)), np.zeros((4, 5), int), {"a": np.zeros((4, 5, 5), np.float32)}, "second or the last"),
+        (Plan(("accuracy",)), np.full(50, -100), {"a": scores()}, "no label counts"),
         (Plan(("top5",)), labels(classes=2), {"a": scores(classes=4)}, "5 classes or more, the output has 4"),
         (Plan(("mse",)), labels(), {"a": scores()}, r"shape \[7, 7\], its labels \[7\]"),
         (Plan(("mse",)), np.full(50, np.nan), {"a": scores(classes=1)}, "labels hold NaN"),

@@ -97,7 +97,8 @@ class LabelMetrics:
         pair = truth.decisions(output, label, self.where)
         if self._classes is None:
             self._classes = _Decisions([name for name in self.names if name in OF_CLASSES], pair, self.where)
-        self._classes.update(pair)
+        with self._quietly():
+            self._classes.update(pair)
         if pair.task != "classes":
             return None
         self.class_axis = pair.axis
@@ -109,6 +110,8 @@ class LabelMetrics:
         Raises:
             StageError: When a metric has no value on these data.
         """
+        if self._classes is not None and not self.decided:
+            raise StageError(f"no label counts: all of them are {truth.IGNORED}", where=self.where)
         with self._quietly():
             values = {name: metric.compute() for name, metric in self._distances.items()}
             if self._classes is not None:
