@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 import jsonschema
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+
 from serving import JSON, Server, linear, pair, whole
 
 CARD = {

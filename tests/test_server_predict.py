@@ -9,6 +9,7 @@ import re
 import numpy as np
 import onnxruntime
 import pytest
+
 from serving import JSON, Server, linear, logarithm, pair, table, whole
 
 ROWS = np.random.default_rng(1).normal(size=(5, 4)).astype("float32")

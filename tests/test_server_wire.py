@@ -6,6 +6,7 @@ import json
 import time
 
 import pytest
+
 from serving import Server, answers, linear, patient, receive_all
 
 BODY = b'{"instances": [[1,2,3,4]]}'
@@ -41,6 +42,13 @@ def talk(server, *parts, pause=0.0):
             connection.sendall(part)
             time.sleep(pause)
         return answers(receive_all(connection))
+
+
+def feed(connection, head, part, times, pause=0.0):
+    connection.sendall(head)
+    for _ in range(times):
+        connection.sendall(part)
+        time.sleep(pause)
 
 
 def test_pipelined_requests_are_answered_in_order(server):
@@ -173,11 +181,10 @@ def test_a_body_beyond_the_limit_is_413_and_readable(server, framing):
 
 
 def test_an_endless_chunk_extension_or_trailer_ends(server):
-    with server.connect() as connection:
-        connection.sendall(POST + b"Transfer-Encoding: chunked\r\n\r\n1;")
-        with pytest.raises(OSError, match=r"reset|pipe"):
-            for _ in range(200):
-                connection.sendall(b"a" * 65536)
+    start = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+    for head in (start + b"1;", start + b"0\r\nTrailer: "):
+        with server.connect() as connection, pytest.raises(OSError, match=r"reset|pipe"):
+            feed(connection, head, b"a" * 65536, times=200)
 
 
 def test_a_slow_head_is_408(server):
@@ -194,10 +201,7 @@ def test_a_slow_head_behind_a_request_is_408(server):
 
 def test_a_trickling_head_is_408(server):
     with server.connect() as connection, pytest.raises(OSError, match=r"reset|pipe"):
-        connection.sendall(GET)
-        for _ in range(100):
-            connection.sendall(b"A: b\r\n")
-            time.sleep(0.05)
+        feed(connection, GET, b"A: b\r\n", times=100, pause=0.05)
 
 
 def test_a_connection_that_says_nothing_is_closed(server):
