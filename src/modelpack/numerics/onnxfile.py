@@ -206,3 +206,14 @@ def rename(graph: GraphProto, names: Mapping[str, str]) -> None:
             for values in (node.input, node.output):
                 for place, name in enumerate(values):
                     values[place] = names.get(name, name)
+
+
+def drop_unread(graph: GraphProto) -> None:
+    """Remove initializers that nothing reads. Changes `graph`."""
+    read = set(consumers(graph)) | {item.name for item in graph.output}
+    kept = [item for item in graph.initializer if item.name in read]
+    if len(kept) < len(graph.initializer):
+        # Copied out first: protobuf frees the removed messages.
+        twins = [TensorProto.FromString(item.SerializeToString()) for item in kept]
+        del graph.initializer[:]
+        graph.initializer.extend(twins)

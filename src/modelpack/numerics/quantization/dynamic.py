@@ -1,0 +1,119 @@
+"""Dynamic quantization: weights as signed bytes, activations rounded at run time to the range that they have then.
+
+No data are needed. A row's result depends a little on the rows beside it, since they share one range.
+
+* A matrix product becomes ``DynamicQuantizeLinear → MatMulInteger → Cast → Mul``, which onnxruntime fuses into one
+  kernel; weights have a scale per column.
+* An embedding keeps bytes with a scale per row: ``Gather`` of the row and of its scale, then ``Mul``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from modelpack.numerics import onnxfile
+from modelpack.numerics.quantization import grid
+from modelpack.numerics.quantization.layers import channel_axis
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+
+
+def quantize(model: ModelProto, chosen: Iterable[str]) -> ModelProto:
+    """Rewrite the chosen layers.
+
+    Args:
+        model: A prepared graph.
+        chosen: Names of layers: ``MatMul``, ``Gemm`` or ``Gather`` with constant float32 weights.
+
+    Returns:
+        A new model; the given one stays as it is.
+    """
+    twin = onnxfile.copied(model)
+    layers = frozenset(chosen)
+    writer = _Writer(twin.graph)
+    nodes: list[NodeProto] = []
+    for node in twin.graph.node:
+        if node.name not in layers:
+            nodes.append(node)
+        elif node.op_type == "Gather":
+            nodes += writer.embedding(node)
+        else:
+            nodes += writer.product(node)
+    fresh = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del twin.graph.node[:]
+    twin.graph.node.extend(fresh)
+    onnxfile.drop_unread(twin.graph)
+    return twin
+
+
+class _Writer:
+    """Makes the nodes that replace a layer; constants and rounded activations are shared."""
+
+    def __init__(self, graph: GraphProto) -> None:
+        self.graph = graph
+        self.tensors = onnxfile.constants(graph)
+        self.known: set[str] = set()
+        self.rounded: set[str] = set()
+
+    def _constant(self, name: str, values: NDArray[np.generic]) -> str:
+        if name not in self.known:
+            self.known.add(name)
+            self.graph.initializer.append(numpy_helper.from_array(np.asarray(values), name))
+        return name
+
+    def embedding(self, node: NodeProto) -> list[NodeProto]:
+        """Look up bytes and a scale per row instead of floats."""
+        weights, rows = node.input
+        values = onnxfile.array(self.tensors[weights]).astype(np.float32)
+        scales = grid.symmetric_scales(values, 0)
+        stem, name = f"{weights}:rows", node.name
+        table = self._constant(f"{stem}:quantized", grid.to_int8(values, scales, 0))
+        steps = self._constant(f"{stem}:scale", scales[:, None])
+        return [
+            helper.make_node("Gather", [table, rows], [f"{name}:bytes"], name=f"{name}:bytes"),
+            helper.make_node("Gather", [steps, rows], [f"{name}:scale"], name=f"{name}:scale"),
+            helper.make_node("Cast", [f"{name}:bytes"], [f"{name}:float"], name=f"{name}:float", to=TensorProto.FLOAT),
+            helper.make_node("Mul", [f"{name}:float", f"{name}:scale"], list(node.output), name=name),
+        ]
+
+    def product(self, node: NodeProto) -> list[NodeProto]:
+        """Multiply bytes, then scale, then add the bias that a ``Gemm`` may have."""
+        weights = node.input[1]
+        values = onnxfile.array(self.tensors[weights]).astype(np.float32)
+        values = values.T if channel_axis(node) == 0 else values
+        scales = grid.symmetric_scales(values, 1)
+        # A product needs the weights with one column per output; a transposed Gemm holds one row.
+        stem = f"{weights}:columns"
+        table = self._constant(f"{stem}:quantized", np.ascontiguousarray(grid.to_int8(values, scales, 1)))
+        zero = self._constant(f"{stem}:zero", np.zeros(scales.shape, np.int8))
+        steps = self._constant(f"{stem}:scale", scales)
+        source, name = node.input[0], node.name
+        has_bias = len(node.input) > 2 and bool(node.input[2])
+        scaled = f"{name}:product" if has_bias else node.output[0]
+        nodes = [] if source in self.rounded else [self._round(source)]
+        nodes += [
+            helper.make_node(
+                "MatMulInteger",
+                [f"{source}:bytes", table, f"{source}:zero", zero],
+                [f"{name}:integer"],
+                name=f"{name}:integer",
+            ),
+            helper.make_node("Cast", [f"{name}:integer"], [f"{name}:cast"], name=f"{name}:cast", to=TensorProto.FLOAT),
+            helper.make_node("Mul", [f"{source}:scale", steps], [f"{name}:scale"], name=f"{name}:scale"),
+            helper.make_node("Mul", [f"{name}:cast", f"{name}:scale"], [scaled], name=name),
+        ]
+        if has_bias:
+            bias = helper.make_node("Add", [scaled, node.input[2]], list(node.output), name=f"{name}:bias")
+            nodes.append(bias)
+        return nodes
+
+    def _round(self, source: str) -> NodeProto:
+        self.rounded.add(source)
+        outputs = [f"{source}:bytes", f"{source}:scale", f"{source}:zero"]
+        return helper.make_node("DynamicQuantizeLinear", [source], outputs, name=f"{source}:bytes")

@@ -1,0 +1,123 @@
+"""Sixteen-bit floating point: half the bytes, for processors that compute in it."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+from onnxconverter_common import float16
+
+from modelpack.errors import StageError
+from modelpack.numerics import onnxfile, runtime
+from modelpack.numerics.silence import quiet
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from onnx import ModelProto
+
+LARGEST = float(np.finfo(np.float16).max)
+SMALLEST = float(np.finfo(np.float16).smallest_subnormal)
+
+
+def quantize(model: ModelProto, left_alone: Iterable[str]) -> ModelProto:
+    """Convert weights and computation to float16; inputs and outputs stay float32.
+
+    Args:
+        model: A prepared graph.
+        left_alone: Names of nodes that go on computing in float32.
+
+    Returns:
+        A new model; the given one stays as it is.
+
+    Raises:
+        StageError: When a weight is too large for float16, or the converter fails.
+    """
+    apart = frozenset(left_alone)
+    _check_magnitudes(model, apart)
+    try:
+        with quiet():
+            converted = float16.convert_float_to_float16(
+                onnxfile.infer(_with_own_outputs(model)),
+                keep_io_types=True,
+                node_block_list=sorted(apart),
+                min_positive_val=SMALLEST,
+                max_finite_val=LARGEST,
+            )
+    except Exception as error:  # the converter raises plain exceptions of many kinds
+        raise StageError(f"the float16 converter failed: {runtime.reason(error)}") from error
+    fresh: ModelProto = converted
+    _turn_casts(fresh, {node.name for node in model.graph.node} - apart)
+    _in_order(fresh)
+    return fresh
+
+
+def _with_own_outputs(model: ModelProto) -> ModelProto:
+    """Copy a model so that no node reads an output of the graph, which the converter would give two types."""
+    twin = onnxfile.copied(model)
+    readers = onnxfile.consumers(twin.graph)
+    inner = {item.name: f"{item.name}:inner" for item in twin.graph.output if item.name in readers}
+    for node in twin.graph.node:
+        for values in (node.input, node.output):
+            for place, name in enumerate(values):
+                values[place] = inner.get(name, name)
+    for name, source in inner.items():
+        twin.graph.node.append(onnx.helper.make_node("Identity", [source], [name], name=f"{name}:output"))
+    return twin
+
+
+def _check_magnitudes(model: ModelProto, apart: frozenset[str]) -> None:
+    # Single numbers may be "minus infinity" of an attention mask, which float16 has under another value.
+    read = {name for node in model.graph.node if node.name not in apart for name in node.input}
+    for tensor in model.graph.initializer:
+        if tensor.data_type != onnx.TensorProto.FLOAT or math.prod(tensor.dims) < 2 or tensor.name not in read:
+            continue
+        largest = float(np.abs(onnxfile.array(tensor).astype(np.float64)).max())
+        if np.isfinite(largest) and largest > LARGEST:
+            raise StageError(
+                f"a weight of magnitude {largest:.3g} does not fit into float16 (largest {LARGEST:g})",
+                where=tensor.name,
+                then="exclude the layers that use it",
+            )
+
+
+def _turn_casts(model: ModelProto, own: set[str]) -> None:
+    """Let the model's own casts to float32 give float16, which the converter forgets."""
+    for node in model.graph.node:
+        if node.op_type == "Cast" and node.name in own:
+            for attribute in node.attribute:
+                if attribute.name == "to" and attribute.i == onnx.TensorProto.FLOAT:
+                    attribute.i = onnx.TensorProto.FLOAT16
+
+
+def _in_order(model: ModelProto) -> None:
+    """Sort nodes so that every value is made before it is read; the converter appends its casts anywhere."""
+    graph = model.graph
+    waiting = list(graph.node)
+    made = {item.name for item in (*graph.input, *graph.initializer)} | {""}
+    ordered = []
+    while waiting:
+        ready = [node for node in waiting if made.issuperset(_reads(node))]
+        if not ready:
+            return
+        names = {id(node) for node in ready}
+        for node in ready:
+            ordered.append(onnx.NodeProto.FromString(node.SerializeToString()))
+            made.update(node.output)
+        waiting = [node for node in waiting if id(node) not in names]
+    del graph.node[:]
+    graph.node.extend(ordered)
+
+
+def _reads(node: onnx.NodeProto) -> set[str]:
+    """List what a node reads, what its inner graphs take from outside included."""
+    found = set(node.input)
+    for attribute in node.attribute:
+        for inner in (attribute.g, *attribute.graphs):
+            own = {item.name for item in (*inner.input, *inner.initializer)}
+            for item in inner.node:
+                found |= _reads(item) - own
+                own.update(item.output)
+    return found
