@@ -78,7 +78,10 @@ def _read(path: Path) -> tuple[onnx.ModelProto, bool]:
         if kind != "tensor_type" or value.type.tensor_type.elem_type == onnx.TensorProto.STRING:
             what = (kind or "unknown type").removesuffix("_type") if kind != "tensor_type" else "tensor of texts"
             raise StageError(f"'{value.name}' is a {what}; only tensors of numbers are served", where=str(path))
-    onnxfile.check(model)
+    try:
+        onnxfile.check(model)
+    except StageError as error:
+        raise StageError(error.what, where=str(path)) from error
     return model, external
 
 

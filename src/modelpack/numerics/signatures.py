@@ -106,7 +106,8 @@ def _first_run(
     for size in tried:
         # Different sizes first, to tell the dimensions apart; equal ones where the model wants squares.
         steps = 1 if size == tried[0] else 0
-        sizes = {name: _ROWS if name == counted else size * (1 + steps * i) for i, name in enumerate(named)}
+        sizes = {name: size * (1 + steps * place) for place, name in enumerate(n for n in named if n != counted)}
+        sizes |= {counted: _ROWS} if counted is not None else {}
         try:
             return sizes, run(sizes)
         except StageError:

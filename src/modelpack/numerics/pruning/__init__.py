@@ -195,23 +195,25 @@ def _sound(
     sound, left = [], dict(found.left)
     bare = plan.stripped(module, seed)
     for group in watch(found.groups):
-        reason = plan.flaw(bare, [_quarter(group)], feed)
-        if reason and group.heads:
-            wider = grouping.with_width_counters(group, module)
-            if not plan.flaw(bare, [_quarter(wider)], feed):
-                sound.append(wider)
-                continue
-        if reason:
-            left[group.name] = reason
+        variants = [group, grouping.with_width_counters(group, module)] if group.heads else [group]
+        flaws = [_flaw(bare, variant, feed, seed) for variant in variants]
+        if "" in flaws:
+            sound.append(variants[flaws.index("")])
         else:
-            sound.append(group)
+            left[group.name] = flaws[0]
     return sound, left
 
 
-def _quarter(group: Group) -> Removal:
+def _flaw(bare: nn.Module, group: Group, feed: Mapping[str, Tensor], seed: int) -> str:
+    """Try to remove one unit, then a random quarter: a regular choice could hide that indices are mixed up."""
     units = group.ranked([0.0] * len(group.blocks))
-    chosen = units[1::4] or units[:1]
-    return Removal(group, tuple(root for _, roots in chosen for root in roots))
+    order = torch.randperm(len(units), generator=torch.Generator().manual_seed(seed)).tolist()
+    for chosen in (order[:1], order[: max(1, len(units) // 4)]):
+        roots = tuple(root for unit in chosen for root in units[unit][1])
+        reason = plan.flaw(bare, [Removal(group, roots)], feed)
+        if reason:
+            return reason
+    return ""
 
 
 def _scores(

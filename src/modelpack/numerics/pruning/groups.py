@@ -120,7 +120,7 @@ def find(module: nn.Module, feed: Mapping[str, Tensor], keep: frozenset[str]) ->
         members = tuple(_members(raw, names, graph))
         name = names[raw[0].dep.target.module]
         reason = _forbidden(members, traced, keep)
-        group = _group(name, members, traced) if not reason else None
+        group = _group(name, members, traced, _coupled(raw, members, graph)) if not reason else None
         if group is None:
             left[name] = reason or "its layers are grouped in ways that do not line up"
         else:
@@ -193,22 +193,48 @@ def _forbidden(members: Sequence[Member], module: nn.Module, keep: frozenset[str
     return ""
 
 
-def _group(name: str, members: tuple[Member, ...], module: nn.Module) -> Group | None:
+def _coupled(raw: Any, members: Sequence[Member], graph: Any) -> list[tuple[int, ...]]:
+    """Find which root indices drag others of their own layer along, as the halves of a gated unit do.
+
+    Asking for all indices at once hides this, so each is asked for alone; a few are probed first, because most layers
+    have no such coupling and asking costs time.
+    """
+    root, width = raw[0].dep, len(members[0].places)
+
+    def dragged(index: int) -> set[int]:
+        alone = graph.get_pruning_group(root.target.module, root.handler, [index])
+        return {found for item in alone.items if item.dep.target is root.target for found in item.idxs}
+
+    if all(dragged(index) == {index} for index in {0, width // 2, width - 1}):
+        return [(index,) for index in range(width)]
+    blocks: list[set[int]] = []
+    for index in range(width):
+        joined = dragged(index) | {index}
+        apart = [block for block in blocks if not block & joined]
+        blocks = [*apart, joined.union(*(block for block in blocks if block & joined))]
+    return sorted(tuple(sorted(block)) for block in blocks)
+
+
+def _group(
+    name: str, members: tuple[Member, ...], module: nn.Module, blocks: Sequence[tuple[int, ...]]
+) -> Group | None:
     width = len(members[0].places)
     modules = dict(module.named_modules())
     heads = _head_count(members, modules)
     if heads is not None:
         owner, attribute, count = heads
         size = width // count
-        blocks = tuple(tuple(range(i * size, (i + 1) * size)) for i in range(count))
-        return Group(name, members, blocks, (tuple(range(count)),), (Counter(owner, attribute, 1),), heads=True)
+        whole = tuple(tuple(range(i * size, (i + 1) * size)) for i in range(count))
+        return Group(name, members, whole, (tuple(range(count)),), (Counter(owner, attribute, 1),), heads=True)
     labels: dict[tuple[int, ...], list[int]] = {}
-    for root in range(width):
-        labels.setdefault(_part(root, members, modules), []).append(root)
+    for place, block in enumerate(blocks):
+        part = tuple(label for root in block for label in _part(root, members, modules))
+        labels.setdefault(part, []).append(place)
     classes = list(labels.values())
-    if len({len(members) for members in classes}) != 1 or len(classes[0]) < 2:
+    alike = len({len(places) for places in classes}) == 1 and len({len(block) for block in blocks}) == 1
+    if not alike or len(classes[0]) < 2:
         return None
-    return Group(name, members, tuple((root,) for root in range(width)), tuple(map(tuple, classes)))
+    return Group(name, members, tuple(blocks), tuple(map(tuple, classes)))
 
 
 def _part(root: int, members: Sequence[Member], modules: Mapping[str, nn.Module]) -> tuple[int, ...]:

@@ -1,0 +1,292 @@
+"""Distillation: the student learns, the best epoch is kept, and a killed run continues as if nothing had happened."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from torch.nn import functional
+
+import nets
+from modelpack.errors import StageError
+from modelpack.numerics import models
+from modelpack.numerics.distillation import Goal, losses
+from modelpack.stages.distill import DistillConfig, distill
+from modelpack.stages.model import model
+from support import Rows, run_stage
+from test_models import feed_for, imported, outputs, same
+
+torch.set_num_threads(1)
+HERE = Path(__file__).parent
+
+
+def patterns(count=192, seed=0, target="label", batch=32):
+    """Images of ten fixed patterns in noise: easy to learn, impossible to guess."""
+    generator = np.random.default_rng(seed)
+    shapes = np.random.default_rng(99).standard_normal((10, 1, 16, 16))
+    label = generator.integers(0, 10, count)
+    image = (shapes[label] + 0.5 * generator.standard_normal((count, 1, 16, 16))).astype(np.float32)
+    return Rows({"image": image, target: label}, batch)
+
+
+def student_and_teacher(root, factory="cnn", inputs=nets.IMAGE):
+    return imported(root, factory, inputs, arguments={"width": 8} if factory == "cnn" else {}), imported(
+        root, factory, inputs
+    )
+
+
+def run(root, student, teacher, settings, **data):
+    return run_stage(root, distill, settings, model=student, steps={"model": teacher}, data=data)
+
+
+def history(artifact):
+    return artifact.manifest.record["results"]["history"]
+
+
+def accuracy(artifact, rows):
+    module = models.load(artifact)
+    right = 0
+    for batch in rows.batches():
+        logits = outputs(module, {"image": torch.from_numpy(batch["image"])})["output"]
+        right += int((logits.argmax(1).numpy() == batch["label"]).sum())
+    return right / len(rows)
+
+
+def test_a_student_learns_the_truth_and_the_same_twice(tmp_path):
+    student, teacher = student_and_teacher(tmp_path)
+    settings = {"data": "train", "eval_data": "val", "epochs": 6, "alpha": 0.0, "lr": 5e-3}
+    data = {"train": patterns(), "val": patterns(96, seed=1)}
+    first = run(tmp_path / "1", student, teacher, settings, **data)
+    second = run(tmp_path / "2", student, teacher, settings, **data)
+    assert first.id == second.id
+    reached = accuracy(first, patterns(96, seed=1))
+    assert reached > 0.8 > 0.4 > accuracy(student, patterns(96, seed=1))
+    assert first.metrics["eval_accuracy"] == pytest.approx(reached)
+    assert reached == pytest.approx(max(line["score"] for line in history(first)))
+    assert [line["epoch"] for line in history(first)] == list(range(7))
+
+
+def test_a_student_comes_nearer_to_its_teacher_without_labels(tmp_path):
+    student, teacher = student_and_teacher(tmp_path)
+    data = Rows({"image": patterns().columns["image"]})
+    made = run(tmp_path, student, teacher, {"data": "train", "epochs": 4, "lr": 5e-3}, train=data)
+    feed = {"image": torch.from_numpy(patterns(64, seed=3).columns["image"])}
+    wanted = outputs(models.load(teacher), feed)["output"]
+
+    def distance(artifact):
+        return float(functional.mse_loss(outputs(models.load(artifact), feed)["output"], wanted))
+
+    assert distance(made) < 0.5 * distance(student)
+    assert "task" not in history(made)[-1]
+
+
+def test_the_best_epoch_is_kept_even_when_training_spoils_the_student(tmp_path):
+    student, teacher = student_and_teacher(tmp_path)
+    good = run(
+        tmp_path / "good", student, teacher, {"data": "train", "epochs": 4, "alpha": 0.0, "lr": 5e-3}, train=patterns()
+    )
+    settings = {"data": "noise", "eval_data": "val", "epochs": 2, "alpha": 0.0, "lr": 0.05}
+    noise = patterns()
+    noise.columns["label"] = (noise.columns["label"] + 1) % 10
+    spoilt = run(tmp_path / "bad", good, teacher, settings, noise=noise, val=patterns(96, seed=1))
+    feed = feed_for(good)
+    assert same(outputs(models.load(good), feed), outputs(models.load(spoilt), feed))
+    assert history(spoilt)[-1]["score"] < history(spoilt)[0]["score"]
+
+
+@pytest.mark.parametrize(
+    ("factory", "inputs", "columns"),
+    [
+        ("encoder", nets.TOKENS, {"input_ids": (12,), "attention_mask": (12,)}),
+        ("grouped", nets.PICTURE, {"picture": (4, 16, 16), "extra": (3,)}),
+        ("recurrent", nets.SERIES, {"series": (9, 6)}),
+    ],
+)
+def test_several_inputs_and_outputs_are_imitated(tmp_path, factory, inputs, columns):
+    generator = np.random.default_rng(0)
+    rows = Rows(
+        {
+            name: np.ones((40, *shape), np.int64)
+            if name == "attention_mask"
+            else generator.integers(0, 50, (40, *shape))
+            if name == "input_ids"
+            else generator.standard_normal((40, *shape)).astype(np.float32)
+            for name, shape in columns.items()
+        },
+        8,
+    )
+    teacher = imported(tmp_path, factory, inputs)
+    other = run_stage(
+        tmp_path / "s",
+        model,
+        {"factory": f"nets.py:{factory}", "inputs": inputs},
+        base=HERE,
+        seed=1,
+    )
+    made = run(tmp_path, other, teacher, {"data": "train", "eval_data": "train", "epochs": 3, "lr": 5e-3}, train=rows)
+    lines = history(made)
+    assert lines[-1]["score"] > lines[0]["score"]
+    assert made.metrics["eval_distance"] == pytest.approx(-max(line["score"] for line in lines))
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_lower_precision_trains_too(tmp_path, precision):
+    student, teacher = student_and_teacher(tmp_path)
+    settings = {"data": "train", "eval_data": "val", "epochs": 6, "lr": 5e-3, "alpha": 0.0, "precision": precision}
+    made = run(tmp_path, student, teacher, settings, train=patterns(), val=patterns(96, seed=1))
+    assert made.metrics["eval_accuracy"] > 0.7
+    assert models.load(made).stem.weight.dtype is torch.float32
+
+
+CHILD = """
+import sys, os, signal
+sys.path.insert(0, {here!r})
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+import test_distill
+from modelpack.artifact import Artifact
+from support import run_stage
+class Killer(list):
+    def append(self, event):
+        if getattr(event, "label", "").startswith("epoch 3 ") and event.done == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+run_stage(Path({root!r}), test_distill.distill, test_distill.SETTINGS, model=Artifact.load(Path({student!r})),
+          steps={{"model": Artifact.load(Path({teacher!r}))}}, data={{"train": test_distill.patterns(), "val": test_distill.patterns(64, 1)}},
+          collect=Killer())
+"""
+SETTINGS = {"data": "train", "eval_data": "val", "epochs": 4, "lr": 5e-3, "precision": "float16"}
+
+
+def test_kill_in_epoch_3_then_the_next_run_continues_with_the_same_result(tmp_path):
+    student, teacher = student_and_teacher(tmp_path)
+    data = {"train": patterns(), "val": patterns(64, 1)}
+    straight = run(tmp_path / "straight", student, teacher, SETTINGS, **data)
+    code = CHILD.format(
+        here=str(HERE), root=str(tmp_path / "killed"), student=str(student.path), teacher=str(teacher.path)
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, timeout=300)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    left = list((tmp_path / "killed" / "store" / "scratch").glob("*/epoch-*"))
+    assert [path.name for path in left] == ["epoch-00002"]
+    events = []
+    resumed = run_stage(
+        tmp_path / "killed", distill, SETTINGS, model=student, steps={"model": teacher}, data=data, collect=events
+    )
+    labels = {getattr(event, "label", "") for event in events}
+    assert "epoch 3 of 4" in labels
+    assert "epoch 2 of 4" not in labels
+    assert any("continued after epoch 2" in getattr(event, "text", "") for event in events)
+    assert resumed.id == straight.id
+    assert history(resumed) == history(straight)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    from modelpack.numerics.distillation import checkpoint
+
+    module = nets.cnn()
+    optimizer = torch.optim.AdamW(module.parameters())
+    checkpoint.save(tmp_path, checkpoint.Progress(epoch=1), module, optimizer, checkpoint.state(module))
+    (tmp_path / "epoch-00001" / "state.safetensors").write_bytes(b"half")
+    with pytest.raises(StageError, match="epoch-00001"):
+        checkpoint.resume(tmp_path, module, optimizer)
+
+
+def test_a_student_that_explodes_is_reported(tmp_path):
+    student, teacher = student_and_teacher(tmp_path)
+    broken = patterns()
+    broken.columns["image"][5] = np.nan
+    with pytest.raises(StageError, match=r"loss is nan in epoch 1"):
+        run(tmp_path, student, teacher, {"data": "train", "epochs": 1}, train=broken)
+
+
+@pytest.mark.parametrize(
+    ("settings", "change", "says"),
+    [
+        ({"task": "cross_entropy"}, {"label": None}, "needs the column 'label'"),
+        ({"task": "cross_entropy"}, {"label": np.zeros(192, np.float32)}, "needs integers"),
+        ({}, {"label": np.full(192, 10)}, "10 classes"),
+        ({}, {"label": np.zeros((192, 3), np.int64)}, "do not fit"),
+        ({"output": "nothing"}, {}, "no output 'nothing'"),
+        ({"alpha": 0}, {"label": None}, "nothing to learn"),
+        ({}, {"image": np.zeros((192, 3, 16, 16), np.float32)}, "image"),
+    ],
+)
+def test_unfit_data_are_refused_with_a_reason(tmp_path, settings, change, says):
+    student, teacher = student_and_teacher(tmp_path)
+    data = patterns()
+    for name, column in change.items():
+        data.columns.pop(name)
+        if column is not None:
+            data.columns[name] = column
+    with pytest.raises(StageError, match=says):
+        run(tmp_path, student, teacher, {"data": "train", "epochs": 1, **settings}, train=data)
+
+
+def test_a_teacher_with_other_outputs_is_refused(tmp_path):
+    student = imported(tmp_path, "cnn", nets.IMAGE)
+    teacher = imported(tmp_path, "cnn", nets.IMAGE, arguments={"classes": 7})
+    with pytest.raises(StageError, match="differ in the output 'output'"):
+        run(tmp_path, student, teacher, {"data": "train"}, train=patterns())
+
+
+def test_imitation_is_the_divergence_at_a_temperature():
+    torch.manual_seed(0)
+    student, teacher = {"output": torch.randn(6, 5)}, {"output": torch.randn(6, 5)}
+    goal = Goal("cross_entropy", temperature=3.0)
+    label = torch.zeros(6, dtype=torch.long)
+    found = losses.imitation_loss(student, teacher, label, goal)
+    p = (teacher["output"] / 3).softmax(1)
+    expected = 9 * (p * (p.log() - (student["output"] / 3).log_softmax(1))).sum(1).mean()
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+    per_token = {"output": torch.randn(2, 7, 5)}
+    classes = torch.zeros(2, 7, dtype=torch.long)
+    task = losses.task_loss(per_token, classes, goal)
+    assert float(task) == pytest.approx(
+        float(functional.cross_entropy(per_token["output"].reshape(14, 5), classes.flatten()))
+    )
+
+
+def test_rows_are_shuffled_alike_whether_they_fit_in_memory_or_not():
+    from modelpack.numerics.distillation import Rows as Picked
+    from modelpack.tensors import TensorSpec
+
+    source = Rows({"x": np.arange(50, dtype=np.float32)[:, None]}, 8)
+    specs = {"x": TensorSpec(shape=("batch", 1))}
+    whole = Picked(source.batches, specs, None)
+    one = [batch["x"].ravel().tolist() for batch in whole.shuffled(3)]
+    assert one == [batch["x"].ravel().tolist() for batch in whole.shuffled(3)]  # the second pass comes from memory
+    assert sorted(sum(one, [])) == list(range(50))
+    assert one != [batch["x"].ravel().tolist() for batch in whole.shuffled(4)]
+    windows = Picked(source.batches, specs, None, window=100)
+    assert sorted(sum((b["x"].ravel().tolist() for b in windows.shuffled(3)), [])) == list(range(50))
+    assert not windows.fits
+    assert whole.fits
+
+
+def test_settings_are_checked():
+    for wrong in ({}, {"data": "a", "alpha": 2}, {"data": "a", "epochs": 0}, {"data": "a", "task": "none", "alpha": 0}):
+        with pytest.raises(ValidationError):
+            DistillConfig.model_validate(wrong)
+    assert distill.pays == {"recovery"}
+
+
+@pytest.mark.cuda
+def test_mixed_precision_on_cuda(tmp_path):
+    student, teacher = student_and_teacher(tmp_path)
+    made = run_stage(
+        tmp_path,
+        distill,
+        {"data": "train", "eval_data": "val", "epochs": 4, "lr": 5e-3, "alpha": 0.3},
+        model=student,
+        steps={"model": teacher},
+        data={"train": patterns(), "val": patterns(64, 1)},
+        device="cuda:0",
+    )
+    assert made.metrics["eval_accuracy"] > 0.5

@@ -1,0 +1,377 @@
+"""Models in: built from code and weights, kept as data, rebuilt exactly."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import nets
+from modelpack import canonical
+from modelpack.artifact import Kind
+from modelpack.errors import StageError
+from modelpack.numerics import macs, models, rows
+from modelpack.stages.model import ModelConfig, OnnxModelConfig, model, onnx_model
+from modelpack.tensors import TensorSpec
+from support import run_stage
+
+torch.set_num_threads(1)
+HERE = Path(__file__).parent
+IDS = {"ids": {"shape": ["batch", "n"], "dtype": "int64", "range": [0, 19]}}
+ALL = [
+    ("cnn", nets.IMAGE),
+    ("encoder", nets.TOKENS),
+    ("torch_encoder", {"tokens": {"shape": ["batch", "n", 16]}}),
+    ("grouped", nets.PICTURE),
+    ("recurrent", nets.SERIES),
+    ("tied", IDS),
+]
+
+
+def imported(root, factory, inputs, **settings):
+    return run_stage(root, model, {"factory": f"nets.py:{factory}", "inputs": inputs, **settings}, base=HERE)
+
+
+def feed_for(artifact, count=3, seed=5):
+    specs = {k: TensorSpec.model_validate(v) for k, v in artifact.read_json("signature.json")["inputs"].items()}
+    return models.tensors(rows.sample(specs, count, seed), "cpu")
+
+
+def outputs(module, feed):
+    with torch.no_grad():
+        return models.call(module, feed)
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(("factory", "inputs"), ALL)
+def test_a_model_reloads_exactly_and_its_artifact_is_the_same_twice(tmp_path, factory, inputs):
+    first = imported(tmp_path / "a", factory, inputs)
+    second = imported(tmp_path / "b", factory, inputs)
+    assert first.id == second.id
+    assert first.kind is Kind.TORCH
+    feed = feed_for(first)
+    torch.manual_seed(123)  # loading must not depend on, nor disturb, the global generator
+    before = torch.get_rng_state()
+    one = outputs(models.load(first), feed)
+    assert torch.equal(before, torch.get_rng_state())
+    assert same(one, outputs(models.load(second), feed))
+    described = first.read_json("signature.json")["outputs"]
+    assert list(described) == list(one)
+    assert all(len(described[name]["shape"]) == one[name].ndim for name in one)
+
+
+def test_the_seed_draws_the_factory_s_own_weights(tmp_path):
+    one = imported(tmp_path / "a", "cnn", nets.IMAGE)
+    other = run_stage(tmp_path / "b", model, {"factory": "nets.py:cnn", "inputs": nets.IMAGE}, base=HERE, seed=1)
+    weights = [load_file(a.file("weights.safetensors"))["stem.weight"] for a in (one, other)]
+    assert not torch.equal(*weights)
+
+
+def test_an_artifact_rebuilds_after_the_user_s_file_is_gone(tmp_path):
+    home = tmp_path / "recipe"
+    home.mkdir()
+    shutil.copy(HERE / "nets.py", home)
+    settings = {"factory": "nets.py:cnn", "arguments": {"width": 8}, "inputs": nets.IMAGE}
+    artifact = run_stage(tmp_path, model, settings, base=home)
+    shutil.rmtree(home)
+    assert models.load(artifact).stem.out_channels == 8
+
+
+def test_outputs_follow_dynamic_dimensions(tmp_path):
+    described = imported(tmp_path, "encoder", nets.TOKENS).read_json("signature.json")
+    assert described["outputs"] == {
+        "logits": {"shape": ["batch", 5], "dtype": "float32"},
+        "embedding": {"shape": ["batch", 32], "dtype": "float32"},
+    }
+    picture = imported(tmp_path / "p", "grouped", nets.PICTURE).read_json("signature.json")
+    # An odd height is rounded by the net, so the output's height is not the input's.
+    assert picture["outputs"]["output_0"]["shape"] == ["batch", 1, "output_0_2", "output_0_3"]
+
+
+def test_outputs_can_be_named_and_chosen(tmp_path):
+    named = imported(tmp_path / "a", "grouped", nets.PICTURE, outputs=["mask", "score"])
+    assert list(outputs(models.load(named), feed_for(named))) == ["mask", "score"]
+    chosen = imported(tmp_path / "b", "encoder", nets.TOKENS, outputs=["embedding"])
+    assert list(outputs(models.load(chosen), feed_for(chosen))) == ["embedding"]
+    with pytest.raises(StageError, match="returns 2 tensors"):
+        imported(tmp_path / "c", "grouped", nets.PICTURE, outputs=["a", "b", "c"])
+
+
+def test_inputs_go_by_position_when_names_differ(tmp_path):
+    renamed = {"left": nets.PICTURE["picture"], "right": nets.PICTURE["extra"]}
+    artifact = imported(tmp_path, "grouped", renamed)
+    assert list(artifact.read_json("signature.json")["inputs"]) == ["left", "right"]
+    swapped = dict(reversed(renamed.items()))
+    with pytest.raises(StageError, match="fails on the declared inputs"):
+        imported(tmp_path, "grouped", swapped)
+    read = [
+        ModelConfig.model_validate({"factory": "nets.py:grouped", "inputs": i}, context={"base": HERE})
+        for i in (renamed, swapped)
+    ]
+    assert canonical.digest(read[0]) != canonical.digest(read[1])
+
+
+@pytest.mark.parametrize(
+    ("inputs", "says"),
+    [
+        ({"image": {"shape": ["batch", 3, 16, 16]}}, r"image \['batch', 3, 16, 16\]"),
+        ({"image": {"shape": ["batch", 1, 16, 16], "dtype": "int64"}}, "int64"),
+    ],
+)
+def test_wrong_inputs_fail_at_once(tmp_path, inputs, says):
+    with pytest.raises(StageError, match=says):
+        imported(tmp_path, "cnn", inputs)
+
+
+def test_a_dimension_that_cannot_vary_is_refused(tmp_path):
+    (tmp_path / "fixed.py").write_text(
+        "import torch\n"
+        "class Fixed(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.place = torch.nn.Parameter(torch.zeros(1, 16, 4))\n"
+        "    def forward(self, x):\n"
+        "        return x + self.place\n"
+    )
+    settings = {"factory": "fixed.py:Fixed", "inputs": {"x": {"shape": ["batch", "length", 4]}}}
+    with pytest.raises(StageError, match="'length' is declared dynamic"):
+        run_stage(tmp_path, model, settings)
+
+
+def weights_of(seed=3):
+    torch.manual_seed(seed)
+    return nets.cnn().state_dict()
+
+
+@pytest.mark.parametrize("form", ["safetensors", "pt", "wrapped", "parallel"])
+def test_checkpoints_of_every_form_are_read(tmp_path, form):
+    state = weights_of()
+    path = tmp_path / ("w.safetensors" if form == "safetensors" else "w.pt")
+    if form == "safetensors":
+        save_file(state, path)
+    elif form == "pt":
+        torch.save(state, path)
+    elif form == "wrapped":
+        torch.save({"epoch": 3, "state_dict": state, "optimizer": {}}, path)
+    else:
+        torch.save({f"module.{k}": v for k, v in state.items()}, path)
+    events = []
+    settings = {"factory": "nets.py:cnn", "inputs": nets.IMAGE, "weights": str(path)}
+    artifact = run_stage(tmp_path, model, settings, base=HERE, collect=events)
+    expected = nets.cnn()
+    expected.load_state_dict(state)
+    feed = feed_for(artifact)
+    assert same(outputs(models.load(artifact), feed), outputs(expected.eval(), feed))
+    notes = " ".join(getattr(event, "text", "") for event in events)
+    assert ("'module.'" in notes) == (form == "parallel")
+    assert ("took 'state_dict'" in notes and "'optimizer'" in notes) == (form == "wrapped")
+
+
+class Trap:
+    def __reduce__(self):
+        return (Path.touch, (Path(sys.prefix) / "trapped",))
+
+
+def test_a_checkpoint_that_needs_unpickling_is_refused_unread(tmp_path):
+    torch.save({"state_dict": weights_of(), "args": Trap()}, tmp_path / "w.pt")
+    with pytest.raises(StageError, match="only be read by unpickling") as caught:
+        imported(tmp_path, "cnn", nets.IMAGE, weights=str(tmp_path / "w.pt"))
+    assert "safetensors.torch.save_file" in caught.value.then
+    assert not (Path(sys.prefix) / "trapped").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", pickle.dumps([1, 2])])
+@pytest.mark.parametrize("name", ["w.pt", "w.pth", "w.safetensors", "w.bin"])
+def test_damaged_weights_are_refused_with_their_name(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(StageError, match=name):
+        imported(tmp_path, "cnn", nets.IMAGE, weights=str(tmp_path / name))
+
+
+def test_mismatched_weights_are_listed_not_dumped(tmp_path):
+    state = weights_of()
+    lines = [name for name in state if name.startswith("block")]
+    for name in lines:
+        state[f"old.{name}"] = state.pop(name)
+    state["head.weight"] = torch.zeros(7, 32)
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(StageError) as caught:
+        imported(tmp_path, "cnn", nets.IMAGE, weights=str(tmp_path / "w.safetensors"))
+    text = caught.value.what
+    missing = [name for name in lines if not name.endswith("num_batches_tracked")]
+    assert f"{len(missing)} missing from the file" in text
+    assert f"{len(lines)} unknown to the model" in text
+    assert "head.weight: file [7, 32], model [10, 32]" in text
+    assert text.count("\n") < 30
+
+
+def test_edits_carry_attributes_shapes_buffers_and_dtypes(tmp_path):
+    source = imported(tmp_path, "encoder", nets.TOKENS)
+    module = models.load(source)
+    layer = module.layers[0]
+    layer.fc1.weight, layer.fc1.bias = nn.Parameter(layer.fc1.weight[:40]), nn.Parameter(layer.fc1.bias[:40])
+    layer.fc2.weight = nn.Parameter(layer.fc2.weight[:, :40])
+    layer.fc1.out_features = layer.fc2.in_features = 40
+    layer.norm1.eps = 1e-3
+    layer.fc2.bias = None
+    module.position_ids = module.position_ids[:, :32].clone()
+    models.save(module, tmp_path / "out", like=source)
+    edits = json.loads((tmp_path / "out" / "edits.json").read_text())
+    assert edits == {
+        "layers.0.fc1": {"out_features": 40},
+        "layers.0.fc2": {"in_features": 40, "bias": None},
+        "layers.0.norm1": {"eps": 1e-3},
+    }
+    again = reloaded(tmp_path / "out", source)
+    assert again.position_ids.shape == (1, 32)
+    feed = feed_for(source)
+    assert same(outputs(again, feed), outputs(module, feed))
+
+
+def reloaded(path, like):
+    """Load what `save` wrote without sealing it."""
+    from modelpack.artifact import Artifact, File, Manifest
+
+    files = tuple(
+        File(p.relative_to(path).as_posix(), p.stat().st_size, canonical.file_digest(p))
+        for p in sorted(path.rglob("*"))
+        if p.is_file()
+    )
+    return models.load(Artifact(path, Manifest(like.kind, {}, files)))
+
+
+def test_tied_weights_stay_tied_and_untied_ones_stay_apart(tmp_path):
+    source = imported(tmp_path, "tied", IDS)
+    module = models.load(source)
+    assert module.decoder.weight is module.embedding.weight
+    assert "decoder.weight" not in load_file(source.file("weights.safetensors"))
+    module.decoder.weight = nn.Parameter(module.decoder.weight.detach() * 2)
+    models.save(module, tmp_path / "out", like=source)
+    again = reloaded(tmp_path / "out", source)
+    assert again.decoder.weight is not again.embedding.weight
+    feed = feed_for(source)
+    assert same(outputs(again, feed), outputs(module, feed))
+
+
+def test_a_replaced_module_cannot_be_saved(tmp_path):
+    source = imported(tmp_path, "cnn", nets.IMAGE)
+    module = models.load(source)
+    module.norm = nn.Identity()
+    with pytest.raises(StageError, match="module 'norm'.*BatchNorm2d"):
+        models.save(module, tmp_path / "out", like=source)
+
+
+def test_factories_that_fail_say_so(tmp_path):
+    (tmp_path / "bad.py").write_text(
+        "import torch\n"
+        "def broken(): return 1 / 0\n"
+        "def wrong(): return 5\n"
+        "def lazy(): return torch.nn.Sequential(torch.nn.LazyLinear(3))\n"
+        "class Odd(torch.nn.Module):\n"
+        "    def forward(self, x): return x, 'text'\n"
+    )
+    inputs = {"x": {"shape": ["batch", 3]}}
+    for name, says in [
+        ("broken", "ZeroDivisionError"),
+        ("wrong", "gave int"),
+        ("lazy", "lazy"),
+        ("Odd", "returns a str"),
+    ]:
+        with pytest.raises(StageError, match=says):
+            run_stage(tmp_path, model, {"factory": f"bad.py:{name}", "inputs": inputs})
+
+
+def test_multiply_accumulates_of_known_layers():
+    class Odd(nn.Conv2d):
+        """A subclass, which counters by type overlook."""
+
+    x = {"x": torch.zeros(1, 3, 8, 8)}
+    assert macs.count(Odd(3, 5, 3, padding=1), x) == 8 * 8 * 5 * 3 * 9
+    assert macs.count(nn.Conv2d(3, 6, 3, groups=3), x) == 6 * 6 * 6 * 9
+    assert macs.count(nn.ConvTranspose2d(3, 4, 2, stride=2), x) == 8 * 8 * 3 * 4 * 4
+    tokens = {"x": torch.zeros(1, 7, 16)}
+    layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True).eval()
+    assert macs.count(layer, tokens) == 7 * (4 * 16 * 16 + 2 * 16 * 32) + 2 * 7 * 7 * 16
+    assert macs.count(nn.GRU(16, 8, batch_first=True).eval(), tokens) == 7 * 3 * (16 * 8 + 8 * 8)
+    assert macs.count(nn.LSTM(16, 8, batch_first=True).eval(), tokens) == 7 * 4 * (16 * 8 + 8 * 8)
+
+
+def matmul(external=None, shape=("batch size", 3)):
+    weight = numpy_helper.from_array(np.arange(6, dtype=np.float32).reshape(3, 2), "w")
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [shape[0], 2])],
+        [weight],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_an_onnx_file_is_taken_as_it_is(tmp_path):
+    onnx.save(matmul(), tmp_path / "m.onnx")
+    artifact = run_stage(tmp_path, onnx_model, {"onnx": "m.onnx"})
+    assert artifact.file("model.onnx").read_bytes() == (tmp_path / "m.onnx").read_bytes()
+    assert artifact.read_json("signature.json")["inputs"]["x"]["shape"] == ["batch_size", 3]
+    assert artifact.metrics == {"parameters": 6, "mac_count": 6}
+
+
+def test_declared_onnx_inputs_are_compared_with_the_graph(tmp_path):
+    onnx.save(matmul(), tmp_path / "m.onnx")
+    fixed = run_stage(tmp_path, onnx_model, {"onnx": "m.onnx", "inputs": {"x": {"shape": [4, 3]}}})
+    assert fixed.read_json("signature.json")["outputs"]["y"]["shape"] == [4, 2]
+    for settings, says in [
+        ({"inputs": {"z": {"shape": [4, 3]}}}, "no input 'z'"),
+        ({"inputs": {"x": {"shape": [4, 5]}}}, "in the recipe"),
+        ({"inputs": {"x": {"shape": ["n", 3], "dtype": "int64"}}}, "int64"),
+        ({"outputs": ["q"]}, "no output 'q'"),
+    ]:
+        with pytest.raises(StageError, match=says):
+            run_stage(tmp_path, onnx_model, {"onnx": "m.onnx", **settings})
+
+
+def test_external_tensors_are_hashed_taken_in_and_contained(tmp_path):
+    onnx.save(matmul(), tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+
+    def digest():
+        return canonical.digest(OnnxModelConfig.model_validate({"onnx": "m.onnx"}, context={"base": tmp_path}))
+
+    artifact = run_stage(tmp_path, onnx_model, {"onnx": "m.onnx"})
+    assert [f.name for f in artifact.manifest.files] == ["model.onnx", "signature.json"]
+    before = digest()
+    data = bytearray((tmp_path / "m.data").read_bytes())
+    data[0] ^= 1
+    (tmp_path / "m.data").write_bytes(data)
+    assert digest() != before
+    outside = onnx.load(tmp_path / "m.onnx", load_external_data=False)
+    for entry in outside.graph.initializer[0].external_data:
+        if entry.key == "location":
+            entry.value = "../secret"
+    (tmp_path.parent / "secret").write_bytes(bytes(24))
+    (tmp_path / "out.onnx").write_bytes(outside.SerializeToString())
+    with pytest.raises(StageError, match="outside the model's directory"):
+        run_stage(tmp_path, onnx_model, {"onnx": "out.onnx"})
+
+
+def test_broken_onnx_files_are_refused(tmp_path):
+    (tmp_path / "a.onnx").write_bytes(b"not a model")
+    (tmp_path / "b.onnx").write_bytes(b"")
+    bad = matmul()
+    bad.graph.node[0].op_type = "NoSuchOperator"
+    (tmp_path / "c.onnx").write_bytes(bad.SerializeToString())
+    for name in ("a.onnx", "b.onnx", "c.onnx"):
+        with pytest.raises(StageError, match=name):
+            run_stage(tmp_path, onnx_model, {"onnx": name})

@@ -1,0 +1,268 @@
+"""Pruning: the target is met, shapes stay coherent, what is removed is what was meant, and a reload is exact."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from torch import nn
+from torch.nn import functional
+
+import nets
+from modelpack.errors import StageError
+from modelpack.numerics import macs, models, pruning
+from modelpack.stages.model import model
+from modelpack.stages.prune import PruneConfig, prune
+from support import Rows, run_stage
+from test_models import HERE, feed_for, imported, outputs, same
+
+torch.set_num_threads(1)
+
+
+def images(count=64, seed=0, labels=True):
+    generator = np.random.default_rng(seed)
+    columns = {"image": generator.standard_normal((count, 1, 16, 16)).astype(np.float32)}
+    if labels:
+        columns["label"] = generator.integers(0, 10, count)
+    return Rows(columns)
+
+
+def tokens(count=32, labels=True):
+    generator = np.random.default_rng(0)
+    columns = {
+        "input_ids": generator.integers(0, 50, (count, 12)),
+        "attention_mask": np.ones((count, 12), np.int64),
+    }
+    if labels:
+        columns["label"] = generator.integers(0, 5, count)
+    return Rows(columns, 8)
+
+
+@pytest.mark.parametrize("importance", ["l2", "bn_scale", "taylor"])
+@pytest.mark.parametrize("target", [0.8, 0.4])
+def test_a_cnn_keeps_the_fraction_asked_for_and_reloads_exactly(tmp_path, importance, target):
+    source = imported(tmp_path, "cnn", nets.IMAGE)
+    wanted = {"macs": target, "importance": importance}
+    data = {"data": {"train": images()}} if importance == "taylor" else {}
+    wanted |= {"data": "train"} if data else {}
+    one = run_stage(tmp_path / "1", prune, wanted, model=source, **data)
+    two = run_stage(tmp_path / "2", prune, wanted, model=source, **data)
+    assert one.id == two.id
+    before, after = models.load(source), models.load(one)
+    feed = feed_for(source, 1)
+    measured = macs.count(after, feed) / macs.count(before, feed)
+    assert measured == pytest.approx(target, rel=0.02)
+    assert one.metrics["macs"] == pytest.approx(measured, rel=0.01)
+    assert models.parameter_count(after) == one.metrics["parameters"] < models.parameter_count(before)
+    assert one.model_bytes < source.model_bytes
+    assert outputs(after, feed)["output"].shape == (1, 10)
+    for row in one.manifest.record["results"]["layers"]:
+        layer = after.get_submodule(row["layer"])
+        width = "features" if isinstance(layer, nn.Linear) else "channels"
+        assert [getattr(layer, f"in_{width}"), getattr(layer, f"out_{width}")] == row["after"]
+
+
+def test_an_encoder_loses_hidden_units_and_whole_heads(tmp_path):
+    source = imported(tmp_path, "encoder", nets.TOKENS)
+    pruned = run_stage(tmp_path, prune, {"macs": 0.45}, model=source)
+    module = models.load(pruned)
+    for layer in module.layers:
+        attention = layer.attention
+        assert attention.query.out_features == attention.num_heads * attention.head_size
+        assert attention.head_size == 8  # heads go as a whole, those that stay keep their size
+    assert sum(layer.attention.num_heads for layer in module.layers) < 8
+    assert sum(layer.fc1.out_features for layer in module.layers) < 128
+    feed = feed_for(pruned, 2)
+    assert outputs(module, feed)["embedding"].shape == (2, 32)
+    longer = {name: value.repeat(1, 2) for name, value in feed.items()}
+    assert outputs(module, longer)["logits"].shape == (2, 5)
+
+
+def test_pruning_equals_ignoring_what_was_pruned(tmp_path):
+    """Weights whose readers are zero are the first to go by Taylor importance, and losing them changes nothing."""
+    source = imported(tmp_path, "encoder", nets.TOKENS)
+    module = models.load(source)
+    dead_units, dead_heads = range(0, 64, 2), (1, 2)
+    with torch.no_grad():
+        for layer in module.layers:
+            layer.fc2.weight[:, list(dead_units)] = 0
+            for head in dead_heads:
+                layer.attention.out.weight[:, head * 8 : head * 8 + 8] = 0
+    feed = feed_for(source, 4)
+    kept = None
+    taylor, _ = pruning.taylor_from(rows_of(tokens(), nets.TOKENS), 32, "cpu", 0)
+    whole = macs.count(module, feed)
+    ideal = whole - 2 * 4 * 16 * (2 * 32 * 32 + 4 * 32 * 16 + 2 * 16 * 16)
+    kept = pruning.prune(module, feed, keep_macs=ideal / whole, method="taylor", taylor=taylor)
+    assert kept.macs == pytest.approx(ideal / whole, rel=1e-6)
+    wanted, found = outputs(module, feed), outputs(kept.module, feed)
+    assert torch.allclose(wanted["logits"], found["logits"], atol=1e-5)
+
+
+def rows_of(source, inputs, target="label"):
+    from modelpack.numerics.distillation import Rows as Picked
+    from modelpack.tensors import TensorSpec
+
+    return Picked(source.batches, {k: TensorSpec.model_validate(v) for k, v in inputs.items()}, target)
+
+
+def test_grouped_and_transposed_convolutions_shrink_together(tmp_path):
+    source = imported(tmp_path, "grouped", nets.PICTURE)
+    pruned = run_stage(tmp_path, prune, {"macs": 0.5}, model=source)
+    module = models.load(pruned)
+    assert module.grouped.groups == 4
+    assert module.grouped.in_channels % 4 == module.grouped.out_channels % 4 == 0
+    assert module.norm.num_channels == module.grouped.out_channels
+    assert module.up.out_channels == module.mask.in_channels
+    assert module.mask.out_channels == 1
+    assert module.score.out_features == 2
+    assert pruned.metrics["macs"] == pytest.approx(0.5, rel=0.02)
+
+
+def test_recurrent_layers_are_left_alone_with_a_note(tmp_path):
+    source = imported(tmp_path, "recurrent", nets.SERIES)
+    events = []
+    pruned = run_stage(tmp_path, prune, {"macs": 0.99}, model=source, collect=events)
+    module = models.load(pruned)
+    assert (module.gru.input_size, module.gru.hidden_size) == (12, 10)
+    assert module.before.out_features == 12
+    assert module.hidden.out_features < 32
+    assert any("left alone: gru (GRU" in getattr(event, "text", "") for event in events)
+    with pytest.raises(StageError, match=r"nearest possible is 9\d\.\d%") as caught:
+        run_stage(tmp_path, prune, {"macs": 0.5}, model=source)
+    assert "GRU" in caught.value.then
+
+
+def test_fused_attention_is_left_alone_and_its_feed_forward_is_pruned(tmp_path):
+    source = imported(tmp_path, "torch_encoder", {"tokens": {"shape": ["batch", "n", 16]}})
+    pruned = run_stage(tmp_path, prune, {"macs": 0.8}, model=source)
+    layer = models.load(pruned).encoder.layers[0]
+    assert layer.self_attn.embed_dim == 16
+    assert layer.linear1.out_features == layer.linear2.in_features < 32
+
+
+def test_tied_weights_survive(tmp_path):
+    inputs = {"ids": {"shape": ["batch", "n"], "dtype": "int64", "range": [0, 19]}}
+    source = imported(tmp_path, "tied", inputs)
+    module = models.load(run_stage(tmp_path, prune, {"macs": 0.7}, model=source))
+    assert module.decoder.weight is module.embedding.weight
+    assert module.inner.out_features < 16
+
+
+def test_keep_and_round_to_are_respected(tmp_path):
+    source = imported(tmp_path, "cnn", nets.IMAGE)
+    wanted = {"macs": 0.75, "keep": ["block1", "block3.exp*"], "round_to": 4}
+    module = models.load(run_stage(tmp_path, prune, wanted, model=source))
+    original = models.load(source)
+    for path, layer in original.named_modules():
+        if path.startswith("block1") and isinstance(layer, nn.Conv2d):
+            assert module.get_submodule(path).weight.shape == layer.weight.shape
+    assert module.block3.expand.out_channels == 128
+    assert module.block2.expand.out_channels < 64
+    assert all(layer.out_channels % 4 == 0 for layer in module.modules() if isinstance(layer, nn.Conv2d))
+    with pytest.raises(StageError, match="no module matches 'blok1'") as caught:
+        run_stage(tmp_path, prune, {"keep": ["blok1"]}, model=source)
+    assert "block1" in caught.value.then
+
+
+def test_an_unreachable_target_names_the_nearest(tmp_path):
+    source = imported(tmp_path, "cnn", nets.IMAGE)
+    with pytest.raises(StageError, match=r"cannot keep 1.0% .* nearest possible is"):
+        run_stage(tmp_path, prune, {"macs": 0.01, "keep": ["block1"]}, model=source)
+
+
+def test_nothing_is_lost_when_everything_is_kept(tmp_path):
+    source = imported(tmp_path, "cnn", nets.IMAGE)
+    pruned = run_stage(tmp_path, prune, {"macs": 1.0}, model=source)
+    feed = feed_for(source)
+    assert same(outputs(models.load(source), feed), outputs(models.load(pruned), feed))
+    assert json.loads(pruned.file("edits.json").read_bytes()) == {}
+
+
+def test_bn_scale_needs_batch_norms(tmp_path):
+    source = imported(tmp_path, "encoder", nets.TOKENS)
+    with pytest.raises(StageError, match="needs channels that pass a batch norm"):
+        run_stage(tmp_path, prune, {"importance": "bn_scale"}, model=source)
+
+
+@pytest.mark.parametrize(("labels", "says"), [(True, "task loss (cross_entropy)"), (False, "change of the outputs")])
+def test_taylor_says_what_it_judges(tmp_path, labels, says):
+    source = imported(tmp_path, "encoder", nets.TOKENS)
+    events = []
+    wanted = {"macs": 0.7, "importance": "taylor", "data": "train", "rows": 16}
+    run_stage(tmp_path, prune, wanted, model=source, data={"train": tokens(labels=labels)}, collect=events)
+    assert any(says in getattr(event, "text", "") for event in events)
+
+
+def test_settings_are_checked():
+    with pytest.raises(ValidationError, match="taylor needs data"):
+        PruneConfig.model_validate({"importance": "taylor"})
+    for wrong in ({"macs": 0}, {"macs": 1.2}, {"importance": "l3"}, {"round_to": 0}, {"ratio": 0.5}):
+        with pytest.raises(ValidationError):
+            PruneConfig.model_validate(wrong)
+
+
+class Shuffled(nn.Module):
+    """Channel shuffle, a gated unit and a fixed channel scale: places where index bookkeeping goes wrong."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(3, 16, 1)
+        self.b = nn.Conv2d(16, 16, 3, padding=1)
+        self.c = nn.Conv2d(16, 24, 1)
+        self.gate = nn.Linear(24, 32)
+        self.head = nn.Linear(16, 4)
+        self.register_buffer("scale", torch.linspace(0.5, 2, 16)[None, :, None, None])
+
+    def forward(self, x):
+        x = functional.relu(self.a(x))
+        x = x.view(len(x), 4, 4, *x.shape[2:]).transpose(1, 2).reshape(x.shape)
+        x = functional.relu(self.b(x)) * self.scale
+        x = self.c(x).mean((2, 3))
+        value, gate = self.gate(x).chunk(2, 1)
+        return self.head(value * gate.sigmoid())
+
+
+def test_what_cannot_be_pruned_soundly_is_left_alone():
+    torch.manual_seed(0)
+    module = Shuffled().eval()
+    feed = {"x": torch.randn(2, 3, 6, 6)}
+    pruned = pruning.prune(module, feed, keep_macs=0.97, method="l2")
+    assert pruned.module.a.out_channels == 16  # its channels are shuffled by a fixed view
+    assert pruned.module.b.out_channels == 16  # a fixed scale is multiplied with them
+    assert {"a", "b"} <= set(pruned.left)
+    assert pruned.module.c.out_channels < 24 or pruned.module.gate.out_features < 32
+    halves = pruning.prune(module, feed, keep_macs=0.996, method="l2", keep=["c"])
+    assert halves.module.gate.out_features == 2 * halves.module.head.in_features < 32
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    width=st.integers(3, 12),
+    target=st.floats(0.3, 0.95),
+    round_to=st.sampled_from([1, 2]),
+    method=st.sampled_from(["l2", "bn_scale"]),
+)
+def test_any_width_and_target_gives_a_working_model_or_a_reason(width, target, round_to, method):
+    torch.manual_seed(width)
+    module = nets.cnn(width=width).eval()
+    feed = {"image": torch.randn(2, 1, 16, 16)}
+    try:
+        pruned = pruning.prune(module, feed, keep_macs=target, method=method, round_to=round_to)
+    except StageError as error:
+        assert "nearest possible" in error.what
+        return
+    assert abs(pruned.macs - target) <= 0.02 * target
+    assert outputs(pruned.module, feed)["output"].shape == (2, 10)
+
+
+def test_the_stage_declares_what_it_owes():
+    assert prune.owes == {"recovery"}
+    assert "macs" in prune.gauges(PruneConfig())
+    assert model.accepts == frozenset()
+    assert HERE.name == "tests"

@@ -1,0 +1,113 @@
+"""Recovery: what pruning took is given back from unlabelled data."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+import nets
+from modelpack.numerics import models
+from modelpack.stages.prune import prune
+from modelpack.stages.recover import RecoverConfig, recover
+from support import Rows, run_stage
+from test_distill import accuracy, history, patterns, run, student_and_teacher
+from test_models import imported, outputs
+
+torch.set_num_threads(1)
+
+
+def unlabelled(count=192, seed=0):
+    return Rows({"image": patterns(count, seed).columns["image"]})
+
+
+def recovered(root, pruned, original, settings, **data):
+    data = {"train": unlabelled(), **data}
+    return run_stage(root, recover, {"data": "train", **settings}, model=pruned, steps={"model": original}, data=data)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    root = tmp_path_factory.mktemp("trained")
+    _, net = student_and_teacher(root)
+    return run(root, net, net, {"data": "train", "epochs": 6, "alpha": 0.0, "lr": 5e-3}, train=patterns())
+
+
+def test_a_pruned_net_gets_its_accuracy_back_without_labels(tmp_path, trained):
+    held_out = patterns(96, seed=1)
+    pruned = run_stage(tmp_path, prune, {"macs": 0.4}, model=trained)
+    healed = recovered(tmp_path / "1", pruned, trained, {"epochs": 6, "lr": 3e-3})
+    again = recovered(tmp_path / "2", pruned, trained, {"epochs": 6, "lr": 3e-3})
+    assert healed.id == again.id
+    before, broken, after = (accuracy(item, held_out) for item in (trained, pruned, healed))
+    assert before > 0.9
+    assert broken < before - 0.15
+    assert after > before - 0.07
+    assert models.load(healed).stem.out_channels == models.load(pruned).stem.out_channels < 16
+
+
+def test_batch_norm_statistics_alone_are_measured_exactly(tmp_path, trained):
+    pruned = run_stage(tmp_path, prune, {"macs": 0.5}, model=trained)
+    events = []
+    healed = run_stage(
+        tmp_path,
+        recover,
+        {"data": "train", "epochs": 0},
+        model=pruned,
+        steps={"model": trained},
+        data={"train": unlabelled(192)},
+        collect=events,
+    )
+    before, after = models.load(pruned), models.load(healed)
+    batches = [torch.from_numpy(batch["image"]) for batch in unlabelled(192).batches()]
+    with torch.no_grad():
+        means = torch.stack([after.stem(batch).mean((0, 2, 3)) for batch in batches]).mean(0)
+    assert torch.allclose(after.norm.running_mean, means, atol=1e-5)
+    assert after.norm.momentum == before.norm.momentum
+    assert all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
+    count = sum(isinstance(layer, nn.BatchNorm2d) for layer in after.modules())
+    assert any(f"statistics of {count} batch norms" in getattr(event, "text", "") for event in events)
+
+
+def test_an_encoder_without_batch_norms_is_recovered_by_imitation(tmp_path):
+    source = imported(tmp_path, "encoder", nets.TOKENS)
+    pruned = run_stage(tmp_path, prune, {"macs": 0.5}, model=source)
+    generator = np.random.default_rng(0)
+    columns = {"input_ids": generator.integers(0, 50, (128, 10)), "attention_mask": np.ones((128, 10), np.int64)}
+    events = []
+    healed = run_stage(
+        tmp_path,
+        recover,
+        {"data": "text", "eval_data": "text", "epochs": 3, "lr": 3e-3},
+        model=pruned,
+        steps={"model": source},
+        data={"text": Rows(columns, 16)},
+        collect=events,
+    )
+    lines = history(healed)
+    assert lines[-1]["score"] > 0.5 * lines[0]["score"]  # scores are negative distances: at most half is left
+    assert any("no batch norms" in getattr(event, "text", "") for event in events)
+    feed = {name: torch.from_numpy(column[:2]) for name, column in columns.items()}
+    assert outputs(models.load(healed), feed)["logits"].shape == (2, 5)
+
+
+def test_invented_rows_are_called_so(tmp_path, trained):
+    made = run_stage(
+        tmp_path,
+        recover,
+        {"data": "train", "epochs": 0},
+        model=trained,
+        steps={"model": trained},
+        data={"train": unlabelled(64)},
+        synthetic=frozenset({"train"}),
+    )
+    assert any("invented rows" in text for text in made.manifest.record["warnings"])
+
+
+def test_settings_are_checked():
+    for wrong in ({}, {"data": "a", "epochs": -1}, {"data": "a", "lr": 0}, {"data": "a", "labels": "x"}):
+        with pytest.raises(ValidationError):
+            RecoverConfig.model_validate(wrong)
+    assert recover.pays == {"recovery"}
