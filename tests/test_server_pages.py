@@ -177,5 +177,8 @@ def test_a_tool_that_accepts_openmetrics_gets_it(servers):
 def test_the_example_on_the_page_works(servers):
     """The command that the card shows for small inputs is a request that succeeds."""
     page = servers["pair"].ask("GET", "/", headers={"accept": "text/html"})[2].decode()
+    assert f"curl http://127.0.0.1:{servers['pair'].port}/predict" in page
+    hostile = {"accept": "text/html", "host": "a';rm"}
+    assert b"curl http://localhost:8080/predict" in servers["pair"].ask("GET", "/", headers=hostile)[2]
     body = re.search(r"-d &#x27;(.*?)&#x27;</pre>", page)[1].replace("&quot;", '"')
     assert servers["pair"].ask("POST", "/predict", body, JSON)[0] == 200

@@ -201,7 +201,12 @@ class App:
         content = page.describe(self.card, self.signature, self.settings)
         if preferred(request.header("accept"), ("application/json", "text/html")) == "application/json":
             return as_json(content, vary="accept")
-        return Response(200, page.render(content, self.signature), "text/html; charset=utf-8", dict(page.HEADERS))
+        return Response(
+            200,
+            page.render(content, self.signature, request.header("host")),
+            "text/html; charset=utf-8",
+            dict(page.HEADERS),
+        )
 
     async def _openapi(self, _request: Request) -> Response:
         return as_json(openapi.describe(self.card, self.signature, self.settings))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,8 @@ _STYLE = """
 *{box-sizing:border-box}body{margin:0;background:var(--paper);color:var(--ink);
 font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
 main{max-width:58rem;margin:0 auto;padding:3.5rem 1.5rem 4rem}
-header{margin-bottom:2.2rem}h1{font-size:2.3rem;line-height:1.15;letter-spacing:-.02em;margin:0 0 .6rem;
+header{margin-bottom:2.2rem}header p{margin-top:.9rem;font-size:1.08rem}
+h1{font-size:2.3rem;line-height:1.15;letter-spacing:-.02em;margin:0 0 .6rem;
 overflow-wrap:anywhere}
 h2{font-size:.8rem;text-transform:uppercase;letter-spacing:.1em;color:var(--soft);margin:0 0 .9rem;font-weight:600}
 p{margin:0 0 .8rem;max-width:44rem}
@@ -47,7 +49,8 @@ color:var(--accent);font-size:.85rem;font-weight:600}
 section{background:var(--card);border:1px solid var(--line);border-radius:14px;padding:1.4rem 1.6rem;margin:0 0 1.2rem;
 overflow-x:auto}
 table{border-collapse:collapse;width:100%}td,th{text-align:left;vertical-align:top;padding:.5rem 1.2rem .5rem 0;
-border-top:1px solid var(--line)}tr:first-child>*{border-top:0}th{font-weight:600;white-space:nowrap}
+border-top:1px solid var(--line)}tr:first-child>*{border-top:0}th{font-weight:600;white-space:nowrap;width:13rem}
+td table th{font-weight:400;color:var(--soft)}td table{margin-top:-.5rem}
 td.quiet,.quiet{color:var(--soft)}
 code,pre{font:.86rem/1.6 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
 pre{margin:0;white-space:pre-wrap;overflow-wrap:anywhere}
@@ -72,8 +75,8 @@ def _facts(tensor: Tensor) -> dict[str, Any]:
     return {name: value for name, value in dataclasses.asdict(tensor).items() if name != "name" and value is not None}
 
 
-def render(content: Mapping[str, Any], signature: Signature) -> bytes:
-    """Write the page: no script, no external resource, every value escaped."""
+def render(content: Mapping[str, Any], signature: Signature, host: str) -> bytes:
+    """Write the page as seen at `host`: no script, no external resource, every value escaped."""
     name, version = escape(str(content["name"])), escape(str(content["version"]))
     about = content.get("description")
     parts = [
@@ -81,7 +84,7 @@ def render(content: Mapping[str, Any], signature: Signature) -> bytes:
         *(f"<span class=tag>{escape(str(content[key]))}</span>" for key in ("precision",) if content.get(key)),
         f"<p>{escape(str(about))}</p>" if about else "",
         "</header>",
-        _section("Ask it", f"<pre class=run>{escape(example(signature))}</pre>"),
+        _section("Ask it", f"<pre class=run>{escape(example(signature, host))}</pre>"),
         _section("Inputs", _tensors(signature.inputs)),
         _section("Outputs", _tensors(signature.outputs)),
         _section("Routes", _rows({f'<a href="{path}">{path}</a>' if path != "/predict" else path: escape(text)
@@ -98,11 +101,12 @@ def render(content: Mapping[str, Any], signature: Signature) -> bytes:
     return page.encode("utf-8", "replace")
 
 
-def example(signature: Signature) -> str:
+def example(signature: Signature, host: str) -> str:
     """Write a command that asks for a prediction; a tensor too large to print is sent as a file."""
     named = {name: _sample(tensor) for name, tensor in signature.inputs.items()}
     count = sum(math.prod(_sizes(tensor)) for tensor in signature.inputs.values())
-    command = "curl http://localhost:8080/predict"
+    known = host if re.fullmatch(r"[A-Za-z0-9._:\[\]-]{1,255}", host) else "localhost:8080"
+    command = f"curl http://{known}/predict"
     if count <= 48 or signature.only is None:
         body = json.dumps({"inputs": named}) if count <= 256 else json.dumps({"inputs": dict.fromkeys(named, "…")})
         return f"{command} \\\n  -H 'content-type: application/json' \\\n  -d '{body}'"
@@ -142,9 +146,15 @@ def _rows(rows: Mapping[str, str]) -> str:
     )
 
 
-def _value(value: Any) -> str:
+def _value(value: Any, depth: int = 0) -> str:
+    if isinstance(value, dict) and value and depth < 2:
+        return _rows({escape(_words(key)): _value(item, depth + 1) for key, item in value.items()})
+    if isinstance(value, list) and not any(isinstance(item, (dict, list)) for item in value):
+        return escape(", ".join(map(str, value)))
     if isinstance(value, (dict, list)):
         return f"<pre>{escape(json.dumps(value, indent=2, ensure_ascii=False))}</pre>"
+    if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{32,}", value):
+        return f"<code>{value}</code>"
     return escape(f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))
 
 
