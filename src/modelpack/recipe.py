@@ -111,6 +111,15 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     except UnicodeDecodeError as error:
         place = Place(str(path), path.read_bytes()[: error.start].count(b"\n") + 1)
         raise RecipeError([Problem(place, "not UTF-8 text")]) from error
+    return parse(text, path, overrides)
+
+
+def parse(text: str, path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe from its text, as if it stood in the file `path`.
+
+    Raises:
+        RecipeError: With every problem found.
+    """
     root, problems = document.parse(text, str(path))
     if root is None and not problems:
         problems.append(Problem(Place(str(path), 1), "the recipe is empty", hint="`modelpack init` writes one"))

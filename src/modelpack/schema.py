@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from modelpack import registry
 from modelpack.bind import InputPath, UserCode
 from modelpack.budget import Budget
+from modelpack.data import Source
 from modelpack.recipe import Head
 from modelpack.stage import DataName
 from modelpack.steps import marks
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
     from pydantic import BaseModel
     from pydantic.fields import FieldInfo
+
+    from modelpack.stage import Stage
 
 DRAFT = "http://json-schema.org/draft-07/schema#"
 """The draft that editors' YAML servers know best."""
@@ -148,6 +151,18 @@ def _plain(schema: Any) -> Any:
     if found.get("type") == "string" and "enum" not in found and "const" not in found:
         found["type"] = ["string", "number", "boolean"]
     return found
+
+
+def nature(plugin: Stage[Any] | Source[Any]) -> dict[str, list[str]]:
+    """Say what a plugin reads, gives and measures, or which distributions it needs."""
+    if isinstance(plugin, Source):
+        return {"needs": sorted(plugin.needs), "rows": ["invented"] if plugin.synthetic else []}
+    return {
+        "reads": sorted(plugin.accepts),
+        "gives": [plugin.produces.value],
+        "leaves the model": sorted(plugin.owes | plugin.marks),
+        "cannot work on": sorted(plugin.refuses),
+    }
 
 
 def settings(config: type[BaseModel]) -> list[Setting]:

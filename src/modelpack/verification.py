@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -107,10 +108,14 @@ def _records(store: Store) -> Iterator[str]:
     runs = Runs(store)
     for recipe in runs.recipes():
         for number in runs.numbers(recipe):
-            yield from _told(lambda name=f"{recipe}@{number}": runs.text(runs.get(name)))
+            yield from _told(functools.partial(_record, runs, f"{recipe}@{number}"))
         current = store.root / "runs" / recipe / "current"
         if current.exists():
-            yield from _told(lambda name=recipe, path=current: _current(runs, name, path))
+            yield from _told(functools.partial(_current, runs, recipe, current))
+
+
+def _record(runs: Runs, name: str) -> None:
+    runs.text(runs.get(name))
 
 
 def _current(runs: Runs, recipe: str, path: Path) -> None:

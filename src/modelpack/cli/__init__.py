@@ -1,0 +1,105 @@
+"""The command line: its table of contents, and the one place that turns errors into exit codes.
+
+::
+
+    0 done · 1 a bug in modelpack · 2 usage or recipe · 3 a stage failed or a budget was not met
+    4 something outside is missing · 5 the store is damaged or in use · 130 Ctrl-C · 143 SIGTERM
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from modelpack import __version__
+from modelpack.cli import deliver, history, keeping, learn, recipes
+from modelpack.cli.command import Group, add
+from modelpack.cli.failures import report
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import FrameType
+
+_EPILOG = """\
+modelpack init                write a first recipe
+modelpack check recipe.yaml   tell what is wrong with it
+modelpack compress recipe.yaml
+modelpack serve               try the result
+
+Exit codes: 0 done; 1 a bug in modelpack; 2 usage or recipe; 3 a stage failed or
+a budget was not met; 4 something is missing (CUDA, Docker, a package); 5 the
+store is damaged or in use; 130 Ctrl-C.
+"""
+
+app = typer.Typer(
+    name="modelpack",
+    cls=Group,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=True,
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 100},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"modelpack {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _modelpack(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Tell the version.")
+    ] = False,
+) -> None:
+    """From a trained model to a small, fast, proven container."""
+
+
+_CONTENTS: dict[str, tuple[Callable[..., Any], ...]] = {
+    "Recipes": (recipes.init, recipes.check, recipes.plan, recipes.compress),
+    "Results": (history.runs, history.show, history.diff, history.get),
+    "Delivery": (deliver.bench, deliver.build, deliver.serve),
+    "The store": (keeping.verify, keeping.rollback, keeping.gc),
+    "Reference": (learn.stages, learn.sources, learn.schema, learn.doctor),
+}
+for _panel, _commands in _CONTENTS.items():
+    for _command in _commands:
+        add(app, _panel, _command)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived: stop as if interrupted, so that everything is left in order."""
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise Terminated
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run one command and exit with its code."""
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    signal.signal(signal.SIGTERM, _terminate)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    sys.exit(_run(given or ["--help"]))
+
+
+def _run(arguments: list[str]) -> int:
+    command = typer.main.get_command(app)
+    if "_MODELPACK_COMPLETE" in os.environ:
+        command.main(arguments, prog_name="modelpack")
+    try:
+        with command.make_context("modelpack", arguments) as context:
+            command.invoke(context)
+    except typer.Exit as done:
+        return done.exit_code
+    except BaseException as error:  # noqa: BLE001 - the one handler: everything else becomes a message and a code
+        return report(error, arguments)
+    return 0

@@ -1,0 +1,162 @@
+"""How a function becomes a command: the options that every command has, its help, and its place in the overview."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from modelpack.cli.call import DEFAULT_STORE, Call
+from modelpack.errors import ModelpackError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from typer._click import Context, HelpFormatter
+
+COMMON = "Options of every command"
+
+StoreOption = Annotated[
+    Path,
+    typer.Option(
+        "--store",
+        envvar="MODELPACK_STORE",
+        metavar="DIR",
+        help="Where artifacts and runs are kept.",
+        rich_help_panel=COMMON,
+        file_okay=True,
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Write only JSON to standard output.", rich_help_panel=COMMON)]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say only what went wrong.", rich_help_panel=COMMON)]
+VerboseOption = Annotated[
+    bool,
+    typer.Option("--verbose", "-v", help="Say more: every figure, and where an error arose.", rich_help_panel=COMMON),
+]
+
+RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.", show_default=False)]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Replace one value, such as stages.prune.macs=0.5. Repeatable."),
+]
+DeviceOption = Annotated[
+    str, typer.Option("--device", metavar="DEVICE", help="What to compute on: auto, cpu, cuda or cuda:N.")
+]
+
+
+def complete_run(incomplete: str) -> list[str]:
+    """Offer the names of recipes that have run, and of their runs."""
+    from modelpack.runs import Runs
+    from modelpack.store import Store
+
+    try:
+        runs = Runs(Store(Path(os.environ.get("MODELPACK_STORE", DEFAULT_STORE))))
+        names = [f"{name}@{number}" for name in runs.recipes() for number in runs.numbers(name)]
+    except (ModelpackError, OSError):
+        return []
+    return [name for name in [*runs.recipes(), *names] if name.startswith(incomplete)]
+
+
+RunArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[RUN]",
+        help="A run (NAME or NAME@7), a step of it (NAME:STEP), or 6 or more digits of an artifact's id.",
+        show_default="the newest run that succeeded",
+        autocompletion=complete_run,
+    ),
+]
+
+
+def add(app: typer.Typer, panel: str, function: Callable[..., None]) -> None:
+    """Make a function a command.
+
+    Its first parameter receives the `Call`; the options that every command has are added to the others. The docstring
+    is the help; what follows a line `Examples:` is shown below the options, word for word.
+    """
+    text, _, examples = inspect.cleandoc(function.__doc__ or "").partition("\nExamples:\n")
+    name = function.__name__.strip("_")
+    app.command(
+        name, cls=Command, help=text.strip(), epilog=inspect.cleandoc("\n" + examples) or None, rich_help_panel=panel
+    )(_with_common_options(function))
+
+
+def _with_common_options(function: Callable[..., None]) -> Callable[..., None]:
+    signature = inspect.signature(function, eval_str=True)
+    _, *own = signature.parameters.values()
+
+    def command(store: Path, as_json: bool, quiet: bool, verbose: bool, **settings: Any) -> None:
+        function(Call(store, as_json, quiet, verbose), **settings)
+
+    def option(name: str, kind: Any, default: object) -> inspect.Parameter:
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+
+    common = [
+        option("store", StoreOption, Path(DEFAULT_STORE)),
+        option("as_json", JsonOption, default=False),
+        option("quiet", QuietOption, default=False),
+        option("verbose", VerboseOption, default=False),
+    ]
+    parameters = [*(item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in own), *common]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {item.name: item.annotation for item in parameters}
+    return command
+
+
+class Command(TyperCommand):
+    """A command whose help shows its own options before those of every command, and its examples word for word."""
+
+    def format_options(self, ctx: Context, formatter: HelpFormatter) -> None:
+        """Write arguments and options by panel."""
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                kind = "Arguments" if param.param_type_name == "argument" else "Options"
+                panels.setdefault(getattr(param, "rich_help_panel", None) or kind, []).append(record)
+        helping = next((row for row in panels.get("Options", []) if "--help" in row[0]), None)
+        if helping:
+            panels["Options"].remove(helping)
+            panels.setdefault(COMMON, []).append(helping)
+        for title in sorted(panels, key=("Arguments", "Options", COMMON).index):
+            if panels[title]:
+                with formatter.section(title):
+                    formatter.write_dl(panels[title])
+
+    def format_epilog(self, ctx: Context, formatter: HelpFormatter) -> None:  # noqa: ARG002
+        """Write the examples without refilling their lines."""
+        _verbatim(self.epilog, formatter)
+
+
+class Group(TyperGroup):
+    """An overview with commands by theme, in the order of a day's work."""
+
+    def format_commands(self, ctx: Context, formatter: HelpFormatter) -> None:  # noqa: ARG002
+        """Write the commands by panel."""
+        panels: dict[str, list[tuple[str, str]]] = {}
+        width = max(len(name) for name in self.commands)
+        for name, command in self.commands.items():
+            panel = getattr(command, "rich_help_panel", None) or "Commands"
+            panels.setdefault(panel, []).append((name.ljust(width), (command.help or "").partition("\n")[0]))
+        for title, rows in panels.items():
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+    def format_epilog(self, ctx: Context, formatter: HelpFormatter) -> None:  # noqa: ARG002
+        """Write examples and the last words without refilling their lines."""
+        examples, _, rest = (self.epilog or "").partition("\n\n")
+        _verbatim(examples, formatter)
+        formatter.write(f"\n{rest}")
+
+    def list_commands(self, ctx: Context) -> list[str]:  # noqa: ARG002
+        """Name the commands in the order in which they were added."""
+        return list(self.commands)
+
+
+def _verbatim(text: str | None, formatter: HelpFormatter) -> None:
+    if text:
+        formatter.write("\nExamples:\n" + inspect.cleandoc(text).replace("\n", "\n  ").join(("  ", "\n")))

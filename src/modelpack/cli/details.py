@@ -1,0 +1,155 @@
+"""What commands print of one thing: an artifact, a model's layers, a comparison, a plugin, a machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from modelpack.cli import quantities
+from modelpack.cli.pages import SHORT, Row, metrics
+from modelpack.cli.quantities import MISSING, figure
+from modelpack.cli.tables import facts, heading, page, table
+
+
+def artifact(shown: Row) -> str:
+    """Show one artifact: where it comes from, what was asked, what came out."""
+    head = {
+        "artifact": shown["id"],
+        "kind": shown["kind"],
+        "made by": f"{shown['stage']} (version {shown['version']}) in {shown['recipe'] or 'no recipe'}",
+        "made on": f"{shown['finished']}, {shown['device']}, in {quantities.duration(shown['seconds'])}",
+        "path": shown["path"],
+    }
+    files = [(item["name"], quantities.size(item["size"]), item["sha256"][:SHORT]) for item in shown["files"]]
+    ancestors = [
+        ("  " * item["depth"] + (item["stage"] or "(gone)"), item["kind"], item["recipe"], item["id"][:SHORT])
+        for item in shown["lineage"]
+    ]
+    config = {name: written(value) for name, value in shown["config"].items()}
+    return page(
+        facts(head),
+        table(("made from", "kind", "recipe", "artifact"), ancestors),
+        heading("settings", facts(config, indent="  ")),
+        metrics({shown["stage"]: shown["metrics"]}),
+        table(("file", "size", "sha256"), files, right=(1,)),
+        heading("warnings", "\n".join(f"  {text}" for text in shown["warnings"])),
+        contents(shown["contents"]),
+    )
+
+
+def contents(found: Row) -> str:
+    """Show what is inside a model."""
+    if "tensors" in found:
+        rows = [
+            (item["name"], written(item["shape"]), item["dtype"], quantities.size(item["bytes"]))
+            for item in found["tensors"]
+        ]
+        return table(("tensor", "shape", "type", "size"), rows, right=(3,))
+    return onnx(found) if found else ""
+
+
+def onnx(found: Row) -> str:
+    """Show what is inside an ONNX file."""
+    ports = [
+        (side, name, written(spec["shape"]), spec["dtype"])
+        for side in ("inputs", "outputs")
+        for name, spec in found[side].items()
+    ]
+    head = {
+        "opset": str(found["opset"]),
+        "parameters": quantities.count(found["parameters"]),
+        "precision": found["precision"],
+        "multiply-adds": quantities.count(found["macs"]) + (" at least" if found["uncounted"] else ""),
+        "operators": ", ".join(f"{name} {count}" for name, count in found["operators"].items()),
+    }
+    layers = [
+        (
+            item["name"],
+            item["operator"],
+            quantities.count(item["parameters"]),
+            item["dtype"],
+            figure("mac_count", item["macs"]),
+        )
+        for item in found["layers"]
+    ]
+    return page(
+        facts(head),
+        table(("", "name", "shape", "type"), [(row[0].removesuffix("s"), *row[1:]) for row in ports]),
+        table(("layer", "operator", "parameters", "type", "multiply-adds"), layers, right=(2, 4)) if layers else "",
+    )
+
+
+def onnx_file(name: str, size: int, found: Row) -> str:
+    """Show an ONNX file outside the store."""
+    return page(facts({"file": name, "size": quantities.size(size)}), onnx(found))
+
+
+def settings(shown: Row) -> str:
+    """Show a plugin and its settings."""
+    rows = [
+        (row["name"], row["type"], "required" if row["required"] else row["default"] or MISSING, row["help"])
+        for row in shown["settings"]
+    ]
+    nature = {name: ", ".join(value) for name, value in shown["nature"].items() if value}
+    return page(
+        f"{shown['name']}: {shown['summary']}",
+        facts(nature, indent="  "),
+        table(("setting", "takes", "default", "meaning"), rows) if rows else "no settings",
+    )
+
+
+def plugins(listed: Sequence[Row], more: str) -> str:
+    """List plugins, with where they come from when that is not modelpack itself."""
+    rows = [
+        (item["name"], item["summary"] + ("" if item["from"] == "modelpack" else f" (from {item['from']})"))
+        for item in listed
+    ]
+    return page(table((), rows), f"`{more}` explains one and its settings.")
+
+
+def findings(found: Sequence[Row]) -> str:
+    """Show what was found by topic."""
+    topics = dict.fromkeys(item["topic"] for item in found)
+    parts = []
+    for topic in topics:
+        rows = [
+            (item["name"], item["found"] or ("-" if item["ok"] else "missing"), item["then"])
+            for item in found
+            if item["topic"] == topic
+        ]
+        parts.append(heading(topic, table((), rows, indent="  ")))
+    return page(*parts)
+
+
+def difference(found: Row) -> str:
+    """Show two runs side by side."""
+    a, b = found["a"], found["b"]
+    settings = [(row["step"], row["name"], written(row["a"]), written(row["b"])) for row in found["settings"]]
+    figures = [
+        (
+            row["step"],
+            row["name"],
+            figure(row["name"], row["a"]),
+            figure(row["name"], row["b"]),
+            quantities.shift(row["name"], row["a"], row["b"]),
+        )
+        for row in found["metrics"]
+    ]
+    return page(
+        heading("recipe", found["recipe"].rstrip()) or "the recipes are the same",
+        table(("step", "setting", a, b), settings) if settings else "the settings are the same",
+        table(("step", "metric", a, b, "change"), figures, right=(2, 3, 4)) if figures else "",
+    )
+
+
+def written(value: Any) -> str:
+    """Write a setting's value as a recipe would."""
+    if value is None:
+        return MISSING
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {written(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(written(item) for item in value)}]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
