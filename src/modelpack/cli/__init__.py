@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from modelpack import __version__
-from modelpack.cli import deliver, history, keeping, learn, recipes
-from modelpack.cli.command import Group, add
+from modelpack.cli.command import SETTINGS, Group
 from modelpack.cli.failures import report
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=True,
     epilog=_EPILOG,
-    context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 100},
+    context_settings=SETTINGS,
 )
 
 
@@ -59,18 +58,6 @@ def _modelpack(
     ] = False,
 ) -> None:
     """From a trained model to a small, fast, proven container."""
-
-
-_CONTENTS: dict[str, tuple[Callable[..., Any], ...]] = {
-    "Recipes": (recipes.init, recipes.check, recipes.plan, recipes.compress),
-    "Results": (history.runs, history.show, history.diff, history.get),
-    "Delivery": (deliver.bench, deliver.build, deliver.serve),
-    "The store": (keeping.verify, keeping.rollback, keeping.gc),
-    "Reference": (learn.stages, learn.sources, learn.schema, learn.doctor),
-}
-for _panel, _commands in _CONTENTS.items():
-    for _command in _commands:
-        add(app, _panel, _command)
 
 
 class Terminated(KeyboardInterrupt):

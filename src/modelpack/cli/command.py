@@ -1,7 +1,8 @@
-"""How a function becomes a command: the options that every command has, its help, and its place in the overview."""
+"""What commands there are, and how a function becomes one: the options that every command has, and its help."""
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import os
 from pathlib import Path
@@ -11,13 +12,49 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from modelpack.cli.call import DEFAULT_STORE, Call
-from modelpack.errors import ModelpackError
+from modelpack.errors import ModelpackError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from typer._click import Context, HelpFormatter
 
+CONTENTS: dict[str, tuple[tuple[str, str, str], ...]] = {
+    "Recipes": (
+        ("init", "recipes", "Write a first recipe, commented and checked."),
+        ("check", "recipes", "Tell everything that is wrong with a recipe."),
+        ("plan", "recipes", "Tell what `compress` would run, and why."),
+        ("compress", "recipes", "Run a recipe, and say what it gained."),
+    ),
+    "Results": (
+        ("runs", "history", "List the runs in the store, the newest last."),
+        ("show", "history", "Show a run, an artifact or an ONNX file."),
+        ("diff", "history", "Compare two runs or artifacts side by side."),
+        ("get", "history", "Copy a model or an image out of the store."),
+    ),
+    "Delivery": (
+        ("bench", "deliver", "Measure models side by side."),
+        ("build", "deliver", "Make a container image of a run's last model."),
+        ("serve", "deliver", "Serve a run's last model over HTTP."),
+    ),
+    "The store": (
+        ("verify", "keeping", "Compare every byte in the store with its hash."),
+        ("rollback", "keeping", "Make an earlier run the current one."),
+        ("gc", "keeping", "Remove artifacts that no kept run was made from."),
+    ),
+    "Reference": (
+        ("stages", "learn", "List the stages, or explain one."),
+        ("sources", "learn", "List the data sources, or explain one."),
+        ("schema", "learn", "Give the JSON Schema of recipes, for editors."),
+        ("doctor", "learn", "Tell what this machine offers and lacks."),
+    ),
+}
+"""The overview by theme: command, the module it lives in, and the first line of its help.
+
+It is written down so that the overview needs none of the modules.
+"""
+
+SETTINGS = {"help_option_names": ["--help", "-h"], "max_content_width": 100}
 COMMON = "Options of every command"
 
 StoreOption = Annotated[
@@ -72,17 +109,24 @@ RunArgument = Annotated[
 ]
 
 
-def add(app: typer.Typer, panel: str, function: Callable[..., None]) -> None:
+def command(function: Callable[..., None]) -> Command:
     """Make a function a command.
 
     Its first parameter receives the `Call`; the options that every command has are added to the others. The docstring
     is the help; what follows a line `Examples:` is shown below the options, word for word.
     """
     text, _, examples = inspect.cleandoc(function.__doc__ or "").partition("\nExamples:\n")
-    name = function.__name__.strip("_")
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     app.command(
-        name, cls=Command, help=text.strip(), epilog=inspect.cleandoc("\n" + examples) or None, rich_help_panel=panel
+        function.__name__,
+        cls=Command,
+        help=text.strip(),
+        epilog=inspect.cleandoc("\n" + examples) or None,
+        context_settings=SETTINGS,
     )(_with_common_options(function))
+    made = typer.main.get_command(app)
+    assert isinstance(made, Command), "an application of one command is that command"
+    return made
 
 
 def _with_common_options(function: Callable[..., None]) -> Callable[..., None]:
@@ -133,28 +177,39 @@ class Command(TyperCommand):
 
 
 class Group(TyperGroup):
-    """An overview with commands by theme, in the order of a day's work."""
+    """The overview: commands by theme, in the order of a day's work; one is imported when it is called."""
 
-    def format_commands(self, ctx: Context, formatter: HelpFormatter) -> None:  # noqa: ARG002
-        """Write the commands by panel."""
-        panels: dict[str, list[tuple[str, str]]] = {}
-        width = max(len(name) for name in self.commands)
-        for name, command in self.commands.items():
-            panel = getattr(command, "rich_help_panel", None) or "Commands"
-            panels.setdefault(panel, []).append((name.ljust(width), (command.help or "").partition("\n")[0]))
-        for title, rows in panels.items():
+    def list_commands(self, ctx: Context) -> list[str]:  # noqa: ARG002
+        """Name the commands in the order of the overview."""
+        return [name for entries in CONTENTS.values() for name, _, _ in entries]
+
+    def get_command(self, ctx: Context, cmd_name: str) -> Command | None:  # noqa: ARG002
+        """Import a command."""
+        for name, module, _ in (entry for entries in CONTENTS.values() for entry in entries):
+            if name == cmd_name:
+                return command(getattr(importlib.import_module(f"modelpack.cli.{module}"), name))
+        return None
+
+    def resolve_command(self, ctx: Context, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """Find the command that the first argument names, or say which one may be meant."""
+        names = self.list_commands(ctx)
+        if args[0] not in names:
+            hint = did_you_mean(args[0], names)
+            raise UsageError(f"no command is called '{args[0]}'", then=hint or "`modelpack --help` lists them")
+        return args[0], self.get_command(ctx, args[0]), args[1:]
+
+    def format_commands(self, ctx: Context, formatter: HelpFormatter) -> None:
+        """Write the commands by theme."""
+        width = max(len(name) for name in self.list_commands(ctx))
+        for title, entries in CONTENTS.items():
             with formatter.section(title):
-                formatter.write_dl(rows)
+                formatter.write_dl([(name.ljust(width), summary) for name, _, summary in entries])
 
     def format_epilog(self, ctx: Context, formatter: HelpFormatter) -> None:  # noqa: ARG002
         """Write examples and the last words without refilling their lines."""
         examples, _, rest = (self.epilog or "").partition("\n\n")
         _verbatim(examples, formatter)
         formatter.write(f"\n{rest}")
-
-    def list_commands(self, ctx: Context) -> list[str]:  # noqa: ARG002
-        """Name the commands in the order in which they were added."""
-        return list(self.commands)
 
 
 def _verbatim(text: str | None, formatter: HelpFormatter) -> None:
