@@ -43,10 +43,19 @@ _ABSORBED = frozenset({"Relu", "Clip"})
 
 @dataclass(frozen=True)
 class Marks:
-    """Tensors to round: those with ranges of their own, and those that take the grid of another one."""
+    """Which activations are rounded, and for whom.
+
+    Attributes:
+        measured: Tensors with a grid of their own, which need calibration.
+        carried: Tensors that take the grid of another one.
+        made: Those that an integer kernel gives: whoever reads them reads the rounded values.
+        readers: Names of the nodes that compute on bytes; other nodes read float values where there are some.
+    """
 
     measured: tuple[str, ...]
     carried: Mapping[str, str]
+    made: frozenset[str]
+    readers: frozenset[str]
 
 
 def marks(model: ModelProto, chosen: Iterable[str], *, neighbours: bool = True) -> Marks:
@@ -64,6 +73,7 @@ def marks(model: ModelProto, chosen: Iterable[str], *, neighbours: bool = True) 
     given = {item.name for item in graph.output}
     ready: dict[str, str] = {}  # tensor → the tensor whose grid it takes, itself when measured
     wanted: dict[str, str] = {}
+    made: set[str] = set()
     flowing: list[NodeProto] = []
     for node in graph.node:
         if node.name in layers:
@@ -71,16 +81,20 @@ def marks(model: ModelProto, chosen: Iterable[str], *, neighbours: bool = True) 
             output = _absorbed(node, readers, fixed, given)
             if node.op_type == "Conv" or output != node.output[0]:
                 ready[output] = wanted[output] = output
+                made.add(output)
         elif neighbours and _passes_bytes(node, ready, fixed):
             output = _absorbed(node, readers, fixed, given)
             ready[output] = ready[node.input[0]] if node.op_type in CARRIERS else output
             flowing.append(node)
-    needed = dict(wanted)
+    needed, names = dict(wanted), set(layers)
     for node in reversed(flowing):
-        if _absorbed(node, readers, fixed, given) in needed:
+        output = _absorbed(node, readers, fixed, given)
+        if output in needed:
             needed |= {name: ready[name] for name in _values(node)}
+            names.add(node.name)
+            made.add(output)
     carried = {name: source for name, source in sorted(needed.items()) if name != source}
-    return Marks(tuple(sorted(set(needed.values()))), carried)
+    return Marks(tuple(sorted(set(needed.values()))), carried, frozenset(made), frozenset(names))
 
 
 def _passes_bytes(node: NodeProto, ready: Mapping[str, str], fixed: Mapping[str, object]) -> bool:
@@ -127,7 +141,7 @@ def quantize(model: ModelProto, chosen: Iterable[str], marked: Marks, seen: Mapp
     writer = _Writer(twin.graph)
     for group in _by_weights(twin.graph, layers).values():
         writer.weights(group, grids)
-    writer.activations(grids, layers)
+    writer.activations(grids, marked)
     writer.finish()
     return twin
 
@@ -192,29 +206,28 @@ class _Writer:
         )
         return output
 
-    def activations(self, grids: Mapping[str, Grid], layers: frozenset[str]) -> None:
-        """Put a pair behind every marked tensor, and let all nodes read from it."""
-        makers = onnxfile.producers(self.graph)
+    def activations(self, grids: Mapping[str, Grid], marked: Marks) -> None:
+        """Put a pair behind every marked tensor, and let those read from it that compute on bytes."""
         given = {item.name for item in self.graph.output}
         for name, spot in grids.items():
             source, rounded = name, f"{name}:dequantized"
-            if name in given and name in makers and self._must_be_rounded(makers[name], makers, layers):
+            if name in marked.made and name in given:
                 # The graph's own output: the kernel is fused only when the pair alone reads the layer.
                 source, rounded = f"{name}:float", name
             for node in self.graph.node:
-                for place, value in enumerate(node.input):
-                    if value == name:
-                        node.input[place] = rounded
-                for place, value in enumerate(node.output):
-                    if value == name:
-                        node.output[place] = source
+                self._redirect(node, name, source, rounded, everyone=name in marked.made, readers=marked.readers)
             self.after[source] = self._pair(name, source, rounded, spot)
 
     @staticmethod
-    def _must_be_rounded(node: NodeProto, makers: Mapping[str, NodeProto], layers: frozenset[str]) -> bool:
-        if node.op_type in _ABSORBED and node.input[0] in makers:
-            node = makers[node.input[0]]
-        return node.op_type == "Conv" and node.name in layers
+    def _redirect(
+        node: NodeProto, name: str, source: str, rounded: str, *, everyone: bool, readers: frozenset[str]
+    ) -> None:
+        for place, value in enumerate(node.output):
+            if value == name:
+                node.output[place] = source
+        for place, value in enumerate(node.input):
+            if value == name and (everyone or node.name in readers):
+                node.input[place] = rounded
 
     def _pair(self, name: str, source: str, rounded: str, spot: Grid) -> list[NodeProto]:
         scale = self.constant(f"{name}:scale", np.array(spot.scale))

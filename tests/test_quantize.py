@@ -1,0 +1,580 @@
+import tracemalloc
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from onnx import TensorProto, helper, numpy_helper
+
+import nets
+from modelpack.errors import StageError
+from modelpack.numerics import graph, onnxfile, optimize, rows, runtime
+from modelpack.numerics.quantization import engine, grid, layers, prepare, ranges, static
+from modelpack.stages.export import export as export_stage
+from modelpack.stages.optimize import optimize as optimize_stage
+from modelpack.stages.quantize import QuantizeConfig
+from modelpack.stages.quantize import quantize as quantize_stage
+from onnx_support import graph_of, onnx_artifact, torch_artifact, weights
+from support import Rows, run_stage
+
+FLOAT = TensorProto.FLOAT
+finite = st.floats(-1e6, 1e6, width=32)
+
+WIDE = {
+    "cnn": ("nets.py:cnn", nets.IMAGE, {"arguments": {"width": 32}}),
+    "encoder": ("nets.py:encoder", nets.TOKENS, {"arguments": {"width": 64, "hidden": 128, "vocabulary": 500}}),
+    "grouped": ("nets.py:grouped", nets.PICTURE, {}),
+}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    root = tmp_path_factory.mktemp("exported")
+    return {
+        name: run_stage(root, export_stage, {}, model=torch_artifact(root, factory, inputs, **more))
+        for name, (factory, inputs, more) in WIDE.items()
+    }
+
+
+def drawn(artifact, count=48, seed=7):
+    return Rows(rows.sample(runtime.signature(artifact)[0], count, seed), 16)
+
+
+def quantized(root, artifact, **wanted):
+    return run_stage(root, quantize_stage, {"data": "val", **wanted}, model=artifact, data={"val": drawn(artifact)})
+
+
+def proto_of(artifact):
+    return onnxfile.read(artifact.file("model.onnx"))
+
+
+def kernels(artifact):
+    """Operators as onnxruntime really runs them."""
+    return graph.operators(optimize.by_onnxruntime(proto_of(artifact)))
+
+
+# The grids
+
+
+@given(finite, finite)
+def test_a_grid_holds_zero_exactly_and_every_value_of_its_range(one, two):
+    low, high = min(one, two, 0.0), max(one, two, 0.0)
+    spot = grid.asymmetric(one, two) if one <= two else grid.asymmetric(two, one)
+    scale, zero = np.float64(spot.scale), np.float64(spot.zero_point)
+    assert scale > 0
+    for value in (low, high, 0.0, (low + high) / 2):
+        step = np.clip(np.rint(value / scale) + zero, 0, 255)
+        assert abs((step - zero) * scale - value) <= scale * 1.001 + 1e-30
+    assert (np.rint(0.0 / scale) + zero - zero) * scale == 0.0
+
+
+def test_a_grid_needs_numbers():
+    with pytest.raises(ValueError, match="no grid spans"):
+        grid.asymmetric(0.0, float("inf"))
+
+
+@given(arrays.arrays(np.float32, arrays.array_shapes(min_dims=2, max_dims=4, max_side=5), elements=finite), st.data())
+def test_rounded_weights_lie_within_half_a_step_of_their_channel(values, data):
+    axis = data.draw(st.sampled_from([None, *range(values.ndim)]))
+    scales = grid.symmetric_scales(values, axis)
+    steps = grid.to_int8(values, scales, axis)
+    shape = [-1 if place == axis else 1 for place in range(values.ndim)]
+    spread = scales.astype(np.float64).reshape(shape) if axis is not None else scales.astype(np.float64)
+    assert steps.dtype == np.int8
+    assert np.abs(steps.astype(int)).max() <= 127
+    assert (np.abs(steps * spread - values.astype(np.float64)) <= spread * 0.5001).all()
+
+
+@given(finite, st.floats(1e-12, 10.0), st.floats(1e-12, 10.0))
+def test_a_bias_always_fits_into_32_bits(bias, scale, input_scale):
+    values, scales = np.array([bias], np.float32), np.array([scale], np.float32)
+    wide = grid.wide_enough(scales, values, np.float32(input_scale))
+    assert wide[0] >= scales[0]
+    steps = (wide * np.float32(input_scale)).astype(np.float64)
+    exact = np.rint(values / steps)
+    assert (np.abs(exact) < 2**31).all()
+    assert np.array_equal(grid.to_int32(values, steps), exact.astype(np.int32))
+
+
+# Calibration
+
+
+@pytest.fixture
+def chain():
+    return graph_of(
+        [
+            helper.make_node("MatMul", ["x", "w"], ["hidden"], name="first"),
+            helper.make_node("Relu", ["hidden"], ["bent"], name="relu"),
+            helper.make_node("MatMul", ["bent", "v"], ["y"], name="second"),
+        ],
+        {"x": (["batch", 6], FLOAT)},
+        {"y": ["batch", 4]},
+        {"w": weights(6, 32), "v": weights(32, 4, seed=1)},
+    )
+
+
+def passes_over(columns, batch):
+    source = Rows(columns, batch)
+    return lambda _label: source.batches()
+
+
+def test_extents_are_those_of_a_float64_reference(chain):
+    x = weights(50, 6, seed=3)
+    hidden = x.astype(np.float64) @ weights(6, 32)
+    found = ranges.extents(chain, ["x", "hidden", "bent"], passes_over({"x": x}, 8))
+    assert found["x"].low == x.min()
+    assert found["hidden"].low == pytest.approx(hidden.min(), rel=1e-5)
+    assert found["hidden"].high == pytest.approx(hidden.max(), rel=1e-5)
+    assert found["bent"].low == 0.0
+    assert found["hidden"].elements == 8 * 32
+
+
+@pytest.mark.parametrize("budget", [1, 2**30])
+def test_percentiles_are_those_of_a_float64_reference_to_a_bins_width(chain, budget):
+    x = weights(400, 6, seed=4)
+    hidden = x.astype(np.float64) @ weights(6, 32)
+    passes = passes_over({"x": x}, 64)
+    seen = ranges.extents(chain, ["hidden", "bent"], passes)
+    found = ranges.percentiles(chain, seen, 99.0, passes, budget=budget)
+    width = (hidden.max() - hidden.min()) / ranges.BINS
+    assert found["hidden"].low == pytest.approx(np.percentile(hidden, 0.5), abs=3 * width)
+    assert found["hidden"].high == pytest.approx(np.percentile(hidden, 99.5), abs=3 * width)
+    assert found["bent"].high == pytest.approx(np.percentile(np.maximum(hidden, 0), 99.5), abs=3 * width)
+
+
+@given(
+    arrays.arrays(np.float32, st.integers(1, 200), elements=st.floats(-100, 100, width=32)),
+    st.integers(1, 20),
+)
+@settings(max_examples=50)
+def test_histograms_do_not_depend_on_how_the_rows_are_cut(values, pieces):
+    extent = ranges.Extent(float(values.min()), float(values.max()), values.size)
+    whole = ranges.histogram(torch.from_numpy(values), extent)
+    parts = sum(ranges.histogram(torch.from_numpy(part), extent) for part in np.array_split(values, pieces))
+    assert whole.dtype == torch.int64
+    assert torch.equal(whole, parts)
+    assert int(whole.sum()) == values.size
+
+
+def test_memory_does_not_grow_with_the_rows(chain):
+    def peak(batches):
+        def passes(_label):
+            for number in range(batches):
+                yield {"x": weights(2000, 6, seed=number)}
+
+        tracemalloc.start()
+        ranges.percentiles(chain, ranges.extents(chain, ["hidden"], passes), 99.9, passes)
+        highest = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return highest
+
+    peak(2)
+    assert peak(40) < 1.5 * peak(4)
+
+
+def test_an_activation_that_is_not_finite_is_named(chain):
+    x = weights(4, 6)
+    x[2, 3] = np.inf
+    with pytest.raises(StageError, match="'hidden' is not finite") as caught:
+        ranges.extents(chain, ["hidden"], passes_over({"x": x}, 2))
+    assert caught.value.where == "first"
+
+
+def test_no_rows_are_no_calibration(chain):
+    with pytest.raises(StageError, match="no rows"):
+        ranges.extents(chain, ["hidden"], lambda _label: iter(()))
+
+
+# Static
+
+
+def test_a_cnn_runs_in_integers_from_end_to_end(tmp_path, exported):
+    made = quantized(tmp_path, exported["cnn"])
+    assert made.metrics["quantized_layers"] == made.metrics["quantizable_layers"] == 12
+    assert made.metrics["quantize_sqnr_db"] > 30
+    assert made.metrics["quantize_agreement"] > 0.9
+    assert made.model_bytes < 0.4 * exported["cnn"].model_bytes
+    found = kernels(made)
+    assert found["QLinearConv"] == 11
+    assert "Conv" not in found
+    assert "FusedConv" not in found
+    assert made.manifest.record["warnings"] == []
+    assert graph.facts(proto_of(made)).precision == "int8"
+
+
+def test_beside_attention_only_matrix_products_are_rounded(tmp_path, exported):
+    made = quantized(tmp_path, exported["encoder"])
+    layers_left = [item for item in made.manifest.record["results"]["layers"] if not item["quantized"]]
+    assert {item["operator"] for item in layers_left} == {"Gather"}
+    assert any("2 of 15 layers were not quantized" in text for text in made.manifest.record["warnings"])
+    assert kernels(made)["MatMulIntegerToFloat"] == 12
+    proto = proto_of(made)
+    read = {name for node in proto.graph.node if node.op_type in ("Softmax", "Where", "Add") for name in node.input}
+    assert not any(name.endswith(":dequantized") for name in read)
+
+
+def test_a_padded_row_gives_what_it_gives_alone(tmp_path, exported):
+    artifact = exported["encoder"]
+    inputs, _ = runtime.signature(artifact)
+    made = quantized(tmp_path, artifact)
+    predict = runtime.predictor(made)
+    alone = rows.sample(inputs, 1, 3, {"sequence": 5})
+    padded = rows.sample(inputs, 2, 4, {"sequence": 12})
+    for name, value in alone.items():
+        padded[name][0] = 0
+        padded[name][0, :5] = value[0]
+    np.testing.assert_allclose(predict(padded)["logits"][:1], predict(alone)["logits"], atol=0.02)
+
+
+def test_a_relu_after_a_product_does_not_cost_the_integer_kernel(tmp_path, exported):
+    made = quantized(tmp_path, exported["grouped"])
+    assert kernels(made)["QGemm"] == 2
+    assert made.metrics["quantized_layers"] == 6
+    assert not any("computes them in floating point" in text for text in made.manifest.record["warnings"])
+
+
+def test_excluded_layers_stay_float_and_are_listed(tmp_path, exported):
+    made = quantized(tmp_path, exported["cnn"], exclude=["block1.*", "head/Gemm"])
+    left = {
+        item["layer"]: item["reason"] for item in made.manifest.record["results"]["layers"] if not item["quantized"]
+    }
+    assert left == {
+        "block1.expand/Conv": "excluded by 'block1.*'",
+        "block1.depthwise/Conv": "excluded by 'block1.*'",
+        "block1.project/Conv": "excluded by 'block1.*'",
+        "head/Gemm": "excluded by 'head/Gemm'",
+    }
+    assert "block1.expand.weight" in {item.name for item in proto_of(made).graph.initializer}
+
+
+def test_a_pattern_that_matches_nothing_is_an_error(tmp_path, exported):
+    with pytest.raises(StageError, match=r"named like 'blok1\.\*'"):
+        quantized(tmp_path, exported["cnn"], exclude=["blok1.*"])
+
+
+def test_the_same_work_gives_the_same_bytes(tmp_path, exported):
+    for method in ("static", "float16"):
+        one = quantized(tmp_path / "one", exported["cnn"], method=method, ranges="percentile")
+        two = quantized(tmp_path / "two", exported["cnn"], method=method, ranges="percentile")
+        assert one.id == two.id
+
+
+def test_tensors_behind_a_reshape_share_its_grid():
+    proto = graph_of(
+        [
+            helper.make_node("Conv", ["x", "w"], ["c"], name="conv", kernel_shape=[3, 3]),
+            helper.make_node("MaxPool", ["c"], ["m"], name="pool", kernel_shape=[2, 2]),
+            helper.make_node("Flatten", ["m"], ["f"], name="flat"),
+            helper.make_node("Gemm", ["f", "v"], ["y"], name="head"),
+        ],
+        {"x": (["batch", 3, 6, 6], FLOAT)},
+        {"y": ["batch", 10]},
+        {"w": weights(16, 3, 3, 3), "v": weights(64, 10)},
+    )
+    marked = static.marks(proto, ["conv", "head"])
+    assert marked.measured == ("c", "x")
+    assert marked.carried == {"m": "c", "f": "c"}
+    assert marked.made == {"c", "m", "f"}
+
+
+def test_an_output_that_is_a_convolution_keeps_its_name(tmp_path):
+    proto = graph_of(
+        [
+            helper.make_node("Conv", ["x", "w", "b"], ["y"], name="conv", kernel_shape=[3, 3]),
+            helper.make_node("Conv", ["y", "v"], ["z"], name="next", kernel_shape=[1, 1]),
+        ],
+        {"x": (["batch", 16, 8, 8], FLOAT)},
+        {"y": ["batch", 64, 6, 6], "z": ["batch", 8, 6, 6]},
+        {"w": weights(64, 16, 3, 3), "b": weights(64), "v": weights(8, 64, 1, 1)},
+    )
+    source = onnx_artifact(tmp_path, proto)
+    made = quantized(tmp_path, source)
+    feed = {"x": weights(2, 16, 8, 8, seed=5)}
+    expected, got = runtime.predictor(source)(feed), runtime.predictor(made)(feed)
+    assert list(got) == ["y", "z"]
+    for name in got:
+        assert np.abs(got[name] - expected[name]).max() < 0.03 * np.abs(expected[name]).max()
+    assert kernels(made)["QLinearConv"] == 2
+
+
+@pytest.mark.parametrize("transposed", [0, 1])
+def test_products_follow_a_float64_reference_of_the_rounding(transposed):
+    w, b, x = weights(24, 40), weights(40, seed=2), weights(9, 24, seed=3)
+    proto = graph_of(
+        [helper.make_node("Gemm", ["x", "w", "b"], ["y"], name="gemm", transB=transposed)],
+        {"x": (["batch", 24], FLOAT)},
+        {"y": ["batch", 40]},
+        {"w": w.T.copy() if transposed else w, "b": b},
+    )
+    made = engine.quantize(proto, engine.Settings(), passes_over({"x": x}, 4))
+    got = runtime.execute(runtime.session(onnxfile.encode(made.model)), {"x": x})["y"]
+    spot = grid.asymmetric(float(x.min()), float(x.max()))
+    steps = np.clip(np.rint(x / spot.scale) + int(spot.zero_point), 0, 255) - int(spot.zero_point)
+    scales = grid.symmetric_scales(w, 1)
+    exact = (steps * np.float64(spot.scale)) @ (grid.to_int8(w, scales, 1) * scales.astype(np.float64)) + b
+    np.testing.assert_allclose(got, exact, atol=1e-3)
+
+
+def test_a_dead_channel_with_a_bias_stays_its_bias(tmp_path):
+    w = weights(64, 16, 3, 3)
+    w[5] *= 1e-9
+    b = weights(64, seed=2)
+    b[5] = 3.0
+    proto = graph_of(
+        [helper.make_node("Conv", ["x", "w", "b"], ["y"], name="conv", kernel_shape=[3, 3])],
+        {"x": (["batch", 16, 8, 8], FLOAT)},
+        {"y": ["batch", 64, 6, 6]},
+        {"w": w, "b": b},
+    )
+    made = quantized(tmp_path, onnx_artifact(tmp_path, proto))
+    got = runtime.predictor(made)({"x": weights(2, 16, 8, 8)})["y"]
+    np.testing.assert_allclose(got[:, 5], 3.0, atol=0.2)
+
+
+def test_operators_restrict_what_is_quantized(tmp_path, exported):
+    made = quantized(tmp_path, exported["cnn"], operators=["Conv"])
+    left = [item for item in made.manifest.record["results"]["layers"] if not item["quantized"]]
+    assert [(item["layer"], item["reason"]) for item in left] == [("head/Gemm", "Gemm is not among `operators`")]
+
+
+def test_rows_are_counted(tmp_path, exported):
+    one = quantized(tmp_path / "few", exported["cnn"], rows=1)
+    many = quantized(tmp_path / "many", exported["cnn"], rows=48)
+    scale = {name: onnxfile.array(onnxfile.constants(proto_of(made).graph)["image:scale"]) for name, made in
+             (("one", one), ("many", many))}  # fmt: skip
+    assert scale["one"] < scale["many"]
+
+
+# Dynamic and float16
+
+
+def test_dynamic_shrinks_matrices_and_embeddings(tmp_path, exported):
+    made = quantized(tmp_path, exported["encoder"], method="dynamic")
+    assert made.metrics["quantized_layers"] == made.metrics["quantizable_layers"] == 15
+    assert made.metrics["quantize_cosine"] > 0.999
+    assert made.model_bytes < 0.35 * exported["encoder"].model_bytes
+    found = kernels(made)
+    assert found["DynamicQuantizeMatMul"] + found["MatMulIntegerToFloat"] == 13
+    assert graph.facts(proto_of(made)).precision == "int8"
+
+
+def test_dynamic_needs_no_data_but_says_what_it_was_compared_on(tmp_path, exported):
+    made = run_stage(tmp_path, quantize_stage, {"method": "dynamic"}, model=exported["encoder"])
+    assert any("made-up inputs" in text for text in made.manifest.record["warnings"])
+    assert "quantize_sqnr_db" in made.metrics
+
+
+def test_a_file_that_does_not_shrink_is_a_failure_that_names_the_leftovers(tmp_path, exported):
+    with pytest.raises(StageError, match="did not become smaller") as caught:
+        quantized(tmp_path, exported["cnn"], method="dynamic")
+    assert "1 of 12 layers" in caught.value.then
+    assert "down/Conv (18,432 weights): integer convolutions" in caught.value.then
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_float16_keeps_float32_inputs_and_outputs(tmp_path, exported, name):
+    made = quantized(tmp_path, exported[name], method="float16")
+    assert graph.signature(proto_of(made)) == graph.signature(proto_of(exported[name]))
+    assert made.metrics["quantize_sqnr_db"] > 50
+    assert made.model_bytes < 0.6 * exported[name].model_bytes
+    assert any("slower" in text for text in made.manifest.record["warnings"])
+    assert graph.facts(proto_of(made)).precision == "float16"
+
+
+def test_a_weight_too_large_for_float16_is_refused_a_mask_is_not(tmp_path):
+    def net(mask, largest):
+        w = weights(64, 64)
+        w[0, 0] = largest
+        return graph_of(
+            [
+                helper.make_node("MatMul", ["x", "w"], ["h"], name="layer"),
+                helper.make_node("Greater", ["x", "zero"], ["on"], name="on"),
+                helper.make_node("Where", ["on", "h", "mask"], ["m"], name="masked"),
+                helper.make_node("Softmax", ["m"], ["y"], name="soft"),
+            ],
+            {"x": (["batch", 64], FLOAT)},
+            {"y": ["batch", 64]},
+            {"w": w, "zero": np.float32(0), "mask": np.float32(mask)},
+        )
+
+    made = quantized(tmp_path, onnx_artifact(tmp_path, net(-3.4e38, 1.0)), method="float16")
+    assert made.metrics["quantize_sqnr_db"] > 40
+    with pytest.raises(StageError, match="does not fit into float16"):
+        quantized(tmp_path, onnx_artifact(tmp_path, net(-1.0, 1e6)), method="float16")
+
+
+# Files from elsewhere
+
+
+def hand_net(opset=17, **more):
+    return graph_of(
+        [
+            helper.make_node("Conv", ["x", "w", "b"], ["c"], kernel_shape=[3, 3]),
+            helper.make_node("Relu", ["c"], ["r"]),
+            helper.make_node("GlobalAveragePool", ["r"], ["g"]),
+            helper.make_node("Flatten", ["g"], ["f"]),
+            helper.make_node("Gemm", ["f", "v", "d"], ["y"], transB=1),
+        ],
+        {"x": (["batch", 16, 8, 8], FLOAT)},
+        {"y": ["batch", 32]},
+        {"w": weights(64, 16, 3, 3), "b": weights(64), "v": weights(32, 64), "d": weights(32)},
+        opset=opset,
+        **more,
+    )
+
+
+@pytest.mark.parametrize("opset", [9, 11, 12])
+def test_an_older_opset_is_converted(tmp_path, opset):
+    source = onnx_artifact(tmp_path, hand_net(opset))
+    made = quantized(tmp_path, source)
+    assert graph.facts(proto_of(made)).opset == prepare.TARGET
+    assert made.metrics["quantized_layers"] == 2
+    assert made.metrics["quantize_sqnr_db"] > 25
+    assert kernels(made)["QLinearConv"] == 1
+
+
+def test_a_quantized_file_is_refused(tmp_path):
+    made = quantized(tmp_path, onnx_artifact(tmp_path, hand_net()))
+    with pytest.raises(StageError, match="quantized already"):
+        quantized(tmp_path, made)
+
+
+def test_a_file_without_layers_is_refused(tmp_path):
+    proto = graph_of([helper.make_node("Relu", ["x"], ["y"])], {"x": (["batch", 4], FLOAT)}, {"y": ["batch", 4]}, {})
+    with pytest.raises(StageError, match="no layer can be quantized"):
+        quantized(tmp_path, onnx_artifact(tmp_path, proto))
+
+
+def test_initializers_that_are_inputs_become_constants(tmp_path):
+    proto = hand_net()
+    for tensor in proto.graph.initializer:
+        proto.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    source = onnx_artifact(tmp_path, proto)
+    made = quantized(tmp_path, source)
+    assert [item.name for item in proto_of(made).graph.input] == ["x"]
+    assert made.metrics["quantized_layers"] == 2
+
+
+def test_constants_as_nodes_and_unfolded_batch_norms_are_understood(tmp_path):
+    w = numpy_helper.from_array(weights(64, 16, 3, 3), "w_value")
+    proto = graph_of(
+        [
+            helper.make_node("Constant", [], ["w"], value=w),
+            helper.make_node("Conv", ["x", "w"], ["c"], kernel_shape=[3, 3]),
+            helper.make_node("BatchNormalization", ["c", "s", "b", "m", "v"], ["n"]),
+            helper.make_node("Relu", ["n"], ["y"]),
+        ],
+        {"x": (["batch", 16, 8, 8], FLOAT)},
+        {"y": ["batch", 64, 6, 6]},
+        {"s": np.abs(weights(64)), "b": weights(64), "m": weights(64), "v": np.abs(weights(64)) + 0.5},
+    )
+    made = quantized(tmp_path, onnx_artifact(tmp_path, proto))
+    found = kernels(made)
+    assert found["QLinearConv"] == 1
+    assert "BatchNormalization" not in found
+    assert made.metrics["quantize_sqnr_db"] > 25
+
+
+def test_layers_inside_branches_are_left_alone_and_listed(tmp_path):
+    def branch(name, tensor):
+        return helper.make_graph(
+            [helper.make_node("MatMul", ["h", tensor], [f"{name}_out"], name=f"{name}_product")],
+            name, [], [helper.make_tensor_value_info(f"{name}_out", FLOAT, ["batch", 64])],
+        )  # fmt: skip
+
+    proto = graph_of(
+        [
+            helper.make_node("MatMul", ["x", "w"], ["h"], name="outer"),
+            helper.make_node("ReduceSum", ["h"], ["total"], name="total", keepdims=0),
+            helper.make_node("Greater", ["total", "zero"], ["positive"], name="positive"),
+            helper.make_node(
+                "If", ["positive"], ["y"], name="choice", then_branch=branch("a", "u"), else_branch=branch("b", "v")
+            ),
+        ],
+        {"x": (["batch", 200], FLOAT)},
+        {"y": ["batch", 64]},
+        {"w": weights(200, 64), "u": weights(64, 64), "v": weights(64, 64, seed=1), "zero": np.float32(0)},
+    )
+    source = onnx_artifact(tmp_path, proto)
+    for method in ("static", "dynamic", "float16"):
+        if method == "float16":
+            continue
+        made = quantized(tmp_path, source, method=method)
+        assert made.metrics["quantized_layers"] == 1
+        assert made.metrics["quantizable_layers"] == 3
+        assert made.metrics["quantize_sqnr_db"] > 20
+        assert any("inside a branch or loop" in text for text in made.manifest.record["warnings"])
+
+
+def test_dimensions_without_names_and_several_outputs_work(tmp_path):
+    proto = graph_of(
+        [
+            helper.make_node("MatMul", ["x", "w"], ["y"], name="one"),
+            helper.make_node("MatMul", ["y", "v"], ["z"], name="two"),
+        ],
+        {"x": ([None, 64], FLOAT)},
+        {"y": [None, 64], "z": [None, 48]},
+        {"w": weights(64, 64), "v": weights(64, 48)},
+    )
+    source = onnx_artifact(tmp_path, proto)
+    assert runtime.signature(source)[0]["x"].shape == ("x_0", 64)
+    made = quantized(tmp_path, source)
+    assert set(made.manifest.record["results"]["fidelity"]) == {"y", "z"}
+    assert made.metrics["quantize_sqnr_db"] > 25
+
+
+def test_external_tensors_are_read(tmp_path):
+    path = tmp_path / "big.onnx"
+    onnx.save(hand_net(), str(path), save_as_external_data=True, location="big.data", size_threshold=0)
+    proto = onnxfile.read(path)
+    assert quantized(tmp_path, onnx_artifact(tmp_path, proto)).metrics["quantized_layers"] == 2
+    (tmp_path / "big.data").unlink()
+    with pytest.raises(StageError, match=r"big\.onnx: cannot be read"):
+        onnxfile.read(path)
+
+
+def test_a_graph_that_optimize_has_fused_can_still_be_quantized(tmp_path, exported):
+    optimized = run_stage(tmp_path, optimize_stage, {}, model=exported["cnn"])
+    assert graph.operators(proto_of(optimized))["FusedConv"]
+    made = quantized(tmp_path, optimized)
+    assert made.metrics["quantized_layers"] == 12
+    assert made.metrics["quantize_sqnr_db"] > 30
+    assert kernels(made)["QLinearConv"] == 11
+
+
+# The settings
+
+
+def test_settings_that_cannot_work_are_refused():
+    with pytest.raises(ValueError, match="add `data:`"):
+        QuantizeConfig(method="static")
+    with pytest.raises(ValueError, match="'dynamic' cannot quantize Conv"):
+        QuantizeConfig(method="dynamic", operators=("Conv",))
+    assert QuantizeConfig(method="dynamic").rows == 256
+
+
+def test_the_planner_knows_what_it_marks_and_refuses():
+    assert "quantized" in quantize_stage.marks & quantize_stage.refuses
+
+
+def test_made_up_calibration_rows_are_said_to_be(tmp_path, exported):
+    source = exported["cnn"]
+    made = run_stage(
+        tmp_path,
+        quantize_stage,
+        {"data": "val"},
+        model=source,
+        data={"val": drawn(source)},
+        synthetic=frozenset({"val"}),
+    )
+    assert any("'val' is random data" in text for text in made.manifest.record["warnings"])
+
+
+def test_every_layer_has_a_reason_or_is_quantized(exported):
+    prepared, _ = prepare.prepare(proto_of(exported["grouped"]))
+    found = {layer.name: layer.reason for layer in layers.choose(prepared, "static", None, ())}
+    assert found["up/ConvTranspose"] == "onnxruntime computes ConvTranspose in floating point only"
+    assert [name for name, reason in found.items() if reason] == ["up/ConvTranspose"]
