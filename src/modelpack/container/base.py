@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from modelpack.container import layout
 from modelpack.container.tarball import Hashing, members
-from modelpack.container.tree import PATH, Python, Tree, python
+from modelpack.container.tree import ADVICE, PATH, Python, Tree, python
 from modelpack.errors import MissingError, StageError
 
 if TYPE_CHECKING:
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
     from modelpack.container.layout import Raw
     from modelpack.container.reference import BaseRef
 
-PLATFORMS = ("linux/amd64", "linux/arm64")
+
+def host_platform() -> str:
+    """Give this machine's platform: ``linux/arm64`` on 64-bit ARM, ``linux/amd64`` elsewhere."""
+    return "linux/arm64" if platform.machine().lower() in ("aarch64", "arm64") else "linux/amd64"
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,7 @@ class Base:
     @property
     def settings(self) -> Mapping[str, Any]:
         """The part of its configuration that containers inherit: environment, labels, ports."""
-        value = self.config.get("config")
-        return value if isinstance(value, dict) else {}
+        return layout.mapping(self.config.get("config"))
 
     @property
     def env(self) -> dict[str, str]:
@@ -118,9 +121,9 @@ def inspect(ref: BaseRef, raw: Raw, platform: str) -> Base:
         StageError: When a digest differs, the platform is another, or the Python is not usable.
     """
     where = str(ref)
-    rootfs = raw.config.get("rootfs")
-    promised = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
-    if promised is not None and len(promised) != len(raw.layers):
+    _check_settings(raw.config.get("config"), where)
+    promised = layout.mapping(raw.config.get("rootfs")).get("diff_ids")
+    if promised is not None and (not isinstance(promised, list) or len(promised) != len(raw.layers)):
         raise StageError("its configuration and its manifest count the layers differently", where=where)
     tree, layers = Tree(), []
     for number, blob in enumerate(raw.layers):
@@ -130,11 +133,26 @@ def inspect(ref: BaseRef, raw: Raw, platform: str) -> Base:
         layers.append(layer)
     if ref.scheme != "rootfs":
         layout.check_platform(raw.config, platform, where)
-    search = environment(raw.config.get("config") or {}).get("PATH", PATH)
+    search = environment(layout.mapping(raw.config.get("config"))).get("PATH", PATH)
     found = python(tree, search, where)
     if f"linux/{found.architecture}" != platform:
         raise StageError(f"its Python is built for {found.architecture}, not {platform}", where=where)
     return Base(ref, raw.digest, raw.config, tuple(layers), found)
+
+
+def _check_settings(settings: object, where: str) -> None:
+    """Refuse a configuration whose parts are not what they should be, or that makes a build run something.
+
+    Raises:
+        StageError: Naming the part.
+    """
+    values = layout.mapping(settings)
+    shapes: dict[str, type] = {"Env": list, "Labels": dict, "ExposedPorts": dict, "Volumes": dict, "OnBuild": list}
+    for name, shape in shapes.items():
+        if not isinstance(values.get(name), shape | None):
+            raise StageError(f"its configuration is malformed: {name}", where=where)
+    if values.get("OnBuild"):
+        raise StageError("the base runs commands in whatever is built on it (ONBUILD)", where=where, then=ADVICE)
 
 
 def _read_layer(blob: Blob, tree: Tree, where: str) -> BaseLayer:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import re
 import shutil
 from dataclasses import dataclass, field
@@ -71,11 +70,6 @@ def full_tag(tag: str | None, name: str) -> str:
     if parsed.digest:
         raise UsageError(f"'{text}' carries a digest, which is not yours to choose", then="write name:tag")
     return text if ":" in text.rpartition("/")[2] else f"{text}:{parsed.tag}"
-
-
-def host_platform() -> str:
-    """Give this machine's platform: ``linux/arm64`` on 64-bit ARM, ``linux/amd64`` elsewhere."""
-    return "linux/arm64" if platform.machine().lower() in ("aarch64", "arm64") else "linux/amd64"
 
 
 def source_date() -> int:

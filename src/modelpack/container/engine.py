@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
 from typing import TYPE_CHECKING, Any
 
 from modelpack.container.dockerfile import render
@@ -18,6 +20,18 @@ if TYPE_CHECKING:
     from modelpack.container.plan import ImageContents
 
 
+def _knock() -> None:
+    """Try a local engine's socket first: the SDK leaves its own open when nobody listens.
+
+    Raises:
+        OSError: When nobody does.
+    """
+    place = os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
+    if place.startswith("unix://"):
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.connect(place.removeprefix("unix://"))
+
+
 @contextlib.contextmanager
 def engine() -> Iterator[docker.DockerClient]:
     """Connect to the engine that DOCKER_HOST names, or to the local one.
@@ -31,9 +45,10 @@ def engine() -> Iterator[docker.DockerClient]:
     import requests
 
     try:
+        _knock()
         client = docker.from_env(timeout=600)
         client.ping()
-    except (docker.errors.DockerException, requests.RequestException) as error:
+    except (docker.errors.DockerException, requests.RequestException, OSError) as error:
         raise MissingError(
             f"no Docker engine answers: {error}",
             then="start Docker, set DOCKER_HOST, or use --builder oci, which needs none",

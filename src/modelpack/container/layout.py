@@ -13,7 +13,7 @@ from modelpack.container.tarball import Hashing, TarMember, compression, members
 from modelpack.errors import StageError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
 INDEXES = (
@@ -56,6 +56,11 @@ def document(data: bytes, where: str) -> dict[str, Any]:
     return value
 
 
+def mapping(value: object) -> dict[str, Any]:
+    """Take a JSON value that should be an object; anything else counts as empty."""
+    return value if isinstance(value, dict) else {}
+
+
 def choose(index: Mapping[str, Any], platform: str, where: str, tag: str = "") -> dict[str, Any]:
     """Pick the manifest of a platform from an index.
 
@@ -68,13 +73,14 @@ def choose(index: Mapping[str, Any], platform: str, where: str, tag: str = "") -
     Raises:
         UsageError: When none or several fit.
     """
-    entries = [item for item in index.get("manifests", []) if isinstance(item, dict)]
+    listed = index.get("manifests")
+    entries = [item for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
     if tag:
         names = ("org.opencontainers.image.ref.name", "io.containerd.image.name")
         entries = [
             item
             for item in entries
-            if any(str((item.get("annotations") or {}).get(name, "")).split(":")[-1] == tag for name in names)
+            if any(str(mapping(item.get("annotations")).get(name, "")).split(":")[-1] == tag for name in names)
         ]
     exact = [item for item in entries if _platform(item) in (platform, f"{platform}/v8")]
     open_ended = [item for item in entries if "platform" not in item]
@@ -88,7 +94,7 @@ def choose(index: Mapping[str, Any], platform: str, where: str, tag: str = "") -
 
 
 def _platform(item: Mapping[str, Any]) -> str:
-    value = item.get("platform") or {}
+    value = mapping(item.get("platform"))
     parts = [value.get("os"), value.get("architecture"), value.get("variant")]
     return "/".join(str(part) for part in parts if part)
 
@@ -198,21 +204,28 @@ def docker_archive(path: Path, platform: str, tag: str) -> Raw:
         return Blob(path, named[name].size, named[name].offset)
 
     try:
-        images: Any = json.loads(file("manifest.json").read())
-        fitting = [item for item in images if not tag or any(_tagged(name, tag) for name in item["RepoTags"] or ())]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        listed: Any = json.loads(file("manifest.json").read())
+    except (ValueError, RecursionError) as error:
         raise StageError(f"manifest.json is malformed: {error}", where=where) from error
+    images = [item for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
+    fitting = [item for item in images if not tag or any(_tagged(name, tag) for name in _tags(item))]
     if len(fitting) != 1:
-        names = sorted({name for item in images for name in item.get("RepoTags") or ()})
+        names = sorted({name for item in images for name in _tags(item)})
         raise UsageError(
             f"{len(fitting)} images fit", where=where, then=f"it holds: {', '.join(names)}" if names else ""
         )
     source = file(fitting[0].get("Config"))
     config = document(source.read(), f"{where}: configuration")
-    layers: Sequence[object] = fitting[0].get("Layers") or ()
+    listed = fitting[0].get("Layers")
+    layers: list[object] = listed if isinstance(listed, list) else []
     raw = Raw(config, tuple(file(name) for name in layers), source.known().digest)
     check_platform(config, platform, where)
     return raw
+
+
+def _tags(item: Mapping[str, Any]) -> list[str]:
+    tags = item.get("RepoTags")
+    return [name for name in tags if isinstance(name, str)] if isinstance(tags, list) else []
 
 
 def _tagged(name: str, tag: str) -> bool:

@@ -15,6 +15,7 @@ from modelpack import canonical
 from modelpack.container.layers import Entry, chunks
 from modelpack.container.packed import Packed, pack
 from modelpack.container.reference import ImageName
+from modelpack.container.tree import PATH
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -168,9 +169,12 @@ def _stored(name: str, packed: Packed) -> Stored:
 
 
 def configuration(base: Base, contents: ImageContents, diff_ids: Sequence[str]) -> dict[str, Any]:
-    """Write an image's configuration: the base's environment, labels, ports and volumes, then ours over them."""
+    """Write an image's configuration: the base's environment, labels, ports and volumes, ours over them.
+
+    An engine gives a base without PATH the usual one, so this does the same.
+    """
     inherited = base.settings
-    env = {**base.env, **contents.env}
+    env = {"PATH": PATH, **base.env, **contents.env}
     settings: dict[str, Any] = {
         **{key: inherited[key] for key in _INHERITED if inherited.get(key)},
         "User": contents.user,

@@ -128,9 +128,11 @@ class BaseRef:
     @classmethod
     def _file(cls, scheme: str, rest: str, base: Path) -> BaseRef:
         path, tag = base / Path(rest).expanduser(), ""
-        if not path.exists() and scheme != "rootfs" and ":" in rest:
-            name, _, tag = rest.rpartition(":")
-            path = base / Path(name).expanduser()
+        cuts = [index for index, char in enumerate(rest) if char == ":" and scheme != "rootfs" and not path.exists()]
+        for cut in cuts:  # a tag may hold a colon itself, and so may a file's name
+            if (base / Path(rest[:cut]).expanduser()).exists():
+                path, tag = base / Path(rest[:cut]).expanduser(), rest[cut + 1 :]
+                break
         if not rest or not path.exists():
             raise UsageError(f"no such file or directory: {base / rest}", where=f"base {scheme}:{rest}")
         if (scheme == "oci") != path.is_dir():

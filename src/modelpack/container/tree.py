@@ -53,7 +53,7 @@ class Tree:
             elif member.name:
                 fresh[member.name] = member
         # A name that is not a directory any more hides everything that was below it.
-        hidden |= {name for name, item in fresh.items() if name in self.nodes and item.kind != "directory"}
+        hidden |= {name for name, item in fresh.items() if item.kind != "directory"}
         if hidden or opaque:
             self.nodes = {name: node for name, node in self.nodes.items() if not _covered(name, hidden, opaque)}
         self.nodes |= fresh
@@ -98,12 +98,12 @@ def python(tree: Tree, search: str, where: str) -> Python:
     """
     found = list(_pythons(tree, search))
     if not found:
-        raise StageError("the base has no Python 3: no executable python3.N on its PATH", where=where, then=_ADVICE)
+        raise StageError("the base has no Python 3: no executable python3.N on its PATH", where=where, then=ADVICE)
     usable = [item for item in found if item[1] in SUPPORTED]
     if not usable:
         versions = ", ".join(f"3.{minor}" for _, minor, _ in found)
         raise StageError(
-            f"the base has Python {versions}; the server's wheels exist for 3.11 to 3.14", where=where, then=_ADVICE
+            f"the base has Python {versions}; the server's wheels exist for 3.11 to 3.14", where=where, then=ADVICE
         )
     path, minor, node = usable[0]
     _check_library(tree, path, minor, where)
@@ -121,7 +121,7 @@ def _pythons(tree: Tree, search: str) -> Iterator[tuple[str, int, TarMember]]:
                 yield f"/{name}", _minor(name), node
 
 
-_ADVICE = "use docker://python:3.11-slim, a distroless Python image, or a rootfs from `make base`"
+ADVICE = "use docker://python:3.11-slim, a distroless Python image, or a rootfs from `make base`"
 
 
 def _minor(name: str) -> int:
@@ -131,21 +131,21 @@ def _minor(name: str) -> int:
 def _check_library(tree: Tree, path: str, minor: int, where: str) -> None:
     names: Sequence[str] = list(tree.nodes)
     if any(posixpath.basename(name).startswith("ld-musl-") for name in names):
-        raise StageError("the base uses musl; onnxruntime has no wheels for it", where=where, then=_ADVICE)
+        raise StageError("the base uses musl; onnxruntime has no wheels for it", where=where, then=ADVICE)
     library = posixpath.join(posixpath.dirname(posixpath.dirname(path)), "lib", f"python3.{minor}")
     if tree.resolve(f"{library}/asyncio/__init__.py") is None:
         raise StageError(
             f"the base's Python at {path} lacks the standard library's asyncio (python3-minimal does)",
             where=where,
-            then=_ADVICE,
+            then=ADVICE,
         )
     if not any(posixpath.basename(name).startswith("libstdc++.so.6") for name in names):
-        raise StageError("the base has no libstdc++.so.6, which onnxruntime needs", where=where, then=_ADVICE)
+        raise StageError("the base has no libstdc++.so.6, which onnxruntime needs", where=where, then=ADVICE)
 
 
 def _architecture(node: TarMember, path: str, where: str) -> str:
     if node.head[:4] != b"\x7fELF" or len(node.head) < 20:
-        raise StageError(f"{path} is not an ELF program", where=where, then=_ADVICE)
+        raise StageError(f"{path} is not an ELF program", where=where, then=ADVICE)
     (machine,) = struct.unpack("<H", node.head[18:20])
     if machine not in MACHINES:
         raise StageError(

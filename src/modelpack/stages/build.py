@@ -29,7 +29,7 @@ def _beside_recipe(value: Path, info: ValidationInfo) -> Path:
 
 
 def _platform() -> Any:
-    from modelpack.container.build import host_platform
+    from modelpack.container.base import host_platform
 
     return host_platform()
 

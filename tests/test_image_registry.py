@@ -1,0 +1,208 @@
+"""Registries: a small one that lies on request, and Debian's."""
+
+import base64
+import gzip
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from image_support import PYTHON, archive_of, image_files, registry, tar_of
+from modelpack.container import http
+from modelpack.container import registry as registries
+from modelpack.container.base import open_base
+from modelpack.container.reference import BaseRef, ImageName
+from modelpack.errors import MissingError, StageError, UsageError
+
+__all__ = ["registry"]
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Serves ``answers`` by path; with ``password`` only to who brings the token that it buys."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        state = self.server.state
+        state["seen"].append((self.command, self.path))
+        parts = urlsplit(self.path)
+        if parts.path == "/token":
+            login = base64.b64encode(b"me:" + state["password"].encode()).decode()
+            right = self.headers.get("Authorization") == f"Basic {login}"
+            scope = parse_qs(parts.query).get("scope", [""])[0]
+            return self.reply(200 if right else 401, json.dumps({"token": f"T-{scope}"} if right else {}).encode())
+        if state["password"] and self.headers.get("Authorization") != "Bearer T-repository:a/b:pull":
+            realm = f"http://127.0.0.1:{self.server.server_port}/token"
+            challenge = f'Bearer realm="{realm}",service="test",scope="repository:a/b:pull"'
+            return self.reply(401, b"{}", {"WWW-Authenticate": challenge})
+        status, data = state["answers"].get(parts.path, (404, b"{}"))
+        return self.reply(status, data)
+
+    do_HEAD = do_GET  # noqa: N815 - http.server looks for this name
+
+    def reply(self, status, data, headers=()):
+        self.send_response(status)
+        for name, value in dict(headers).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def log_message(self, *_):
+        """Say nothing."""
+
+
+class Server(ThreadingHTTPServer):
+    def handle_error(self, request, client_address):
+        """Say nothing of clients that leave early."""
+
+
+@pytest.fixture
+def small():
+    """A registry in a thread: its state, and its host:port."""
+    server = Server(("127.0.0.1", 0), Handler)
+    server.state = {"answers": {}, "seen": [], "password": ""}
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server.state, f"127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def publish(state, tag="1", index=True) -> str:
+    """Put an image into the small registry; gives the manifest's digest."""
+    files = image_files([tar_of(PYTHON)], compress=gzip.compress)
+    entry = json.loads(files["index.json"])["manifests"][0]
+    for name, data in files.items():
+        if name.startswith("blobs/"):
+            digest = f"sha256:{name.rpartition('/')[2]}"
+            state["answers"][f"/v2/a/b/blobs/{digest}"] = (200, data)
+    manifest = files[f"blobs/sha256/{entry['digest'][7:]}"]
+    state["answers"][f"/v2/a/b/manifests/{entry['digest']}"] = (200, manifest)
+    other = {**entry, "digest": "sha256:" + "0" * 64, "platform": {"os": "linux", "architecture": "s390x"}}
+    state["answers"][f"/v2/a/b/manifests/{tag}"] = (
+        200,
+        json.dumps({"schemaVersion": 2, "manifests": [other, entry]}).encode() if index else manifest,
+    )
+    return entry["digest"]
+
+
+def base_of(host, tmp_path, *, offline=False, tag=":1", platform="linux/amd64"):
+    ref = BaseRef.parse(f"docker://{host}/a/b{tag}")
+    return open_base(ref, platform, cache=tmp_path / "cache", scratch=tmp_path, offline=offline)
+
+
+@pytest.mark.parametrize("index", [True, False])
+def test_an_image_is_pulled_once_and_then_known_offline(small, tmp_path, index):
+    state, host = small
+    digest = publish(state, index=index)
+    assert base_of(host, tmp_path).digest == digest
+    fetched = [path for _, path in state["seen"] if "/blobs/" in path]
+    assert len(fetched) == 2
+    state["answers"].clear()
+    state["seen"].clear()
+    assert base_of(host, tmp_path, offline=True).python.path == "/usr/bin/python3.11"
+    assert state["seen"] == []
+    with pytest.raises(MissingError, match="not in the cache"):
+        base_of(host, tmp_path, offline=True, tag=":2")
+
+
+def test_a_pinned_base_that_is_cached_needs_no_registry(small, tmp_path):
+    state, host = small
+    digest = publish(state)
+    base_of(host, tmp_path, tag=f"@{digest}")
+    state["seen"].clear()
+    base_of(host, tmp_path, tag=f"@{digest}")
+    assert state["seen"] == []
+
+
+def test_a_platform_that_is_not_offered_is_named_with_what_is(small, tmp_path):
+    state, host = small
+    publish(state)
+    with pytest.raises(UsageError, match="no image for linux/arm64") as caught:
+        base_of(host, tmp_path, platform="linux/arm64")
+    assert caught.value.then == "it offers: linux/amd64, linux/s390x"
+
+
+@pytest.mark.parametrize("what", ["blobs", "manifests/sha256"])
+@pytest.mark.parametrize("change", [lambda data: data[:-1] + b"?", lambda data: data + b"more", lambda data: data[:-3]])
+def test_bytes_that_differ_from_their_digest_are_refused(small, tmp_path, what, change):
+    state, host = small
+    publish(state)
+    for path, (status, data) in list(state["answers"].items()):
+        if what in path:
+            state["answers"][path] = (status, change(data))
+    with pytest.raises(StageError, match=r"other bytes|with digest"):
+        base_of(host, tmp_path)
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.name.startswith("tmp")]
+
+
+def test_a_manifest_without_end_is_cut_off(small, tmp_path):
+    state, host = small
+    state["answers"]["/v2/a/b/manifests/1"] = (200, b" " * (9 << 20))
+    with pytest.raises(StageError, match="more than 8388608 bytes"):
+        base_of(host, tmp_path)
+
+
+def test_what_is_not_there_and_who_does_not_answer(small, tmp_path):
+    _, host = small
+    with pytest.raises(UsageError, match="no such image"):
+        base_of(host, tmp_path, tag=":none")
+    with pytest.raises(UsageError, match="no such image"):
+        registries.reachable(f"{host}/a/b:none", "linux/amd64", tmp_path)
+    with pytest.raises(MissingError, match="does not answer") as caught:
+        registries.pull("127.0.0.1:9/a/b:1", "linux/amd64", tmp_path)
+    assert "make base" in caught.value.then
+    assert caught.value.exit_code == 4
+
+
+def test_a_token_is_bought_with_the_password_that_docker_login_stored(small, tmp_path, monkeypatch):
+    state, host = small
+    publish(state)
+    state["password"] = "secret"
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    with pytest.raises(MissingError, match="gives no token") as caught:
+        base_of(host, tmp_path)
+    assert caught.value.then == f"docker login {host}"
+    login = base64.b64encode(b"me:secret").decode()
+    (tmp_path / "config.json").write_text(json.dumps({"auths": {host: {"auth": login}}}))
+    assert base_of(host, tmp_path).python.minor == 11
+
+
+def test_a_token_is_not_bought_over_plain_http_from_elsewhere():
+    registry = http.Registry(ImageName.parse("example.org/a/b"))
+    with registry, pytest.raises(MissingError, match="unknown way"):
+        registry._authorize('Bearer realm="http://example.org/token"')
+
+
+def write_image(tmp_path):
+    files = image_files([tar_of(PYTHON)], compress=gzip.compress)
+    path = tmp_path / "image.tar"
+    path.write_bytes(archive_of(files))
+    return path, json.loads(files["index.json"])["manifests"][0]["digest"]
+
+
+@pytest.mark.registry
+def test_an_image_is_pushed_to_a_real_registry_and_pulled_as_a_base(registry, tmp_path):
+    path, digest = write_image(tmp_path)
+    assert registries.push(path, f"{registry}/a/b:1") == f"{registry}/a/b:1@{digest}"
+    assert registries.push(path, f"{registry}/a/b:1").endswith(digest)
+    base = base_of(registry, tmp_path, tag=f":1@{digest}")
+    assert (base.digest, base.python.path) == (digest, "/usr/bin/python3.11")
+
+
+@pytest.mark.registry
+def test_a_damaged_archive_is_not_pushed(registry, tmp_path):
+    path, _ = write_image(tmp_path)
+    data = path.read_bytes()
+    layer = gzip.compress(tar_of(PYTHON))
+    assert layer in data
+    path.write_bytes(data.replace(layer, layer[:-9] + b"?" + layer[-8:]))
+    with pytest.raises(StageError, match="damaged"):
+        registries.push(path, f"{registry}/a/b:1")
+    with pytest.raises(UsageError, match="no such image"):
+        registries.reachable(f"{registry}/a/b:1", "linux/amd64", tmp_path)
