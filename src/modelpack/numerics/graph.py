@@ -12,12 +12,13 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from modelpack.errors import StageError
-from modelpack.numerics import onnxfile
+from modelpack.numerics import onnxfile, products
+from modelpack.tensors import TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
-    Shapes = Mapping[str, tuple[int, ...]]
+    from modelpack.numerics.products import Shapes
 
 _ELEMENTS: dict[int, str] = {
     TensorProto.FLOAT: "float32",
@@ -113,7 +114,8 @@ def facts(model: ModelProto, sizes: Mapping[str, int] | None = None, known: Shap
         known: Shapes of values that inference does not reach, such as those seen in a run.
     """
     described = signature(model)
-    shapes = {**known_shapes(model, sizes or {}), **(known or {})}
+    inputs = {name: TensorSpec.model_validate(spec) for name, spec in described["inputs"].items()}
+    shapes = products.shapes(model, inputs, sizes or {}) | dict(known or {})
     tensors = {item.name: item for inner in onnxfile.graphs(model.graph) for item in inner.initializer}
     layers = tuple(_layers(model.graph, shapes, tensors))
     weights = _weights(model.graph, tensors)
@@ -176,37 +178,12 @@ def _dimension(tensor: str, axis: int, size: Any) -> int | str:
     return spelled if not spelled[0].isdigit() else f"d{spelled}"
 
 
-def known_shapes(model: ModelProto, sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
-    """Infer the concrete shape of every value, taking named dimensions from `sizes` (1 where absent)."""
-    twin = onnxfile.copied(model)
-    described = signature(model)["inputs"]
-    for value in twin.graph.input:
-        for size, name in zip(
-            value.type.tensor_type.shape.dim, described.get(value.name, {}).get("shape", ()), strict=False
-        ):
-            size.dim_value = sizes.get(name, 1) if isinstance(name, str) else name
-    for value in twin.graph.output:
-        value.type.tensor_type.ClearField("shape")
-    inferred = onnxfile.infer(twin)
-    found = {item.name: tuple(item.dims) for item in twin.graph.initializer}
-    for value in (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output):
-        kind = value.type.tensor_type
-        if kind.HasField("shape") and all(size.HasField("dim_value") for size in kind.shape.dim):
-            found[value.name] = tuple(size.dim_value for size in kind.shape.dim)
-    return found
-
-
 def _layers(graph: GraphProto, shapes: Shapes, tensors: Mapping[str, TensorProto]) -> list[Layer]:
     layers = []
     makers = onnxfile.producers(graph)
     for node in graph.node:
-        rule = _MACS.get(node.op_type)
-        if rule is None:
+        if node.op_type not in products.RULES:
             continue
-        try:
-            macs = rule(node, shapes)
-        except (KeyError, IndexError):
-            macs = None
         held = [tensors[name] for name in (_origin(name, makers) for name in node.input) if name in tensors]
         largest = max(held, key=lambda item: math.prod(item.dims), default=None)
         layers.append(
@@ -215,7 +192,7 @@ def _layers(graph: GraphProto, shapes: Shapes, tensors: Mapping[str, TensorProto
                 operator=node.op_type,
                 parameters=math.prod(largest.dims) if largest is not None else 0,
                 dtype=_ELEMENTS.get(largest.data_type, "other") if largest is not None else "",
-                macs=macs,
+                macs=products.macs(node, shapes),
             )
         )
     return layers
@@ -263,51 +240,3 @@ def _precision(weights: Sequence[TensorProto]) -> str:
         counted[_dtype(item)] += math.prod(item.dims)
     total = sum(counted.values())
     return ",".join(sorted(name for name, elements in counted.items() if elements >= _NOTABLE * total))
-
-
-def _kernel(position: int, *, transposed: bool = False) -> Callable[[NodeProto, Shapes], int]:
-    """Convolutions: every output element (input element when transposed) meets one kernel of the weights."""
-
-    def macs(node: NodeProto, shapes: Shapes) -> int:
-        walked = shapes[node.input[0] if transposed else node.output[0]]
-        return math.prod(walked) * math.prod(shapes[node.input[position]][1:])
-
-    return macs
-
-
-def _product(node: NodeProto, shapes: Shapes) -> int:
-    left = shapes[node.input[0]]
-    inner = left[-2] if onnxfile.attribute(node, "transA", 0) else left[-1]
-    return math.prod(shapes[node.output[0]]) * inner
-
-
-def _blocked(node: NodeProto, shapes: Shapes) -> int:
-    return math.prod(shapes[node.input[0]]) * int(onnxfile.attribute(node, "N", 0))
-
-
-def _recurrent(node: NodeProto, shapes: Shapes) -> int:
-    steps_and_rows = math.prod(shapes[node.input[0]][:2])
-    return steps_and_rows * (math.prod(shapes[node.input[1]]) + math.prod(shapes[node.input[2]]))
-
-
-_MACS: Mapping[str, Callable[[NodeProto, Shapes], int]] = {
-    "Conv": _kernel(1),
-    "FusedConv": _kernel(1),
-    "ConvInteger": _kernel(1),
-    "QLinearConv": _kernel(3),
-    "ConvTranspose": _kernel(1, transposed=True),
-    "Gemm": _product,
-    "FusedGemm": _product,
-    "QGemm": _product,
-    "MatMul": _product,
-    "FusedMatMul": _product,
-    "MatMulInteger": _product,
-    "MatMulIntegerToFloat": _product,
-    "DynamicQuantizeMatMul": _product,
-    "QLinearMatMul": _product,
-    "MatMulNBits": _blocked,
-    "GRU": _recurrent,
-    "LSTM": _recurrent,
-    "RNN": _recurrent,
-}
-"""Operator → multiply-accumulates of one node from the shapes of its values."""
