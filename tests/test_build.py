@@ -52,6 +52,7 @@ def test_settings_are_read_and_described(tmp_path, rootfs):
     [
         ({"tag": "Not A Tag"}, "no image reference"),
         ({"push": "host/"}, "no image reference"),
+        ({"push": "h/x@sha256:" + "0" * 64}, "cannot be chosen"),
         ({"base": "rootfs:none.tar"}, "no such file"),
         ({"base": ""}, "a base image is expected"),
         ({"builder": "podman"}, "oci"),
@@ -200,6 +201,14 @@ def test_preflight_finds_what_is_missing_before_anything_runs(tmp_path, rootfs, 
     rootfs.write_bytes(tar_of({"bin/true": (0o755, b"")}))
     with pytest.raises(StageError, match="no Python 3"):
         build.preflight(config(tmp_path, base="rootfs:base.tar"), outside)
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, rootfs, little_wheels, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(StageError, match="cannot read or write") as caught:
+        made(tmp_path, tmp_path, onnx_artifact(tmp_path))
+    assert "XDG_CACHE_HOME" in caught.value.then
 
 
 def test_a_base_that_is_a_name_is_warned_about():

@@ -152,12 +152,29 @@ def test_what_is_not_there_and_who_does_not_answer(small, tmp_path):
     _, host = small
     with pytest.raises(UsageError, match="no such image"):
         base_of(host, tmp_path, tag=":none")
-    with pytest.raises(UsageError, match="no such image"):
-        registries.reachable(f"{host}/a/b:none", "linux/amd64", tmp_path)
     with pytest.raises(MissingError, match="does not answer") as caught:
         registries.pull("127.0.0.1:9/a/b:1", "linux/amd64", tmp_path)
     assert "make base" in caught.value.then
     assert caught.value.exit_code == 4
+
+
+def test_a_registry_that_wants_a_password_answers(small, tmp_path):
+    state, host = small
+    state["answers"]["/v2/"] = (200, b"{}")
+    registries.ready(f"{host}/a/b")
+    state["password"] = "secret"
+    registries.ready(f"{host}/a/b")
+    with pytest.raises(MissingError, match="does not answer"):
+        registries.ready("127.0.0.1:9/a/b")
+
+
+def test_a_proxy_and_a_netrc_file_have_no_say_about_this_machine(small, tmp_path, monkeypatch):
+    state, host = small
+    publish(state)
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login other password other\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    assert base_of(host, tmp_path).python.minor == 11
 
 
 def test_a_token_is_bought_with_the_password_that_docker_login_stored(small, tmp_path, monkeypatch):
@@ -205,4 +222,4 @@ def test_a_damaged_archive_is_not_pushed(registry, tmp_path):
     with pytest.raises(StageError, match="damaged"):
         registries.push(path, f"{registry}/a/b:1")
     with pytest.raises(UsageError, match="no such image"):
-        registries.reachable(f"{registry}/a/b:1", "linux/amd64", tmp_path)
+        registries.pull(f"{registry}/a/b:1", "linux/amd64", tmp_path)

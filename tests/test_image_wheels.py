@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import zipfile
 
 import pytest
 
@@ -69,6 +70,29 @@ def test_installing_leaves_out_tests_stubs_scripts_and_records(little_wheels):
         "site/beta-1.0.dist-info/WHEEL",
         "site/beta.py",
     ]
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_files_are_read_out_of_a_wheel_as_zipfile_reads_them(tmp_path, method):
+    file, digest = wheel(tmp_path, "one", {"a.py": b"", "b/data.bin": bytes(range(256)) * 9000, "c.py": b"x = 1\n"})
+    with zipfile.ZipFile(tmp_path / file) as old, zipfile.ZipFile(tmp_path / f"new-{file}", "w", method) as new:
+        for item in old.namelist():
+            new.writestr(item, old.read(item))
+    (tmp_path / f"new-{file}").replace(tmp_path / file)
+    found = {entry.name: entry for entry in install.entries({Wheel("one", "1.0", file, digest): tmp_path / file}, "s")}
+    with zipfile.ZipFile(tmp_path / file) as archive:
+        for name in ("a.py", "b/data.bin", "c.py"):
+            assert b"".join(found[f"s/{name}"].chunks()) == archive.read(name)
+
+
+def test_a_compression_that_installers_need_not_know_is_refused(tmp_path):
+    file, digest = wheel(tmp_path, "one", {"a.py": b"1"})
+    with zipfile.ZipFile(tmp_path / file) as old, zipfile.ZipFile(tmp_path / "new", "w", zipfile.ZIP_LZMA) as new:
+        for item in old.namelist():
+            new.writestr(item, old.read(item))
+    (tmp_path / "new").replace(tmp_path / file)
+    with pytest.raises(StageError, match="compressed in a way"):
+        install.entries({Wheel("one", "1.0", file, digest): tmp_path / file}, "s")
 
 
 def test_two_wheels_with_one_file_and_a_broken_wheel_are_refused(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -17,7 +18,7 @@ from modelpack.container.reference import ImageName
 from modelpack.errors import MissingError, StageError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from modelpack.artifact import Artifact
@@ -94,27 +95,40 @@ def ingredients(template: Path | None, builder: str) -> dict[str, str]:
 
 
 def check(order: Order, scratch: Path) -> None:
-    """Find out cheaply whether a build can succeed: engine, base, template, and offline the caches.
+    """Fetch and check everything that a build needs from outside, so that it cannot fail later for want of it.
 
     Raises:
-        MissingError: When an engine, a registry or a cached file is missing.
+        MissingError: When an engine, a registry or a download is missing.
         StageError: When the base is not usable.
         UsageError: When the base or the template is wrong.
     """
-    cache = wheels.cache_directory()
     if order.builder == "docker":
         engine.ready()
         path = order.template or dockerfile.template()
         dockerfile.check(path.read_text("utf-8"), str(path))
-    if order.base.scheme == "docker" and not order.offline:
-        registry.reachable(order.base.name, order.platform, cache)
-    elif order.base.scheme == "docker-daemon":
-        if not engine.present(order.base.name):
-            raise UsageError("the Docker engine has no such image", where=str(order.base))
-    else:
+    with _files():
+        cache = wheels.cache_directory()
         base = open_base(order.base, order.platform, cache=cache, scratch=scratch, offline=order.offline)
-        if order.offline:
-            wheels.resolve(_target(base), cache, offline=True)
+        wheels.resolve(_target(base), cache, offline=order.offline)
+
+
+@contextlib.contextmanager
+def _files() -> Iterator[None]:
+    """Turn an operating system's refusal into an error that names the file; a full disk is the store's to explain.
+
+    Raises:
+        StageError: For what the user can correct.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise StageError(
+            f"cannot read or write: {error.strerror or error}",
+            where=str(error.filename or ""),
+            then=f"the cache is {wheels.cache_directory()}; XDG_CACHE_HOME moves it",
+        ) from error
 
 
 def _target(base: Base) -> wheels.Target:
@@ -149,6 +163,19 @@ def make(
     """
     if problems := artifact.verify():
         raise StageError(f"the artifact is damaged: {problems[0]}", then="modelpack verify")
+    with _files():
+        return _make(artifact, order, facts, out=out, scratch=scratch, tell=tell)
+
+
+def _make(
+    artifact: Artifact,
+    order: Order,
+    facts: Mapping[str, Any],
+    *,
+    out: Path,
+    scratch: Path,
+    tell: Callable[[str], None],
+) -> dict[str, Any]:
     cache = wheels.cache_directory()
     base = open_base(order.base, order.platform, cache=cache, scratch=scratch, offline=order.offline)
     files = wheels.resolve(_target(base), cache, offline=order.offline)

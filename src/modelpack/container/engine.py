@@ -141,12 +141,17 @@ def summary(image: str, tag: str) -> dict[str, Any]:
         StageError: When it has no such image.
     """
     known = describe(image)
+    layers = [{"diff_id": item} for item in known["RootFS"]["Layers"]]
+    with engine() as client:
+        sizes = [item["Size"] for item in reversed(client.images.get(image).history()) if item["Size"]]
+    if len(sizes) == len(layers):  # an engine does not say which lines of the history are layers
+        layers = [{**item, "unpacked": size} for item, size in zip(layers, sizes, strict=True)]
     return {
         "id": known["Id"],
         "tag": tag,
         "platform": f"{known['Os']}/{known['Architecture']}",
         "size": known["Size"],
-        "layers": [{"diff_id": item} for item in known["RootFS"]["Layers"]],
+        "layers": layers,
     }
 
 

@@ -39,7 +39,16 @@ class Registry:
         self._root = f"{scheme}://{_HOSTS.get(name.registry, name.registry)}/v2/{name.repository}/"
         self._authorization = ""
         self._session = requests.Session()
-        retry = Retry(total=3, connect=0, backoff_factor=0.5, status_forcelist=_RETRIED, raise_on_status=False)
+        self._session.trust_env = not name.loopback  # a proxy cannot reach this machine
+        self._session.auth = _keep_header
+        retry = Retry(
+            total=3,
+            connect=0,
+            backoff_factor=0.5,
+            status_forcelist=_RETRIED,
+            allowed_methods=("GET", "HEAD"),
+            raise_on_status=False,
+        )
         for prefix in ("http://", "https://"):
             self._session.mount(prefix, HTTPAdapter(max_retries=retry))
 
@@ -48,6 +57,16 @@ class Registry:
 
     def __exit__(self, *_: object) -> None:
         self._session.close()
+
+    def knock(self) -> None:
+        """Find out whether anybody answers, with or without wanting a password.
+
+        Raises:
+            MissingError: When nobody does.
+        """
+        response = self._once("GET", urljoin(self._root, "/v2/"), {}, None)
+        if response.status_code not in (200, 401):
+            self._refuse("GET", response.url, response)
 
     def send(
         self,
@@ -184,6 +203,11 @@ def credentials(registry: str) -> dict[str, str]:
     except docker.errors.DockerException as error:
         raise MissingError(f"docker's credentials for {registry} cannot be read: {error}") from error
     return {key.lower(): value for key, value in found.items() if isinstance(value, str)}
+
+
+def _keep_header(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """Leave the Authorization header as it is: requests would put in what a netrc file says."""
+    return request
 
 
 def _basic(known: Mapping[str, str]) -> str:

@@ -80,12 +80,17 @@ def _contents(path: Path) -> Iterable[tuple[str, Member]]:
             wheel.validate_record(validate_contents=False)  # the file's hash is in the lock
             data = wheel.data_dir
         with zipfile.ZipFile(path) as archive:
-            members = [(item.filename, item.file_size) for item in archive.infolist() if not item.is_dir()]
+            members = [item for item in archive.infolist() if not item.is_dir()]
     except (InstallerError, ValueError, zipfile.BadZipFile) as error:
         raise StageError(f"not a valid wheel: {error}", where=str(path)) from error
-    for name, size in members:
+    for item in members:
+        name = item.filename
+        if item.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise StageError(f"'{name}' is compressed in a way that installers need not know", where=str(path))
+        deflated = item.compress_type == zipfile.ZIP_DEFLATED
+        member = Member(path, name, item.file_size, item.header_offset, item.compress_size, deflated)
         scheme, _, below = name.removeprefix(f"{data}/").partition("/")
         if not name.startswith(f"{data}/"):
-            yield name, Member(path, name, size)
+            yield name, member
         elif scheme in ("purelib", "platlib"):
-            yield below, Member(path, name, size)
+            yield below, member

@@ -6,7 +6,8 @@ entry does not (POSIX.1-2001 ustar; a PAX record only for a name or size that us
 
 from __future__ import annotations
 
-import zipfile
+import struct
+import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Protocol
@@ -23,16 +24,37 @@ _OCTAL_SIZE = 8**11
 
 @dataclass(frozen=True)
 class Member:
-    """A file inside a wheel, read when it is written."""
+    """A file inside a wheel, read when it is written.
+
+    Attributes:
+        archive: The wheel.
+        name: The file's name in it.
+        size: Its bytes.
+        offset: Where its local header begins.
+        packed: Its bytes as they are stored.
+        deflated: Whether they are compressed.
+    """
 
     archive: Path
     name: str
     size: int
+    offset: int
+    packed: int
+    deflated: bool
 
     def chunks(self) -> Iterator[bytes]:
-        """Give its bytes piece by piece."""
-        with zipfile.ZipFile(self.archive) as wheel, wheel.open(self.name) as stream:
-            yield from pieces(stream)
+        """Give its bytes piece by piece (ZIP application note 6.3, 4.3.7); opening the whole archive takes longer."""
+        with self.archive.open("rb") as stream:
+            stream.seek(self.offset)
+            name, extra = struct.unpack("<26x2H", stream.read(30))
+            stream.seek(self.offset + 30 + name + extra)
+            inflate = zlib.decompressobj(-zlib.MAX_WBITS) if self.deflated else None
+            left = self.packed
+            while left and (piece := stream.read(min(CHUNK, left))):
+                left -= len(piece)
+                yield inflate.decompress(piece) if inflate else piece
+            if inflate:
+                yield inflate.flush()
 
 
 class Readable(Protocol):

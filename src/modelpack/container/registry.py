@@ -149,23 +149,14 @@ def _remembered(name: ImageName, platform: str, cache: Path) -> str:
     return digest if DIGEST.fullmatch(digest) and _place(cache, digest).is_file() else ""
 
 
-def reachable(text: str, platform: str, cache: Path, *, offline: bool = False) -> None:
-    """Check without downloading layers that a base can be had.
+def ready(text: str) -> None:
+    """Check that the registry of a reference answers.
 
     Raises:
-        MissingError: When the registry does not answer, refuses, or the cache lacks the image.
-        UsageError: When there is no such image, or none for the platform.
+        MissingError: When it does not.
     """
-    name = ImageName.parse(text)
-    known = _remembered(name, platform, cache)
-    if offline and not known:
-        raise MissingError(f"{name} is not in the cache", where=str(cache), then="build once without --offline")
-    if offline or (name.digest and known):
-        return
-    with Registry(name) as registry:
-        found = layout.document(manifest(registry, name.digest or name.tag), str(name))
-        if "manifests" in found:
-            layout.choose(found, platform, str(name))
+    with Registry(ImageName.parse(text)) as registry:
+        registry.knock()
 
 
 def push(archive: Path, target: str) -> str:

@@ -17,9 +17,11 @@ from modelpack.stage import Job, Outside, StageConfig, stage
 
 def _image_name(value: str) -> str:
     try:
-        ImageName.parse(value)
+        name = ImageName.parse(value)
     except UsageError as error:
         raise ValueError(error.what) from error
+    if name.digest:
+        raise ValueError("a digest cannot be chosen: write name:tag")
     return value
 
 
