@@ -15,7 +15,7 @@ from modelpack.errors import StageError
 from modelpack.numerics import runtime
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     import numpy as np
     from numpy.typing import NDArray
@@ -217,3 +217,11 @@ def drop_unread(graph: GraphProto) -> None:
         twins = [TensorProto.FromString(item.SerializeToString()) for item in kept]
         del graph.initializer[:]
         graph.initializer.extend(twins)
+
+
+def replace_nodes(graph: GraphProto, nodes: Iterable[NodeProto]) -> None:
+    """Let a graph have these nodes instead of its own, which may be among them. Changes `graph`."""
+    # Copied out first: protobuf frees the removed messages.
+    twins = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(twins)

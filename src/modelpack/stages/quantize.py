@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Operator = Literal["Conv", "Gemm", "MatMul", "Gather"]
 
 _USES: dict[str, frozenset[Operator]] = {
-    "static": frozenset({"Conv", "Gemm", "MatMul"}),
+    "static": frozenset({"Conv", "Gemm", "MatMul", "Gather"}),
     "dynamic": frozenset({"Gemm", "MatMul", "Gather"}),
     "float16": frozenset({"Conv", "Gemm", "MatMul", "Gather"}),
 }

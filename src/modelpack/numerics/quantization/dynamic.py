@@ -2,9 +2,8 @@
 
 No data are needed. A row's result depends a little on the rows beside it, since they share one range.
 
-* A matrix product becomes ``DynamicQuantizeLinear → MatMulInteger → Cast → Mul``, which onnxruntime fuses into one
-  kernel; weights have a scale per column.
-* An embedding keeps bytes with a scale per row: ``Gather`` of the row and of its scale, then ``Mul``.
+A matrix product becomes ``DynamicQuantizeLinear → MatMulInteger → Cast → Mul``, which onnxruntime fuses into one
+kernel; weights have a scale per column.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ def quantize(model: ModelProto, chosen: Iterable[str]) -> ModelProto:
 
     Args:
         model: A prepared graph.
-        chosen: Names of layers: ``MatMul``, ``Gemm`` or ``Gather`` with constant float32 weights.
+        chosen: Names of layers: ``MatMul`` or ``Gemm`` with constant float32 weights.
 
     Returns:
         A new model; the given one stays as it is.
@@ -41,13 +40,9 @@ def quantize(model: ModelProto, chosen: Iterable[str]) -> ModelProto:
     for node in twin.graph.node:
         if node.name not in layers:
             nodes.append(node)
-        elif node.op_type == "Gather":
-            nodes += writer.embedding(node)
         else:
             nodes += writer.product(node)
-    fresh = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del twin.graph.node[:]
-    twin.graph.node.extend(fresh)
+    onnxfile.replace_nodes(twin.graph, nodes)
     onnxfile.drop_unread(twin.graph)
     return twin
 
@@ -66,21 +61,6 @@ class _Writer:
             self.known.add(name)
             self.graph.initializer.append(numpy_helper.from_array(np.asarray(values), name))
         return name
-
-    def embedding(self, node: NodeProto) -> list[NodeProto]:
-        """Look up bytes and a scale per row instead of floats."""
-        weights, rows = node.input
-        values = onnxfile.array(self.tensors[weights]).astype(np.float32)
-        scales = grid.symmetric_scales(values, 0)
-        stem, name = f"{weights}:rows", node.name
-        table = self._constant(f"{stem}:quantized", grid.to_int8(values, scales, 0))
-        steps = self._constant(f"{stem}:scale", scales[:, None])
-        return [
-            helper.make_node("Gather", [table, rows], [f"{name}:bytes"], name=f"{name}:bytes"),
-            helper.make_node("Gather", [steps, rows], [f"{name}:scale"], name=f"{name}:scale"),
-            helper.make_node("Cast", [f"{name}:bytes"], [f"{name}:float"], name=f"{name}:float", to=TensorProto.FLOAT),
-            helper.make_node("Mul", [f"{name}:float", f"{name}:scale"], list(node.output), name=name),
-        ]
 
     def product(self, node: NodeProto) -> list[NodeProto]:
         """Multiply bytes, then scale, then add the bias that a ``Gemm`` may have."""

@@ -10,7 +10,7 @@ import numpy as np
 from modelpack.errors import StageError
 from modelpack.numerics import onnxfile, optimize, rows, runtime
 from modelpack.numerics.measure.comparison import Comparison
-from modelpack.numerics.quantization import dynamic, half, layers, ranges, static
+from modelpack.numerics.quantization import dynamic, embedding, half, layers, ranges, static
 from modelpack.numerics.quantization.prepare import prepare
 
 if TYPE_CHECKING:
@@ -104,11 +104,12 @@ def _floating(made: ModelProto, found: Iterable[Layer]) -> tuple[str, ...]:
 
 
 def _rewritten(model: ModelProto, settings: Settings, found: list[Layer], passes: Passes, device: str) -> ModelProto:
-    chosen = [layer.name for layer in found if layer.quantized]
-    if settings.method == "dynamic":
-        return dynamic.quantize(model, chosen)
     if settings.method == "float16":
         return half.quantize(model, [layer.name for layer in found if not layer.quantized])
+    chosen = [layer.name for layer in found if layer.quantized and layer.operator != "Gather"]
+    model = embedding.quantize(model, [layer.name for layer in found if layer.quantized and layer.operator == "Gather"])
+    if settings.method == "dynamic":
+        return dynamic.quantize(model, chosen)
     flows = settings.operators is None and not layers.has_attention(model.graph)
     marked = static.marks(model, chosen, neighbours=flows or "Conv" in (settings.operators or ()))
     seen = ranges.extents(model, marked.measured, passes, device)

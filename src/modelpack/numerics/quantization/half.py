@@ -104,11 +104,10 @@ def _in_order(model: ModelProto) -> None:
             return
         names = {id(node) for node in ready}
         for node in ready:
-            ordered.append(onnx.NodeProto.FromString(node.SerializeToString()))
+            ordered.append(node)
             made.update(node.output)
         waiting = [node for node in waiting if id(node) not in names]
-    del graph.node[:]
-    graph.node.extend(ordered)
+    onnxfile.replace_nodes(graph, ordered)
 
 
 def _reads(node: onnx.NodeProto) -> set[str]:

@@ -30,14 +30,13 @@ WEIGHTED = {
 """Operator → position of the weights, for every operator that counts as a layer."""
 
 ABLE: Mapping[str, frozenset[str]] = {
-    "static": frozenset({"Conv", "Gemm", "MatMul"}),
+    "static": frozenset({"Conv", "Gemm", "MatMul", "Gather"}),
     "dynamic": frozenset({"Gemm", "MatMul", "Gather"}),
     "float16": frozenset(WEIGHTED),
 }
 """Method → operators that it can quantize."""
 
 _UNABLE = {
-    ("static", "Gather"): "an embedding has no activations to calibrate; `method: dynamic` shrinks it",
     ("dynamic", "Conv"): "integer convolutions without calibration are slower than float ones; use `method: static`",
 }
 _NO_KERNEL = "onnxruntime computes {} in floating point only"
@@ -104,7 +103,7 @@ def choose(model: ModelProto, method: Method, operators: Sequence[str] | None, e
 def _default_operators(model: ModelProto, method: Method) -> frozenset[str]:
     # In attention, masks of large negative numbers and long-tailed sums share tensors with the values that matter.
     if method == "static" and has_attention(model.graph):
-        return frozenset({"Gemm", "MatMul"})
+        return ABLE[method] - {"Conv"}
     return ABLE[method]
 
 

@@ -109,9 +109,8 @@ def _lift_constants(graph: GraphProto) -> None:
             tensor.name = node.output[0]
             graph.initializer.append(tensor)
         else:
-            kept.append(NodeProto.FromString(node.SerializeToString()))
-    del graph.node[:]
-    graph.node.extend(kept)
+            kept.append(node)
+    onnxfile.replace_nodes(graph, kept)
 
 
 def _split_fused(model: ModelProto) -> None:
@@ -120,9 +119,7 @@ def _split_fused(model: ModelProto) -> None:
     nodes: list[NodeProto] = []
     for node in graph.node:
         nodes += _parts(node, graph) if node.domain == "com.microsoft" and node.op_type in _FUSED else [node]
-    fresh = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del graph.node[:]
-    graph.node.extend(fresh)
+    onnxfile.replace_nodes(graph, nodes)
 
 
 def _parts(node: NodeProto, graph: GraphProto) -> list[NodeProto]:

@@ -247,7 +247,5 @@ class _Writer:
             ordered.append(node)
             for name in node.output:
                 ordered += self.after.pop(name, [])
-        nodes = [NodeProto.FromString(node.SerializeToString()) for node in ordered]
-        del self.graph.node[:]
-        self.graph.node.extend(nodes)
+        onnxfile.replace_nodes(self.graph, ordered)
         onnxfile.drop_unread(self.graph)

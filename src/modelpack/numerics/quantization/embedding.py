@@ -1,0 +1,60 @@
+"""Embeddings as signed bytes with a scale per row: ``Gather`` of the row and of its scale, ``Cast``, ``Mul``.
+
+Only the rows that are looked up become floats again, so that the table stays small in memory too, and needs no
+calibration: it has no activations.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from modelpack.numerics import onnxfile
+from modelpack.numerics.quantization import grid
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+def quantize(model: ModelProto, chosen: Iterable[str]) -> ModelProto:
+    """Rewrite the chosen lookups.
+
+    Args:
+        model: A prepared graph.
+        chosen: Names of ``Gather`` nodes along axis 0 of constant float32 tables of two dimensions.
+
+    Returns:
+        A new model; the given one stays as it is.
+    """
+    twin = onnxfile.copied(model)
+    layers, tables = frozenset(chosen), onnxfile.constants(twin.graph)
+    known: set[str] = set()
+    nodes: list[NodeProto] = []
+    for node in twin.graph.node:
+        if node.name not in layers:
+            nodes.append(node)
+            continue
+        table = node.input[0]
+        if table not in known:
+            known.add(table)
+            values = onnxfile.array(tables[table]).astype(np.float32)
+            scales = grid.symmetric_scales(values, 0)
+            rounded = numpy_helper.from_array(grid.to_int8(values, scales, 0), f"{table}:rows:quantized")
+            steps = numpy_helper.from_array(scales[:, None], f"{table}:rows:scale")
+            twin.graph.initializer.extend([rounded, steps])
+        nodes += _lookup(node)
+    onnxfile.replace_nodes(twin.graph, nodes)
+    onnxfile.drop_unread(twin.graph)
+    return twin
+
+
+def _lookup(node: NodeProto) -> list[NodeProto]:
+    (table, rows), name = node.input, node.name
+    return [
+        helper.make_node("Gather", [f"{table}:rows:quantized", rows], [f"{name}:bytes"], name=f"{name}:bytes"),
+        helper.make_node("Gather", [f"{table}:rows:scale", rows], [f"{name}:scale"], name=f"{name}:scale"),
+        helper.make_node("Cast", [f"{name}:bytes"], [f"{name}:float"], name=f"{name}:float", to=TensorProto.FLOAT),
+        helper.make_node("Mul", [f"{name}:float", f"{name}:scale"], list(node.output), name=name),
+    ]
