@@ -142,6 +142,17 @@ def patient(folder: Path) -> Path:
     )
 
 
+def reshaping(folder: Path) -> Path:
+    """Reshape to two columns: an odd number of values fails inside the model, which cannot be known before."""
+    return write_model(
+        folder,
+        [helper.make_node("Reshape", ["x", "to"], ["y"])],
+        {"x": (["n"], "float32")},
+        {"y": (["m", 2], "float32")},
+        {"to": np.array([-1, 2])},
+    )
+
+
 ISOLATED = """
 import runpy, sys
 class Wall:
@@ -174,10 +185,14 @@ class Server:
         self.log: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        line = self.line(r"http://127\.0\.0\.1:(\d+)")
-        self.port = int(line[1])
-        if wait:
-            self.line(r"ready: ")
+        try:
+            self.port = int(self.line(r"http://127\.0\.0\.1:(\d+)")[1])
+            if wait:
+                self.line(r"ready: ")
+        except BaseException:
+            self.process.kill()
+            self.stop()
+            raise
 
     def _read(self) -> None:
         assert self.process.stderr is not None

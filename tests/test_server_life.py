@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ import onnxruntime
 import pytest
 
 import modelpack.server
-from serving import ISOLATED, JSON, Server, answers, linear, patient, receive_all
+from serving import ISOLATED, JSON, Server, answers, linear, patient, receive_all, table
 
 SOURCE = Path(modelpack.server.__file__).parent
 
@@ -91,6 +92,32 @@ def test_what_is_in_flight_is_answered_before_the_end(slow):
         assert server.process.wait(30) == 0
         with pytest.raises(ConnectionRefusedError):
             server.connect()
+
+
+def hammer(server: Server, outcomes: list[object]) -> None:
+    """Ask on one connection after the other, until nobody listens any more."""
+    while True:
+        try:
+            outcomes.append(server.ask("POST", "/predict", '{"instances": [0]}', JSON)[0])
+        except ConnectionRefusedError:
+            return
+        except (OSError, http.client.HTTPException) as error:
+            outcomes.append(error)
+
+
+def test_no_request_is_lost_when_a_busy_server_stops(slow):
+    with Server(slow[0], drain_delay=0.2) as server:
+        outcomes: list[object] = []
+        clients = [threading.Thread(target=hammer, args=(server, outcomes), daemon=True) for _ in range(8)]
+        for client in clients:
+            client.start()
+        wait_for(lambda: len(outcomes) > 50)
+        assert server.stop() == 0
+        for client in clients:
+            client.join(10)
+    assert {outcome for outcome in outcomes if isinstance(outcome, int)} == {200}
+    lost = [outcome for outcome in outcomes if not isinstance(outcome, int)]
+    assert len(lost) <= 1, "a handshake may still cross the close, inside the kernel; more than that are ours"
 
 
 def test_idle_connections_do_not_hold_up_the_end(slow):
@@ -235,6 +262,21 @@ def test_what_prevents_a_start_is_one_line(tmp_path):
         assert ended.returncode == 1, message
         assert message in ended.stderr
         assert "Traceback" not in ended.stderr
+
+
+def test_a_model_that_loads_but_does_not_run_is_never_ready(tmp_path):
+    """Its declared range lies beyond its table, so that even the warm-up fails."""
+    folder = table(tmp_path)
+    signature = json.loads((folder / "signature.json").read_text())
+    signature["inputs"]["id"]["range"] = [50, 60]
+    (folder / "signature.json").write_text(json.dumps(signature))
+    ended = start(folder, "--port", "0")
+    assert ended.returncode == 1
+    assert (
+        "error: the model does not run: the model refuses these values: indices element out of data bounds"
+        in ended.stderr
+    )
+    assert "ready:" not in ended.stderr
 
 
 def test_a_start_that_fails_is_an_error_for_a_caller(tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from serving import JSON, Server, linear, logarithm, pair, table, whole
+from serving import JSON, Server, linear, logarithm, pair, reshaping, table, whole
 
 ROWS = np.random.default_rng(1).normal(size=(5, 4)).astype("float32")
 
@@ -18,7 +18,9 @@ ROWS = np.random.default_rng(1).normal(size=(5, 4)).astype("float32")
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
-    return {make.__name__: make(root / make.__name__) for make in (linear, logarithm, pair, table, whole)} | {
+    return {
+        make.__name__: make(root / make.__name__) for make in (linear, logarithm, pair, reshaping, table, whole)
+    } | {
         "one": linear(root / "one", 1),
         "two": linear(root / "two", 2),
     }
@@ -155,6 +157,22 @@ def test_an_index_beyond_a_table_is_the_clients_mistake(serve):
     assert status == 400
     assert "idx=10" in answer["error"]
     assert serve("table").predict({"instances": [9]})[1]["predictions"] == [[18.0, 19.0]]
+
+
+def test_a_failure_inside_the_model_is_500_without_a_trace(tmp_path):
+    with Server(reshaping(tmp_path)) as server:
+        headers = {**JSON, "x-request-id": "look-for-me"}
+        status, _, body = server.ask("POST", "/predict", '{"inputs": {"x": [1, 2, 3]}}', headers)
+        assert status == 500
+        assert json.loads(body) == {"error": "the server failed on this request; its log has the reason (look-for-me)"}
+        assert server.predict({"inputs": {"x": [1, 2]}})[1]["outputs"] == {"y": [[1.0, 2.0]]}
+        status, answer = server.predict({"instances": [1, 2]})
+        assert (status, answer["error"]) == (
+            400,
+            "output 'y' has shape [1, 2], not one row for each of 2: send columns instead",
+        )
+        assert server.stop() == 0
+    assert "look-for-me" in "".join(server.log)
 
 
 BAD_JSON = [

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .settings import Settings
 
 _log = logging.getLogger("modelpack.server")
-_READY, _LOADING, _DRAINING, _STOPPING = "ready", "loading", "draining", "stopping"
+_READY, _LOADING, _DRAINING = "ready", "loading", "draining"
 
 
 @dataclass(frozen=True)
@@ -116,10 +116,6 @@ class App:
         """Say "not ready" from now on and close connections after their answers; work is still served."""
         self.state = _DRAINING
 
-    def stop(self) -> None:
-        """Take no new inference; those under way finish."""
-        self.state = _STOPPING
-
     def close(self) -> None:
         """End the threads."""
         if self._pool is not None:
@@ -134,7 +130,7 @@ class App:
         try:
             response = await self._answer(request, route)
             status = response.status
-            await respond(request, response, send, close=self.state in (_DRAINING, _STOPPING))
+            await respond(request, response, send, close=self.state == _DRAINING)
         except Disconnected:
             pass
         finally:
@@ -164,9 +160,8 @@ class App:
             return as_json({"error": f"the server failed on this request; its log has the reason ({request.id})"}, 500)
 
     async def _predict(self, request: Request) -> Response:
-        if self._pool is None or self.state == _STOPPING:
-            doing = "loading its model" if self._pool is None else "stopping"
-            raise Refused(503, f"the server is {doing}", retry_after="1")
+        if self._pool is None:
+            raise Refused(503, "the server is loading its model", retry_after="1")
         decode = codecs.DECODERS.get(media := request.media)
         if decode is None:
             got = repr(media[:80]) if media else "none"

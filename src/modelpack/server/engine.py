@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 VERSION: str = onnxruntime.__version__
-_GUESSES = (1, 16, 64, 224)
+_GUESSES = ((1, 1), (1, 16), (1, 64), (1, 224), (2, 2), (16, 16))  # rows, and every other named dimension
 _log = logging.getLogger("modelpack.server")
 
 
@@ -83,8 +83,8 @@ class Engine:
         """
         free = any(isinstance(size, str) for tensor in self.signature.inputs.values() for size in tensor.shape[1:])
         reason = ""
-        for size in _GUESSES if free else _GUESSES[:1]:
-            feed = {name: _smallest(tensor, size) for name, tensor in self.signature.inputs.items()}
+        for guess in _GUESSES:
+            feed = {name: _smallest(tensor, *guess) for name, tensor in self.signature.inputs.items()}
             try:
                 self.run(feed)
                 self.run(feed)
@@ -94,7 +94,7 @@ class Engine:
                 return
         if not free:
             raise StartError(f"the model does not run: {reason}")
-        _log.warning("no warm-up: the model runs on none of the sizes %s: %s", _GUESSES, reason)
+        _log.warning("no warm-up: the model runs on none of the sizes tried: %s", reason)
 
 
 def stoppable() -> Any:
@@ -102,9 +102,9 @@ def stoppable() -> Any:
     return onnxruntime.RunOptions()
 
 
-def _smallest(tensor: Tensor, size: int) -> np.ndarray:
+def _smallest(tensor: Tensor, rows: int, size: int) -> np.ndarray:
     value = 0 if tensor.range is None else min(max(0, tensor.range[0]), tensor.range[1])
-    free = [wanted if isinstance(wanted, int) else size if axis else 1 for axis, wanted in enumerate(tensor.shape)]
+    free = [wanted if isinstance(wanted, int) else size if axis else rows for axis, wanted in enumerate(tensor.shape)]
     return np.full(free, value, tensor.dtype)
 
 
@@ -120,7 +120,7 @@ def _compare(role: str, tensors: Mapping[str, Tensor], nodes: list[Any]) -> None
         node = found[name]
         if node.type != DTYPES[tensor.dtype]:
             raise StartError(f"{role} {name!r} is {tensor.dtype} in the signature but {node.type} in the model")
-        shape = list(node.shape)
+        shape = list(node.shape or [])  # None: the model does not say
         fits = len(shape) == len(tensor.shape) and all(
             have == want or not isinstance(have, int) or isinstance(want, str)
             for have, want in zip(shape, tensor.shape, strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import signal
@@ -19,11 +20,12 @@ from .faults import StartError
 from .wire import Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from types import FrameType
 
     from .settings import Settings
 
+_HEARING = 0.5  # seconds
 _log = logging.getLogger("modelpack.server")
 
 
@@ -67,9 +69,43 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Stop when the drain delay is over."""
         if self._stop_at is not None and time.monotonic() >= self._stop_at:
-            self.app.stop()
             self.should_exit = True
         return await super().on_tick(counter)
+
+    def _protocol(self) -> Protocol:
+        return Protocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop listening, hear out the connections that have not said anything yet, then let uvicorn end the rest.
+
+        Closing a socket over a request that is on its way resets it, so the queue of connections is made as short as
+        it can be before it is closed, and whoever was accepted from it still gets an answer.
+        """
+        for listener in sockets or []:
+            listener.listen(0)
+        await asyncio.sleep(0.02)
+        queued = [connection for listener in sockets or [] for connection in _accept(listener)]
+        for server in self.servers:
+            server.close()
+        for connection in queued:
+            await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
+        end = time.monotonic() + _HEARING
+        while time.monotonic() < end and any(_fresh(connection) for connection in self.server_state.connections):
+            await asyncio.sleep(0.01)
+        await super().shutdown(sockets)
+
+
+def _accept(listener: socket.socket) -> Iterator[socket.socket]:
+    listener.setblocking(False)
+    with contextlib.suppress(OSError):
+        while True:
+            connection, _ = listener.accept()
+            connection.setblocking(False)
+            yield connection
+
+
+def _fresh(connection: object) -> bool:
+    return isinstance(connection, Protocol) and connection.fresh
 
 
 def launch(settings: Settings, card: Mapping[str, Any] | None = None) -> int:

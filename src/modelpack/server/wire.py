@@ -49,6 +49,11 @@ class Protocol(HttpToolsProtocol):
         else:
             self._arm()
 
+    @property
+    def fresh(self) -> bool:
+        """Whether the first request has not fully arrived."""
+        return not self._finished and not self._ended
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the clock."""
         self._disarm()
