@@ -214,8 +214,11 @@ class Runs:
         run = self.get(f"{recipe}@{number}")
         if run.status != "succeeded":
             raise UsageError(f"{run.name} {run.status}: only a run that succeeded can be current", then=run.error)
+        known = {path.name for path in self.store.artifacts()}
         for step in run.steps:
-            self.store.get(step.artifact)
+            if step.artifact not in known:
+                what = f"{run.name} cannot be current: the result of '{step.id}' was removed"
+                raise UsageError(what, then="run its recipe again; `modelpack diff` shows what it was")
         with writing(self.root):
             write_atomic(self.root / recipe / "current", f"{number:04d}".encode())
         return run

@@ -25,8 +25,16 @@ COMPARED = (
 AGAINST = ("accuracy", "top5", "precision", "recall", "f1", "auroc", "mse", "mae", "r2", "pearson", "spearman")
 """Figures that an evaluation gives for the model and, as ``<name>_reference``, for what it is compared with."""
 
-ALONE = ("agreement", "cosine", "sqnr_db", "spearman_pairs", "latency_ms", "speedup")
-"""Figures of the result alone."""
+ALONE = (
+    ("multiply-adds kept", "macs"),
+    ("agreement", "agreement"),
+    ("cosine", "cosine"),
+    ("signal to noise", "sqnr_db"),
+    ("spearman of pairs", "spearman_pairs"),
+    ("latency", "latency_ms"),
+    ("speedup", "speedup"),
+)
+"""Figures of the result alone: label, metric."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +130,7 @@ def changes(steps: Sequence[StepRun]) -> list[Change]:
         if metric in first and metric in latest
     ]
     found += [Change(name, name, latest.get(f"{name}_reference"), latest[name]) for name in AGAINST if name in latest]
-    found += [Change(name.removesuffix("_ms"), name, None, latest[name]) for name in ALONE if name in latest]
+    found += [Change(label, name, None, latest[name]) for label, name in ALONE if name in latest]
     return found
 
 

@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -72,32 +72,38 @@ class Call:
 
     @contextlib.contextmanager
     def listen(self, *, stream: bool = False) -> Iterator[Emit]:
-        """Give the function that shows events while work is done; `stream` writes them as JSON lines under `--json`."""
+        """Give the function that shows events while work is done; `stream` writes them as JSON lines under `--json`.
+
+        Meanwhile, what models, data and stages print goes to standard error: standard output holds results only.
+        """
         from modelpack.cli.console import Lines, Silence, Stream
 
-        if self.json:
-            yield Stream() if stream else Silence()
-        elif self.quiet:
-            yield Silence(warnings=True)
-        elif is_live():
-            from modelpack.cli.live import Live
+        results = sys.stdout
+        with contextlib.redirect_stdout(sys.stderr):
+            if self.json:
+                yield Stream(results) if stream else Silence()
+            elif self.quiet:
+                yield Silence(warnings=True)
+            elif is_live():
+                from modelpack.cli.live import Live
 
-            with Live(verbose=self.verbose) as live:
-                yield live
-        else:
-            yield Lines(verbose=self.verbose)
+                with Live(verbose=self.verbose) as live:
+                    yield live
+            else:
+                yield Lines(verbose=self.verbose)
 
 
-def out(text: str) -> None:
-    """Write to standard output.
+def out(text: str, stream: TextIO | None = None) -> None:
+    """Write to standard output, or to the stream that was it.
 
     Raises:
         PipeClosed: When its reader has gone.
     """
+    stream = stream or sys.stdout
     try:
-        print(text, flush=True)
+        print(text, file=stream, flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         raise PipeClosed from None
 
 

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from modelpack.cli import quantities
 from modelpack.cli.call import out
@@ -31,11 +31,13 @@ EVERY = 10.0
 
 @dataclass(frozen=True)
 class Stream:
-    """One event a line, on standard output."""
+    """One event a line, on the stream of results."""
+
+    results: TextIO
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
-        out(json.dumps(event.to_json(), ensure_ascii=False, default=str))
+        out(json.dumps(event.to_json(), ensure_ascii=False, default=str), self.results)
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,9 @@ def sentence(event: Event, *, verbose: bool = False) -> str:
         case BudgetChecked():
             word = "met" if event.met else "NOT MET"
             measured = quantities.figure(event.name, event.measured, like=event.limit)
-            return f"  {event.step}: budget {event.name} {event.limit}: {measured}, {word}"
-        case RunFinished():
+            return (
+                f"  {event.step}: budget {event.name} {quantities.limit(event.name, event.limit)}: {measured}, {word}"
+            )
+        case RunFinished() if event.status != "succeeded":
             return f"{event.recipe}@{event.run} {event.status} after {quantities.duration(event.seconds)}"
     return ""

@@ -38,12 +38,10 @@ def report(error: BaseException, arguments: Sequence[str]) -> int:
             out(json.dumps({"error": body, "exit_code": code}, ensure_ascii=False))
         except PipeClosed:
             return 141
-    else:
-        print(_text(error, body), file=sys.stderr)
-    if code == 1 or (_asked(arguments, "--verbose", "-v") and not isinstance(error, KeyboardInterrupt)):
+    if code == 1 or (_asked(arguments, "--verbose", "-v") and isinstance(error, Exception)):
         traceback.print_exception(error, file=sys.stderr)
-    if code == 1:
-        print(ISSUES, file=sys.stderr)
+    if not _asked(arguments, "--json"):
+        print(_text(error, body), file=sys.stderr)
     return code
 
 

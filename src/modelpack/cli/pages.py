@@ -71,7 +71,7 @@ def budget(lines: Sequence[Row]) -> str:
     rows = [
         (
             str(line["name"]),
-            str(line["limit"]),
+            quantities.limit(line["name"], line["limit"]),
             figure(line["name"], line["measured"], like=line["limit"]),
             "met" if line["met"] else "NOT MET",
             str(line["step"]),

@@ -37,6 +37,19 @@ def figure(name: str, value: Any, *, like: str = "") -> str:
     return next((write(value) for pattern, write in _UNITS if pattern.search(name)), f"{value:.4g}")
 
 
+def limit(name: str, text: str) -> str:
+    """Write a budget's limit in the unit of what is measured against it.
+
+    >>> limit("accuracy_drop", "≤ 0.01"), limit("size", "≤ 25%"), limit("size", "≤ 5 MB"), limit("speedup", "≥ 1.5")
+    ('≤ 1.00 pp', '≤ 25%', '≤ 5 MB', '≥ 1.50×')
+    """
+    sign, _, number = text.partition(" ")
+    try:
+        return f"{sign} {figure(name, float(number), like=text)}"
+    except ValueError:
+        return text
+
+
 def size(value: float) -> str:
     """Write bytes with decimal units.
 

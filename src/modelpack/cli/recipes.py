@@ -163,11 +163,11 @@ def init(
     if not (factory or onnx) and sys.stdin.isatty() and not call.json:
         wish = _ask(wish)
     text = starter.write(wish, output)
-    recipes.parse(text, output)
     beside = output.parent / starter.SCHEMA_FILE
     written = [output] if beside.exists() else [output, beside]
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
+        recipes.parse(text, output)
         output.write_text(text)
         if beside in written:
             beside.write_text(json.dumps(schema.document(), indent=1) + "\n")
