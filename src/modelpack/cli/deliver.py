@@ -133,15 +133,14 @@ def bench(
         modelpack bench quickstart:quantize --against quickstart:export --batch 1,8
         modelpack bench mine.onnx theirs.onnx --threads 1,2
     """
+    from dataclasses import replace
+
     from modelpack import device as devices
     from modelpack.events import Progress
     from modelpack.numerics.measure import bench as measuring
     from modelpack.numerics.measure.figures import Settings
 
-    measured = [_measured(call, text) for text in models] if models else [_measured(call, None)]
-    reference = _measured(call, against) if against else None
     settings = Settings(
-        reference=reference.name if reference else "",
         batches=_numbers("--batch", batch),
         threads=_numbers("--threads", threads),
         rounds=rounds,
@@ -149,6 +148,9 @@ def bench(
         dimensions=_sizes(size or ()),
         device=devices.resolve(device),
     )
+    measured = [_measured(call, text) for text in models] if models else [_measured(call, None)]
+    reference = _measured(call, against) if against else None
+    settings = replace(settings, reference=reference.name if reference else "")
     subjects = {item.name: item for item in [*([reference] if reference else []), *measured]}
     with call.listen() as emit:
         found = measuring.measure(

@@ -151,7 +151,7 @@ def init(
 
     Examples:
         modelpack init
-        modelpack init --factory net.py:build --input image=batch,3,32,32 --data test=npz:test.npz
+        modelpack init --factory net.py:build --input image=batch,3,32,32
         modelpack init --onnx model.onnx --output recipes/mine.yaml
     """
     from modelpack import recipe as recipes
