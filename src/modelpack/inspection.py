@@ -107,7 +107,7 @@ def tensors(path: Path) -> list[dict[str, Any]]:
                 "elements": math.prod(item["shape"]),
                 "bytes": item["data_offsets"][1] - item["data_offsets"][0],
             }
-            for name, item in sorted(header.items(), key=lambda pair: pair[1].get("data_offsets", [0])[0])
+            for name, item in sorted(header.items())
             if name != "__metadata__"
         ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:

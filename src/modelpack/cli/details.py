@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from modelpack.cli import quantities
+from modelpack.cli import pages, quantities
 from modelpack.cli.pages import SHORT, Row, metrics
 from modelpack.cli.quantities import MISSING, figure
 from modelpack.cli.tables import facts, heading, page, table
@@ -33,8 +33,43 @@ def artifact(shown: Row) -> str:
         metrics({shown["stage"]: shown["metrics"]}),
         table(("file", "size", "sha256"), files, right=(1,)),
         heading("warnings", "\n".join(f"  {text}" for text in shown["warnings"])),
+        results(shown["results"]),
         contents(shown["contents"]),
     )
+
+
+def results(found: Row) -> str:
+    """Show the tables that a stage left beside its result."""
+    return page(
+        *(_SHAPES.get(name, lambda value, name=name: _result(name, value))(value) for name, value in found.items())
+    )
+
+
+_SHAPES: Mapping[str, Callable[[Any], str]] = {"bench": pages.bench}
+"""Results that read better in a shape of their own, by name."""
+
+
+def _result(name: str, value: Any) -> str:
+    """Show any JSON value: rows as a table, names with values as a list, whatever is inside them below."""
+    if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+        keys = dict.fromkeys(key for item in value for key in item)
+        columns = sorted(keys, key=lambda key: not all(isinstance(item.get(key), str) for item in value))
+        cells = [[_cell(key, item.get(key)) for key in columns] for item in value]
+        right = [at for at, key in enumerate(columns) if any(_number(item.get(key)) for item in value)]
+        return heading(name, table(columns, cells, right=right, indent="  "))
+    if isinstance(value, Mapping):
+        flat = {key: _cell(key, item) for key, item in value.items() if not isinstance(item, Mapping)}
+        deep = [_result(f"{name}, {key}", item) for key, item in value.items() if isinstance(item, Mapping)]
+        return page(heading(name, facts(flat, indent="  ")), *deep)
+    return facts({name: _cell(name, value)})
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _cell(name: str, value: Any) -> str:
+    return figure(name, value) if _number(value) else written(value)
 
 
 def contents(found: Row) -> str:

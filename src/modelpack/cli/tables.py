@@ -41,8 +41,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence
 
 
 def facts(pairs: Mapping[str, str], *, indent: str = "") -> str:
-    """List names and values, one pair a line."""
-    return table((), [(f"{name}:", value) for name, value in pairs.items()], indent=indent)
+    """List names and values, one pair a line; a value stays in one piece, so that a path can be copied."""
+    size = max((width(name) for name in pairs), default=0) + 1
+    return "\n".join(
+        f"{indent}{_pad(f'{name}:', size, left=True)}{GAP}{value}".rstrip() for name, value in pairs.items()
+    )
 
 
 def heading(text: str, body: str) -> str:
