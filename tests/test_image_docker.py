@@ -21,7 +21,7 @@ from modelpack.container import engine, plan
 from modelpack.container import registry as registries
 from modelpack.container.base import open_base
 from modelpack.container.reference import BaseRef
-from modelpack.errors import MissingError, StageError, UsageError
+from modelpack.errors import StageError, UsageError
 from modelpack.stages.build import build
 from support import run_stage
 
@@ -231,25 +231,28 @@ def test_images_of_both_builders_are_pushed_and_pulled_as_bases(place, written, 
     )
     assert any("known by name only" in line for line in upon.manifest.record["warnings"])
     assert engine.load(upon.file("image.tar")) == upon.read_json("image.json")["id"]
-    docker("pull", f"{registry}/small/oci:1")
-    assert engine.describe(f"{registry}/small/oci:1")["Id"] == written[1]
+    for path, image in (("oci", written[0]), ("docker", built)):
+        docker("pull", f"{registry}/small/{path}:1")
+        assert engine.describe(f"{registry}/small/{path}:1")["Id"] == image.read_json("image.json")["id"]
     assert registries.push(upon.file("image.tar"), f"{registry}/small/upon").startswith(
         f"{registry}/small/upon:latest@"
     )
 
 
-def test_an_image_that_the_engine_lost_is_missed(place, model, built):
-    docker("tag", "small:docker", "keep:1")
-    lost = run_stage(
-        place / "lost",
-        build,
-        {"base": "rootfs:base.tar", "tag": "lost:1", "builder": "docker"},
-        model=model,
-        base=place,
-    )
-    docker("rmi", "lost:1")
-    with pytest.raises(MissingError, match="no longer has the image"):
-        container.deliver(lost, None, None, lambda _text: None)
+def test_an_image_that_the_engine_lost_comes_back_under_its_id(place, model):
+    settings = {"base": "rootfs:base.tar", "tag": "lost:1", "builder": "docker"}
+    lost = run_stage(place / "lost", build, settings, model=model, base=place)
+    identity = lost.read_json("image.json")["id"]
+    assert docker("image", "inspect", "--format={{.Id}}", "lost:1") == identity
+    docker("rmi", "--force", identity)
+    assert not engine.present("lost:1")
+    told: list[str] = []
+    container.deliver(lost, None, None, told.append)
+    container.deliver(lost, None, None, told.append)
+    assert told == ["loaded lost:1 into the Docker engine again"]
+    assert docker("image", "inspect", "--format={{.Id}}", "lost:1") == identity
+    layers = lost.manifest.record["results"]["image"]["layers"]
+    assert [item["name"] for item in layers] == ["base", "wheels", "server", "model"]
 
 
 def test_two_builds_on_a_real_base_are_the_same_bytes(place, model, written, tmp_path):

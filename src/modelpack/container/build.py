@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from modelpack import canonical
-from modelpack.container import bytecode, dockerfile, engine, oci, plan, registry, wheels
+from modelpack.container import bytecode, dockerfile, engine, layout, oci, plan, registry, wheels
 from modelpack.container.base import Base, open_base
 from modelpack.container.card import card
 from modelpack.container.reference import ImageName
-from modelpack.errors import MissingError, StageError, UsageError
+from modelpack.errors import StageError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from modelpack.container.reference import BaseRef
 
 ARCHIVE = "image.tar"
-"""Payload of an image artifact that was written without an engine."""
+"""Payload of an image artifact: the image itself, an OCI layout and a docker archive in one."""
 RECEIPT = "image.json"
-"""Payload of every image artifact: what the image is; with the docker builder, the image itself is in the engine."""
+"""Payload of an image artifact: what the image is, and who built it."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def make(
         artifact: An ONNX artifact.
         order: What to build.
         facts: More lines for the model card.
-        out: Directory for `RECEIPT` and, with the oci builder, `ARCHIVE`.
+        out: Directory for `ARCHIVE` and `RECEIPT`.
         scratch: Directory for intermediate files.
         tell: Receives what deserves the user's attention.
 
@@ -199,11 +199,22 @@ def _build(
 ) -> dict[str, Any]:
     if order.builder == "oci":
         image = oci.image(base, contents, order.tag, scratch, cache)
-        oci.write(image, out / ARCHIVE)
-        return image.summary()
+    else:
+        image = _by_engine(order, base, contents, scratch, cache)
+    oci.write(image, out / ARCHIVE)
+    return image.summary()
+
+
+def _by_engine(order: Order, base: Base, contents: plan.ImageContents, scratch: Path, cache: Path) -> oci.Image:
+    """Build with the engine and bring the image home, so that it is there when the engine has lost it."""
     name = order.base.name if order.base.scheme == "docker-daemon" else _load_base(base, scratch, cache)
     identity = engine.build(contents, name, order.tag, order.template or dockerfile.template(), scratch)
-    return engine.summary(identity, order.tag)
+    engine.export(identity, scratch / "built.tar")
+    raw = layout.docker_archive(scratch / "built.tar", order.platform, "")
+    above = len(raw.layers) - len(base.layers)
+    ours = [layer.name for layer in contents.layers]
+    names = ["base"] * len(base.layers) + (ours if above == len(ours) else ["step"] * above)
+    return oci.repacked(raw, names, order.tag, base.platform, scratch=scratch, cache=cache)
 
 
 def _load_base(base: Base, scratch: Path, cache: Path) -> str:
@@ -217,7 +228,7 @@ def _load_base(base: Base, scratch: Path, cache: Path) -> str:
 
 
 def deliver(image: Artifact, output: Path | None, push: str | None, tell: Callable[[str], None]) -> None:
-    """Bring an image out of the store: into a file, into a registry. Doing it again changes nothing.
+    """Bring an image out of the store: into the engine that built it, a file, a registry. Again, it changes nothing.
 
     Args:
         image: An image artifact.
@@ -226,31 +237,25 @@ def deliver(image: Artifact, output: Path | None, push: str | None, tell: Callab
         tell: Receives what was done.
 
     Raises:
-        MissingError: When a registry or engine does not answer, or the engine lost the image.
+        MissingError: When a registry or engine does not answer.
         StageError: When the file cannot be written.
     """
     receipt = image.read_json(RECEIPT)
-    in_engine = receipt["builder"] == "docker"
-    if in_engine and not engine.present(receipt["id"]):
-        raise MissingError(
-            f"the Docker engine no longer has the image {receipt['id']}", then="build it again with --force"
-        )
+    if receipt["builder"] == "docker" and not engine.present(receipt["id"]):
+        engine.load(image.file(ARCHIVE))
+        tell(f"loaded {receipt['tag']} into the Docker engine again")
     if output is not None:
-        _copy(image, receipt, output)
+        _copy(image.file(ARCHIVE), output)
         tell(f"wrote {output}")
     if push is not None:
-        there = engine.push(receipt["id"], push) if in_engine else registry.push(image.file(ARCHIVE), push)
-        tell(f"pushed {there}")
+        tell(f"pushed {registry.push(image.file(ARCHIVE), push)}")
 
 
-def _copy(image: Artifact, receipt: Mapping[str, Any], output: Path) -> None:
+def _copy(archive: Path, output: Path) -> None:
     draft = output.with_name(f".{output.name}.{os.getpid()}")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        if receipt["builder"] == "docker":
-            engine.export(receipt["id"], draft)
-        else:
-            shutil.copyfile(image.file(ARCHIVE), draft)
+        shutil.copyfile(archive, draft)
         draft.replace(output)
     except OSError as error:
         raise StageError(f"cannot write: {error.strerror}", where=str(output)) from error

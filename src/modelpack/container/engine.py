@@ -133,28 +133,6 @@ def describe(image: str) -> dict[str, Any]:
         return dict(client.images.get(image).attrs)
 
 
-def summary(image: str, tag: str) -> dict[str, Any]:
-    """Describe an image of the engine as JSON, like `oci.Image.summary`.
-
-    Raises:
-        MissingError: When no engine answers.
-        StageError: When it has no such image.
-    """
-    known = describe(image)
-    layers = [{"diff_id": item} for item in known["RootFS"]["Layers"]]
-    with engine() as client:
-        sizes = [item["Size"] for item in reversed(client.images.get(image).history()) if item["Size"]]
-    if len(sizes) == len(layers):  # an engine does not say which lines of the history are layers
-        layers = [{**item, "unpacked": size} for item, size in zip(layers, sizes, strict=True)]
-    return {
-        "id": known["Id"],
-        "tag": tag,
-        "platform": f"{known['Os']}/{known['Architecture']}",
-        "size": known["Size"],
-        "layers": layers,
-    }
-
-
 def build(contents: ImageContents, base: str, tag: str, template: Path, scratch: Path) -> str:
     """Build an image with the engine's classic builder.
 
@@ -195,24 +173,3 @@ def _context(contents: ImageContents, dockerfile: str, scratch: Path) -> list[En
                 stream.write(piece)
         files.append(Entry(path.name, path))
     return files
-
-
-def push(image: str, target: str) -> str:
-    """Push an image of the engine to a registry; gives the reference with its digest.
-
-    Raises:
-        MissingError: When no engine or registry answers.
-        StageError: When the push fails.
-    """
-    from modelpack.container.reference import ImageName
-
-    name = ImageName.parse(target)
-    repository = f"{name.registry}/{name.repository}"
-    digest = ""
-    with engine() as client:
-        client.images.get(image).tag(repository, tag=name.tag)
-        for line in client.images.push(repository, tag=name.tag, stream=True, decode=True):
-            if "error" in line:
-                raise StageError(f"docker push failed: {line['error']}", where=target)
-            digest = (line.get("aux") or {}).get("Digest", digest)
-    return str(ImageName(name.registry, name.repository, name.tag, digest))

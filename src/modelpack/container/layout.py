@@ -34,11 +34,13 @@ class Raw:
         config: The configuration's JSON object.
         layers: Blobs, lowest first.
         digest: ``sha256:`` of its manifest, or of what stands for one.
+        text: The configuration's exact bytes, whose hash is the image's id; empty for a rootfs.
     """
 
     config: Mapping[str, Any]
     layers: tuple[Blob, ...]
     digest: str
+    text: bytes = b""
 
 
 def document(data: bytes, where: str) -> dict[str, Any]:
@@ -163,8 +165,9 @@ def manifest_image(manifest: Mapping[str, Any], digest: str, find: Callable[[str
     layers = manifest.get("layers")
     if not isinstance(layers, list) or "config" not in manifest:
         raise StageError("not an image manifest", where=where)
-    config = document(described(manifest["config"], find, where).read(), f"{where}: configuration")
-    return Raw(config, tuple(described(item, find, where) for item in layers), digest)
+    text = described(manifest["config"], find, where).read()
+    config = document(text, f"{where}: configuration")
+    return Raw(config, tuple(described(item, find, where) for item in layers), digest, text)
 
 
 def index_archive(path: Path) -> dict[str, TarMember]:
@@ -215,10 +218,11 @@ def docker_archive(path: Path, platform: str, tag: str) -> Raw:
             f"{len(fitting)} images fit", where=where, then=f"it holds: {', '.join(names)}" if names else ""
         )
     source = file(fitting[0].get("Config"))
-    config = document(source.read(), f"{where}: configuration")
+    text = source.read()
+    config = document(text, f"{where}: configuration")
     listed = fitting[0].get("Layers")
     layers: list[object] = listed if isinstance(listed, list) else []
-    raw = Raw(config, tuple(file(name) for name in layers), source.known().digest)
+    raw = Raw(config, tuple(file(name) for name in layers), source.known().digest, text)
     check_platform(config, platform, where)
     return raw
 

@@ -18,11 +18,12 @@ from modelpack.container.reference import ImageName
 from modelpack.container.tree import PATH
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from modelpack.container.base import Base
     from modelpack.container.layers import Readable
+    from modelpack.container.layout import Raw
     from modelpack.container.plan import ImageContents
 
 CONFIG = "application/vnd.oci.image.config.v1+json"
@@ -129,7 +130,7 @@ def image(base: Base, contents: ImageContents, tag: str, scratch: Path, cache: P
         packed = pack(tar, scratch / f"{layer.name}.tar.gz", cache if layer.name == "wheels" else None)
         stored.append(_stored(layer.name, packed))
     config = configuration(base, contents, [item.diff_id for item in stored])
-    return finish(config, stored, tag, base.platform)
+    return finish(canonical.encode(config), stored, tag, base.platform)
 
 
 def base_image(base: Base, tag: str, scratch: Path, cache: Path) -> Image:
@@ -137,19 +138,36 @@ def base_image(base: Base, tag: str, scratch: Path, cache: Path) -> Image:
     stored = base_layers(base, scratch, cache)
     rootfs = {"type": "layers", "diff_ids": [item.diff_id for item in stored]}
     config = {**base.config, "history": base_history(base), "rootfs": rootfs}
-    return finish(config, stored, tag, base.platform)
+    return finish(canonical.encode(config), stored, tag, base.platform)
 
 
-def finish(config: Mapping[str, Any], layers: Sequence[Stored], tag: str, platform: str) -> Image:
-    """Write the configuration and the manifest of an image."""
-    data = canonical.encode(dict(config))
+def repacked(raw: Raw, names: Sequence[str], tag: str, platform: str, *, scratch: Path, cache: Path) -> Image:
+    """Put an image that an engine exported into our form; its configuration, and so its id, stays.
+
+    Args:
+        raw: The image as it was found.
+        names: What to call its layers.
+        tag: ``name:tag``.
+        platform: ``os/architecture``.
+        scratch: Directory for compressed layers.
+        cache: See `packed.pack`.
+    """
+    stored = [
+        _stored(name, pack(blob.tar_chunks, scratch / f"layer-{number}.tar.gz", cache if name != "model" else None))
+        for number, (name, blob) in enumerate(zip(names, raw.layers, strict=True))
+    ]
+    return finish(raw.text, stored, tag, platform)
+
+
+def finish(config: bytes, layers: Sequence[Stored], tag: str, platform: str) -> Image:
+    """Write the manifest of an image."""
     manifest = {
         "schemaVersion": 2,
         "mediaType": MANIFEST,
-        "config": {"mediaType": CONFIG, "digest": sha256(data), "size": len(data)},
+        "config": {"mediaType": CONFIG, "digest": sha256(config), "size": len(config)},
         "layers": [{"mediaType": LAYER, "digest": item.digest, "size": item.size} for item in layers],
     }
-    return Image(data, canonical.encode(manifest), tuple(layers), tag, platform)
+    return Image(config, canonical.encode(manifest), tuple(layers), tag, platform)
 
 
 def base_layers(base: Base, scratch: Path, cache: Path) -> list[Stored]:
