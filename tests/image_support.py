@@ -221,8 +221,8 @@ def answers(port: int) -> bool:
 @pytest.fixture(scope="session")
 def dockerd(tmp_path_factory):
     """A Docker engine of the test's own, without network; skips with the reason where there can be none."""
-    if shutil.which("dockerd") is None:
-        pytest.skip("needs dockerd (apt-get install docker.io)")
+    if missing := [name for name in ("dockerd", "docker") if shutil.which(name) is None]:
+        pytest.skip(f"needs {' and '.join(missing)} (apt-get install docker.io)")
     if os.geteuid() != 0:
         pytest.skip("needs root to start dockerd")
     root = Path("/tmp") / f"mp-docker-{os.getpid()}"  # a socket's path must be short

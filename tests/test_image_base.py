@@ -154,6 +154,45 @@ def test_a_configuration_that_cannot_be_right_is_refused(change, reason, tmp_pat
         opened(f"docker-archive:{tmp_path / 'a.tar'}", tmp_path)
 
 
+def test_a_layer_that_docker_saved_as_a_link_is_followed(tmp_path):
+    files = {name: (0o644, data) for name, data in image_files([LAYERS[1], LAYERS[1]]).items()}
+    (docker,) = json.loads(files["manifest.json"][1])
+    docker["Layers"] = ["one/layer.tar", "two/layer.tar"]
+    linked = {
+        **files,
+        "manifest.json": (0o644, json.dumps([docker]).encode()),
+        "one/layer.tar": (0o644, LAYERS[1]),
+        "two/layer.tar": "../one/layer.tar",
+    }
+    (tmp_path / "a.tar").write_bytes(tar_of(linked))
+    assert len(opened(f"docker-archive:{tmp_path / 'a.tar'}", tmp_path).layers) == 2
+    (tmp_path / "a.tar").write_bytes(tar_of({**linked, "two/layer.tar": "../../../etc/passwd"}))
+    with pytest.raises(StageError, match=r"has no 'two/layer.tar'"):
+        opened(f"docker-archive:{tmp_path / 'a.tar'}", tmp_path)
+
+
+def test_an_index_inside_an_index_is_followed_and_a_loop_is_not(tmp_path):
+    files = image_files(LAYERS)
+    inner = files["index.json"]
+    files[f"blobs/sha256/{sha(inner)[7:]}"] = inner
+    files["index.json"] = json.dumps({"manifests": [{"digest": sha(inner), "size": len(inner)}]}).encode()
+    assert opened(f"oci:{write_files(tmp_path / 'layout', files)}", tmp_path).python.minor == 11
+    deep = inner
+    for _ in range(5):
+        deep = json.dumps({"manifests": [{"digest": sha(deep), "size": len(deep)}]}).encode()
+        files[f"blobs/sha256/{sha(deep)[7:]}"] = deep
+    files["index.json"] = deep
+    with pytest.raises(StageError, match="not an image manifest"):
+        opened(f"oci:{write_files(tmp_path / 'layout', files)}", tmp_path)
+
+
+def test_a_compressed_archive_is_refused_with_what_to_do(tmp_path):
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(archive_of(image_files(LAYERS))))
+    with pytest.raises(StageError, match="compressed with gzip") as caught:
+        opened(f"docker-archive:{tmp_path / 'a.tar.gz'}", tmp_path)
+    assert caught.value.then == "decompress it first"
+
+
 @pytest.mark.parametrize("content", [b"[]", b"{}", b"nonsense", b"[1]", b'[{"Config":"none"}]', b"[" * 100_000])
 def test_a_malformed_docker_archive_is_refused(content, tmp_path):
     (tmp_path / "a.tar").write_bytes(archive_of({"manifest.json": content}))

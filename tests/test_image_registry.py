@@ -190,6 +190,20 @@ def test_a_token_is_bought_with_the_password_that_docker_login_stored(small, tmp
     assert base_of(host, tmp_path).python.minor == 11
 
 
+def test_other_answers_of_a_registry_are_told(small, tmp_path):
+    state, host = small
+    for status, reason in ((403, "wants other credentials"), (500, "answers 500")):
+        state["answers"]["/v2/a/b/manifests/1"] = (status, b"{}")
+        with pytest.raises(MissingError, match=reason):
+            base_of(host, tmp_path)
+    state["answers"]["/v2/a/b/manifests/1"] = (200, b"<html>")
+    with pytest.raises(StageError, match="not JSON"):
+        base_of(host, tmp_path)
+    state["answers"]["/v2/a/b/manifests/1"] = (200, b'{"config":{"digest":"sha256:x","size":-1}}')
+    with pytest.raises(StageError, match="without a usable digest and size"):
+        base_of(host, tmp_path)
+
+
 def test_a_token_is_not_bought_over_plain_http_from_elsewhere():
     registry = http.Registry(ImageName.parse("example.org/a/b"))
     with registry, pytest.raises(MissingError, match="unknown way"):

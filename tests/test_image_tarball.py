@@ -67,6 +67,17 @@ def test_a_header_record_of_absurd_size_is_refused_before_it_is_read():
         listed(info.tobuf(tarfile.GNU_FORMAT))
 
 
+@pytest.mark.parametrize(
+    "record", [b"99 path=x\n", b"path=x\n", b"7 path\n", b"9999999999 path=x\n", b"11 size=-1\n", b"11 size=1e9\n"]
+)
+def test_a_malformed_pax_record_is_refused(record):
+    info = tarfile.TarInfo("././@PaxHeader")
+    info.type, info.size = tarfile.XHDTYPE, len(record)
+    body = record + bytes(-len(record) % 512) + tar_of({"a": (0o644, b"")})
+    with pytest.raises(StageError, match=r"pax record|damaged"):
+        listed(info.tobuf(tarfile.USTAR_FORMAT) + body)
+
+
 @given(st.binary(max_size=2000))
 def test_any_bytes_are_a_tar_or_an_error(data):
     with contextlib.suppress(StageError):
