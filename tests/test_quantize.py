@@ -1,4 +1,5 @@
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -17,6 +18,7 @@ from modelpack.stages.export import export as export_stage
 from modelpack.stages.optimize import optimize as optimize_stage
 from modelpack.stages.quantize import QuantizeConfig
 from modelpack.stages.quantize import quantize as quantize_stage
+from modelpack.tensors import TensorSpec
 from onnx_support import graph_of, onnx_artifact, torch_artifact, weights
 from support import Rows, run_stage
 
@@ -492,6 +494,61 @@ def test_constants_as_nodes_and_unfolded_batch_norms_are_understood(tmp_path):
     assert made.metrics["quantize_sqnr_db"] > 25
 
 
+def test_computed_constants_old_formats_and_sums_are_understood(tmp_path):
+    proto = graph_of(
+        [
+            helper.make_node("Mul", ["half", "two"], ["w"]),
+            helper.make_node("Conv", ["x", "w"], ["c"], kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+            helper.make_node("Conv", ["x", "v"], ["d"], kernel_shape=[1, 1]),
+            helper.make_node("Sum", ["c", "d"], ["s"]),
+            helper.make_node("Relu", ["s"], ["r"]),
+            helper.make_node("Conv", ["r", "u"], ["y"], kernel_shape=[1, 1]),
+        ],
+        {"x": ([1, 16, 8, 8], FLOAT)},
+        {"y": [1, 16, 8, 8]},
+        {
+            "half": weights(32, 16, 3, 3),
+            "two": np.float32(2),
+            "v": weights(32, 16, 1, 1),
+            "u": weights(16, 32, 1, 1),
+        },
+        opset=9,
+    )
+    proto.ir_version = 3
+    for tensor in proto.graph.initializer:
+        proto.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    source = onnx_artifact(tmp_path, proto)
+    data = {"val": Rows({"x": weights(12, 16, 8, 8)}, 5)}  # cut to the model's batch of one
+    made = run_stage(tmp_path, quantize_stage, {"data": "val"}, model=source, data=data)
+    found = kernels(made)
+    assert found["QLinearConv"] == 3
+    assert found["QLinearAdd"] == 1
+    assert not {"Relu", "Mul", "Sum", "Conv"} & set(found)
+    assert made.metrics["quantize_sqnr_db"] > 25
+
+
+CONVERTED = Path(onnx.__file__).parent / "backend/test/data/pytorch-converted"
+
+
+@pytest.mark.parametrize("method", ["static", "dynamic", "float16"])
+def test_every_single_module_of_the_onnx_suite_works_or_is_refused(method, monkeypatch):
+    monkeypatch.setattr(engine, "SMALLER", 100.0)  # single modules are too small to shrink
+    done = 0
+    for path in sorted(CONVERTED.glob("*/model.onnx")):
+        proto = onnxfile.read(path)
+        try:
+            inputs = {name: TensorSpec.model_validate(spec) for name, spec in graph.signature(proto)["inputs"].items()}
+            feeds = [rows.sample(inputs, 2, seed) for seed in range(2)]
+            made = engine.quantize(proto, engine.Settings(method=method), lambda _label, feeds=feeds: iter(feeds))
+            figures = engine.fidelity(proto, made.model, feeds, inputs)
+        except StageError:
+            continue
+        assert min(item["sqnr_db"] for item in figures.values()) > (40 if method == "float16" else 15), path
+        assert not made.floating, path
+        done += 1
+    assert done >= {"static": 25, "dynamic": 2, "float16": 25}[method]
+
+
 def test_layers_inside_branches_are_left_alone_and_listed(tmp_path):
     def branch(name, tensor):
         return helper.make_graph(
@@ -513,14 +570,15 @@ def test_layers_inside_branches_are_left_alone_and_listed(tmp_path):
         {"w": weights(200, 64), "u": weights(64, 64), "v": weights(64, 64, seed=1), "zero": np.float32(0)},
     )
     source = onnx_artifact(tmp_path, proto)
-    for method in ("static", "dynamic", "float16"):
-        if method == "float16":
-            continue
+    for method in ("static", "dynamic"):
         made = quantized(tmp_path, source, method=method)
         assert made.metrics["quantized_layers"] == 1
         assert made.metrics["quantizable_layers"] == 3
         assert made.metrics["quantize_sqnr_db"] > 20
         assert any("inside a branch or loop" in text for text in made.manifest.record["warnings"])
+    half = quantized(tmp_path, source, method="float16")
+    assert half.metrics["quantized_layers"] == 3
+    assert half.metrics["quantize_sqnr_db"] > 40
 
 
 def test_dimensions_without_names_and_several_outputs_work(tmp_path):

@@ -25,6 +25,9 @@ DATA_NAME = "model.onnx.data"
 LIMIT = 2_000_000_000
 """Bytes above which the tensors go to a second file; protobuf messages end at 2 GiB."""
 
+IR_VERSION = 8
+"""Version of the file format that belongs to opset 15 and later."""
+
 STANDARD = ("", "ai.onnx")
 """Names of the standard operators' domain."""
 
@@ -150,6 +153,11 @@ def check(model: ModelProto) -> None:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
         raise StageError(f"the ONNX checker refuses the graph: {runtime.reason(error)}") from error
+
+
+def modernize(model: ModelProto) -> None:
+    """Raise a model's format version to one where weights need not be inputs. Changes `model`."""
+    model.ir_version = max(model.ir_version, IR_VERSION)
 
 
 def opset(model: ModelProto) -> int:

@@ -66,6 +66,7 @@ def _tidied(optimized: ModelProto, before: ModelProto) -> ModelProto:
     optimized.opset_import.extend(sorted(kept, key=lambda item: item.domain))
     del optimized.metadata_props[:]
     optimized.metadata_props.extend(before.metadata_props)
+    onnxfile.modernize(optimized)
     optimized = onnxfile.infer(optimized)
     onnxfile.check(optimized)
     return optimized

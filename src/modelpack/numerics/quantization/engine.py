@@ -92,7 +92,8 @@ def quantize(model: ModelProto, settings: Settings, passes: Passes, device: str 
             f"the file did not become smaller: {made.ByteSize():,} bytes from {model.ByteSize():,}",
             then=f"{len(chosen)} of {len(found)} layers were quantized; {_reasons(found)}",
         )
-    return Result(made, tuple(found), tuple(notes), shrunk, _floating(made, found))
+    floating = _floating(made, found) if settings.method == "static" else ()
+    return Result(made, tuple(found), tuple(notes), shrunk, floating)
 
 
 def _floating(made: ModelProto, found: Iterable[Layer]) -> tuple[str, ...]:

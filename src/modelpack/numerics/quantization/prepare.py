@@ -50,15 +50,20 @@ def prepare(model: ModelProto) -> tuple[ModelProto, list[str]]:
         model = _converted(model)
         notes.append(f"converted from an older opset to {TARGET}")
     frozen = _freeze(model.graph)
+    onnxfile.modernize(model)
     if frozen:
-        notes.append(f"weights that callers could replace became constants: {', '.join(frozen)}")
+        notes.append(f"{len(frozen)} weights that callers could replace became constants, such as '{frozen[0]}'")
     _name(model.graph)
-    if any(node.op_type in _LEFTOVERS for node in model.graph.node):
-        model = optimize.by_onnxruntime(model, level="basic")
-        notes.append("batch norms and other leftovers of training were folded")
-        _name(model.graph)
     _lift_constants(model.graph)
+    if _unfolded(model.graph):
+        model = optimize.by_onnxruntime(model, level="basic")
+        notes.append("batch norms and constant expressions were folded")
+        _name(model.graph)
+        _lift_constants(model.graph)
     _split_fused(model)
+    for node in model.graph.node:
+        if node.op_type == "Sum" and not node.domain and len(node.input) == 2:
+            node.op_type = "Add"  # the same for two, and known to integer kernels
     for inner in onnxfile.graphs(model.graph):
         del inner.value_info[:]
     return model, notes
@@ -97,6 +102,15 @@ def _name(graph: GraphProto) -> None:
                 name = f"{stem}_{count}"
             taken.add(name)
             node.name = name
+
+
+def _unfolded(graph: GraphProto) -> bool:
+    """Whether a graph still has nodes that inference does not need, or that compute constants."""
+    fixed = onnxfile.constants(graph)
+    return any(
+        node.op_type in _LEFTOVERS or (node.input and all(name in fixed for name in node.input if name))
+        for node in graph.node
+    )
 
 
 def _lift_constants(graph: GraphProto) -> None:

@@ -46,6 +46,8 @@ def extents(model: ModelProto, names: Sequence[str], passes: Passes, device: str
         StageError: When there are no rows, or a tensor holds NaN or infinity.
     """
     found: dict[str, Extent] = {}
+    if not names:
+        return found
     with onnxfile.loadable(_reduced(model, names)) as place:
         opened = runtime.session(place, device)
         for feed in passes("find ranges"):
@@ -62,7 +64,7 @@ def extents(model: ModelProto, names: Sequence[str], passes: Passes, device: str
                         then="exclude the layers that read it, or mend the model or the data",
                     )
                 found[name] = seen
-    if names and not found:
+    if not found:
         raise StageError("the calibration data have no rows that the model could read")
     return found
 
