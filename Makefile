@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 BASE := .cache/base.tar
 WORKERS ?= 2
 
-.PHONY: help demo test check format base system-deps clean
+.PHONY: help demo test check docs format base system-deps clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,6 +42,9 @@ check: $(VENV)/.dev .coverage  ## lint, types, floors and the coverage of the la
 format: $(VENV)/.dev  ## format the code and apply safe fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/.dev  ## renew what is generated: the reference in README, the schema for editors
+	$(BIN)/python recipes/docs.py
 
 base: $(BASE)  ## make a base image without a registry, by mmdebstrap
 
