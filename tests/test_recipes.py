@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-EVERY = sorted(RECIPES.glob("*.yaml"))
+EVERY = sorted(RECIPES.glob("[!.]*.yaml"))
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 STAMPS = Path("/usr/share/tuxpaint/stamps")
 
