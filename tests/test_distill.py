@@ -262,10 +262,10 @@ def test_rows_are_shuffled_alike_whether_they_fit_in_memory_or_not():
     whole = Picked(source.batches, specs, None)
     one = [batch["x"].ravel().tolist() for batch in whole.shuffled(3)]
     assert one == [batch["x"].ravel().tolist() for batch in whole.shuffled(3)]  # the second pass comes from memory
-    assert sorted(sum(one, [])) == list(range(50))
+    assert sorted(value for batch in one for value in batch) == list(range(50))
     assert one != [batch["x"].ravel().tolist() for batch in whole.shuffled(4)]
     windows = Picked(source.batches, specs, None, window=100)
-    assert sorted(sum((b["x"].ravel().tolist() for b in windows.shuffled(3)), [])) == list(range(50))
+    assert sorted(float(value) for batch in windows.shuffled(3) for value in batch["x"].ravel()) == list(range(50))
     assert not windows.fits
     assert whole.fits
 

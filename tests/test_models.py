@@ -270,7 +270,7 @@ def test_a_replaced_module_cannot_be_saved(tmp_path):
     source = imported(tmp_path, "cnn", nets.IMAGE)
     module = models.load(source)
     module.norm = nn.Identity()
-    with pytest.raises(StageError, match="module 'norm'.*BatchNorm2d"):
+    with pytest.raises(StageError, match=r"module 'norm'.*BatchNorm2d"):
         models.save(module, tmp_path / "out", like=source)
 
 

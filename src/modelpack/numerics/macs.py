@@ -11,6 +11,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,7 +20,7 @@ from modelpack.numerics import models
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
 
 def count(module: nn.Module, feed: Mapping[str, Tensor]) -> int:
@@ -30,7 +31,7 @@ def count(module: nn.Module, feed: Mapping[str, Tensor]) -> int:
 def count_by_module(module: nn.Module, feed: Mapping[str, Tensor]) -> dict[str, int]:
     """Count the multiply-accumulates of one forward pass, by module path; the whole module has the path ``""``."""
     counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad(), _plain_operators():
+    with counter, torch.no_grad(), _plain_operators(module):
         models.call(module, feed)
     totals = {
         name.partition(".")[2]: sum(by_operator.values()) // 2
@@ -41,8 +42,10 @@ def count_by_module(module: nn.Module, feed: Mapping[str, Tensor]) -> dict[str, 
 
 
 @contextlib.contextmanager
-def _plain_operators() -> Iterator[None]:
+def _plain_operators(module: nn.Module) -> Iterator[None]:
     """Switch off the fused operators that the counter cannot look into."""
+    # Without oneDNN convolutions are many times slower, so it is switched off only where it hides recurrent layers.
+    recurrent = any(isinstance(layer, nn.RNNBase) for layer in module.modules())
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -51,7 +54,7 @@ def _plain_operators() -> Iterator[None]:
             warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")
             with (
                 sdpa_kernel(SDPBackend.MATH),
-                torch.backends.mkldnn.flags(enabled=False),
+                torch.backends.mkldnn.flags(enabled=not recurrent and torch.backends.mkldnn.enabled),
                 torch.backends.cudnn.flags(enabled=False),
             ):
                 yield

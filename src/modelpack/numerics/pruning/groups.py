@@ -7,29 +7,26 @@ whether removing it is sound, what it is worth) is decided here and in the neigh
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import torch
-import torch_pruning
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch import nn
 
-from modelpack.errors import StageError
-from modelpack.numerics import models
+from modelpack.numerics.pruning import tracing
 from modelpack.numerics.pruning.surgery import MATRICES, Member, Side, is_depthwise, parts_of, twin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+
+    from torch import Tensor
+
+    from modelpack.numerics.pruning.tracing import Link
 
 HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "nhead", "heads")
 """Attributes under which attention modules keep their number of heads."""
 
 UNREAD = "no layer that can shrink reads it"
 """Why a group is no group: its channels are outputs, or go into something that cannot be cut."""
-
-_OPAQUE = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 
 
 @dataclass(frozen=True)
@@ -107,20 +104,19 @@ def find(module: nn.Module, feed: Mapping[str, Tensor], keep: frozenset[str]) ->
     for parameter in traced.parameters():
         if parameter.is_floating_point():
             parameter.requires_grad_()
-    opaque = _cut_at_opaque(traced)
-    with warnings.catch_warnings():
-        # Its doubts about a layer are settled here by trying, one group at a time.
-        warnings.filterwarnings("ignore", module="torch_pruning")
-        graph = _trace(traced, feed)
-        raw_groups = list(graph.get_all_groups(root_module_types=MATRICES))
+    opaque = tracing.cut_at_opaque(traced)
+    graph = tracing.trace(traced, feed)
     names = {child: path for path, child in traced.named_modules()}
     names |= {parameter: path for path, parameter in traced.named_parameters()}
     groups, left = [], dict(opaque)
-    for raw in raw_groups:
-        members = tuple(_members(raw, names, graph))
-        name = names[raw[0].dep.target.module]
+    for root, links in tracing.closures(graph):
+        name = names[root]
+        if links is None:
+            left[name] = "its dependencies have no end"
+            continue
+        members = tuple(_members(links, names, graph))
         reason = _forbidden(members, traced, keep)
-        group = _group(name, members, traced, _coupled(raw, members, graph)) if not reason else None
+        group = _group(name, members, traced, tracing.blocks(root, links)) if not reason else None
         if group is None:
             left[name] = reason or "its layers are grouped in ways that do not line up"
         else:
@@ -128,52 +124,31 @@ def find(module: nn.Module, feed: Mapping[str, Tensor], keep: frozenset[str]) ->
     return Found(tuple(groups), left)
 
 
-def _cut_at_opaque(module: nn.Module) -> dict[str, str]:
-    """Make recurrent and fused attention layers ends of the trace: what lies inside cannot be cut from outside."""
-    found = {path: layer for path, layer in module.named_modules() if isinstance(layer, _OPAQUE)}
-    for layer in found.values():
-        layer.register_forward_hook(lambda _layer, _inputs, output: tree_map(_leaf, output))
-    return {
-        path: f"{type(layer).__name__} layers are left alone, and so is what feeds them"
-        for path, layer in found.items()
-    }
-
-
-def _leaf(value: object) -> object:
-    return value.detach().requires_grad_() if isinstance(value, Tensor) and value.is_floating_point() else value
-
-
-def _trace(module: nn.Module, feed: Mapping[str, Tensor]) -> Any:
-    def forward(model: nn.Module, example: Mapping[str, Tensor]) -> list[Tensor]:
-        return [value for value in models.call(model, example).values() if value.grad_fn is not None]
-
-    try:
-        with torch.enable_grad():
-            return torch_pruning.DependencyGraph().build_dependency(module, feed, forward_fn=forward, verbose=False)
-    except Exception as error:
-        raise StageError(
-            f"the model's dependencies cannot be traced: {type(error).__name__}: {error}",
-            then="leave `prune` out, or simplify the model's forward()",
-        ) from error
-
-
-def _members(raw: Any, names: Mapping[Any, str], graph: Any) -> Iterator[Member]:
-    width = len(raw[0].idxs)
-    for item in raw.items:
-        target = item.dep.target.module
+def _members(links: Sequence[Link], names: Mapping[Any, str], graph: Any) -> Iterator[Member]:
+    """Turn links into one member per layer and side; an index that several roots reach belongs to the first."""
+    width = len(links[0].indices)
+    merged: dict[tuple[Any, Side], dict[int, int]] = {}
+    for link in links:
+        target = link.node.module
         if target not in names:
             continue  # a mere operation, such as an addition
+        owners = merged.setdefault((target, _side(target, link.handler)), {})
+        for index in link.indices:
+            owners.setdefault(index.idx, index.root_idx)
+    for (target, side), owners in merged.items():
         places: list[list[int]] = [[] for _ in range(width)]
-        for index, root in zip(item.idxs, item.root_idxs, strict=True):
-            places[root].append(index)
-        if isinstance(target, nn.Parameter):
-            dimension = graph.module2node[target].pruning_dim
-            yield Member(names[target], "tensor", tuple(map(tuple, places)), dimension)
-            continue
-        side: Side = "both"
-        if isinstance(target, MATRICES) and not is_depthwise(target):
-            side = "out" if item.dep.handler.__name__ == "prune_out_channels" else "in"
-        yield Member(names[target], side, tuple(map(tuple, places)))
+        for place, root in owners.items():
+            places[root].append(place)
+        dimension = graph.module2node[target].pruning_dim if side == "tensor" else 0
+        yield Member(names[target], side, tuple(map(tuple, places)), dimension)
+
+
+def _side(target: Any, handler: Any) -> Side:
+    if isinstance(target, nn.Parameter):
+        return "tensor"
+    if isinstance(target, MATRICES) and not is_depthwise(target):
+        return "out" if handler.__name__ == "prune_out_channels" else "in"
+    return "both"
 
 
 def _forbidden(members: Sequence[Member], module: nn.Module, keep: frozenset[str]) -> str:
@@ -183,7 +158,7 @@ def _forbidden(members: Sequence[Member], module: nn.Module, keep: frozenset[str
         if owner in keep or member.path in keep:
             return f"'{member.path}' is kept"
         around = [owner, *(owner.rsplit(".", n)[0] for n in range(1, owner.count(".") + 1))]
-        opaque = next((modules[path] for path in around if isinstance(modules[path], _OPAQUE)), None)
+        opaque = next((modules[path] for path in around if isinstance(modules[path], tracing.OPAQUE)), None)
         if opaque is not None:
             return f"'{owner}' belongs to a {type(opaque).__name__}, which is left alone"
         if isinstance(modules[owner], nn.LayerNorm):
@@ -191,28 +166,6 @@ def _forbidden(members: Sequence[Member], module: nn.Module, keep: frozenset[str
     if not any(member.side == "in" for member in members):
         return UNREAD
     return ""
-
-
-def _coupled(raw: Any, members: Sequence[Member], graph: Any) -> list[tuple[int, ...]]:
-    """Find which root indices drag others of their own layer along, as the halves of a gated unit do.
-
-    Asking for all indices at once hides this, so each is asked for alone; a few are probed first, because most layers
-    have no such coupling and asking costs time.
-    """
-    root, width = raw[0].dep, len(members[0].places)
-
-    def dragged(index: int) -> set[int]:
-        alone = graph.get_pruning_group(root.target.module, root.handler, [index])
-        return {found for item in alone.items if item.dep.target is root.target for found in item.idxs}
-
-    if all(dragged(index) == {index} for index in {0, width // 2, width - 1}):
-        return [(index,) for index in range(width)]
-    blocks: list[set[int]] = []
-    for index in range(width):
-        joined = dragged(index) | {index}
-        apart = [block for block in blocks if not block & joined]
-        blocks = [*apart, joined.union(*(block for block in blocks if block & joined))]
-    return sorted(tuple(sorted(block)) for block in blocks)
 
 
 def _group(

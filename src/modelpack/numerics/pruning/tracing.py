@@ -1,0 +1,135 @@
+"""Tracing a model: which indices of which layers follow from a layer's output channels."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torch_pruning
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from modelpack.errors import StageError
+from modelpack.numerics import models
+from modelpack.numerics.pruning.surgery import MATRICES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+_MOST_LINKS = 4000
+"""Links of one group beyond which its dependencies are taken to have no end."""
+
+OPAQUE = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
+"""Layers whose inside cannot be cut from outside."""
+
+
+class Index(NamedTuple):
+    """An index in a layer, and the root index that it follows from; torch-pruning's mappings read these names."""
+
+    idx: int
+    root_idx: int
+
+
+class Link(NamedTuple):
+    """Indices that a layer loses, and through which side."""
+
+    node: Any
+    handler: Any
+    indices: tuple[Index, ...]
+
+
+def trace(module: nn.Module, feed: Mapping[str, Tensor]) -> Any:
+    """Build torch-pruning's dependency graph of a module.
+
+    Raises:
+        StageError: When it cannot.
+    """
+
+    def forward(model: nn.Module, example: Mapping[str, Tensor]) -> list[Tensor]:
+        return [value for value in models.call(model, example).values() if value.grad_fn is not None]
+
+    try:
+        # Its doubts about a layer are settled later by trying, one group at a time.
+        with torch.enable_grad(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="torch_pruning")
+            return torch_pruning.DependencyGraph().build_dependency(module, feed, forward_fn=forward, verbose=False)
+    except Exception as error:
+        raise StageError(
+            f"the model's dependencies cannot be traced: {type(error).__name__}: {error}",
+            then="leave `prune` out, or simplify the model's forward()",
+        ) from error
+
+
+def cut_at_opaque(module: nn.Module) -> dict[str, str]:
+    """Make recurrent and fused attention layers ends of the trace: what lies inside cannot be cut from outside."""
+    found = {path: layer for path, layer in module.named_modules() if isinstance(layer, OPAQUE)}
+    for layer in found.values():
+        layer.register_forward_hook(lambda _layer, _inputs, output: tree_map(_leaf, output))
+    return {
+        path: f"{type(layer).__name__} layers are left alone, and so is what feeds them"
+        for path, layer in found.items()
+    }
+
+
+def _leaf(value: object) -> object:
+    return value.detach().requires_grad_() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def closures(graph: Any) -> Iterator[tuple[nn.Module, list[Link] | None]]:
+    """Follow the dependencies of every layer's output channels, each set of coupled layers once; None for too many."""
+    seen: set[Any] = set()
+    for module in list(graph.module2node):
+        if not isinstance(module, MATRICES) or module in seen:
+            continue
+        pruner = graph.get_pruner_of_module(module)
+        links = _closure(graph.module2node[module], pruner.prune_out_channels, pruner.get_out_channels(module))
+        seen |= {link.node.module for link in links or () if graph.is_out_channel_pruning_fn(link.handler)}
+        yield module, links
+
+
+def _closure(node: Any, handler: Any, width: int) -> list[Link] | None:
+    """Collect what pruning all output channels of a node entails.
+
+    Written anew because torch-pruning's own walk compares every step with every other, which takes hours where
+    indices are mixed (rotary embeddings), and merges indices in a way that hides coupled halves.
+    """
+    links = [Link(node, handler, tuple(Index(place, place) for place in range(width)))]
+    known = {(id(node), handler, links[0].indices)}
+    for link in links:  # grows while it is walked
+        for dependency in link.node.dependencies:
+            if not dependency.is_triggered_by(link.handler):
+                continue
+            indices: Any = list(link.indices)
+            for mapping in dependency.index_mapping:
+                indices = mapping(indices) if mapping is not None else indices
+            following = Link(
+                dependency.target, dependency.handler, tuple(Index(item.idx, item.root_idx) for item in indices)
+            )
+            key = (id(following.node), following.handler, following.indices)
+            if following.indices and key not in known:
+                known.add(key)
+                links.append(following)
+        if len(links) > _MOST_LINKS:
+            return None
+    return links
+
+
+def blocks(root: nn.Module, links: Sequence[Link]) -> list[tuple[int, ...]]:
+    """Join root indices that drag each other along inside the root layer, as the halves of a gated unit do."""
+    parent = list(range(len(links[0].indices)))
+
+    def top(place: int) -> int:
+        while parent[place] != place:
+            place = parent[place]
+        return place
+
+    for link in links:
+        if link.node.module is root and link.handler == links[0].handler:
+            for index in link.indices:
+                one, other = sorted((top(index.idx), top(index.root_idx)))
+                parent[other] = one
+    joined: dict[int, list[int]] = {}
+    for place in range(len(parent)):
+        joined.setdefault(top(place), []).append(place)
+    return [tuple(block) for block in joined.values()]
