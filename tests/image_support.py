@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import gzip
 import hashlib
 import io
 import json
@@ -54,6 +55,11 @@ def tar_of(files: dict[str, tuple[int, bytes] | str], **member: str) -> bytes:
 
 def sha(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def zipped(data: bytes) -> bytes:
+    """Compress without the time of day, which `gzip.compress` writes."""
+    return gzip.compress(data, mtime=0)
 
 
 def image_files(layers: list[bytes], *, compress=None, env=(), architecture="amd64", **config) -> dict[str, bytes]:
@@ -240,6 +246,8 @@ def dockerd(tmp_path_factory):
         with program(command, log, ready) as process:
             if process is not None:
                 yield host
+        for name in (root / "exec" / "netns").glob("*"):  # an engine leaves its network's name mounted
+            subprocess.run(["umount", "--lazy", str(name)], check=False)
         shutil.rmtree(root, ignore_errors=True)
         if process is not None:
             return

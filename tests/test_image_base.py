@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from image_support import ELF, PYTHON, archive_of, image_files, sha, tar_of, write_files
+from image_support import ELF, PYTHON, archive_of, image_files, sha, tar_of, write_files, zipped
 from modelpack import canonical
 from modelpack.container.base import open_base
 from modelpack.container.reference import BaseRef, ImageName
@@ -85,7 +85,7 @@ def test_a_file_base_is_known_by_its_content(tmp_path):
 
 @pytest.fixture(params=["oci", "oci-archive", "docker-archive", "rootfs"])
 def everywhere(request, tmp_path):
-    files = image_files(LAYERS, compress=gzip.compress if request.param == "oci" else None)
+    files = image_files(LAYERS, compress=zipped if request.param == "oci" else None)
     if request.param == "oci":
         return f"oci:{write_files(tmp_path / 'layout', files)}"
     path = tmp_path / "image.tar"

@@ -58,16 +58,6 @@ class Registry:
     def __exit__(self, *_: object) -> None:
         self._session.close()
 
-    def knock(self) -> None:
-        """Find out whether anybody answers, with or without wanting a password.
-
-        Raises:
-            MissingError: When nobody does.
-        """
-        response = self._once("GET", urljoin(self._root, "/v2/"), {}, None)
-        if response.status_code not in (200, 401):
-            self._refuse("GET", response.url, response)
-
     def send(
         self,
         method: str,

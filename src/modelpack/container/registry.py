@@ -149,16 +149,6 @@ def _remembered(name: ImageName, platform: str, cache: Path) -> str:
     return digest if DIGEST.fullmatch(digest) and _place(cache, digest).is_file() else ""
 
 
-def ready(text: str) -> None:
-    """Check that the registry of a reference answers.
-
-    Raises:
-        MissingError: When it does not.
-    """
-    with Registry(ImageName.parse(text)) as registry:
-        registry.knock()
-
-
 def push(archive: Path, target: str) -> str:
     """Upload the image in an archive, blobs that are already there left out.
 
