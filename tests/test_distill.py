@@ -236,6 +236,13 @@ def test_a_teacher_with_other_outputs_is_refused(tmp_path):
         run(tmp_path, student, teacher, {"data": "train"}, train=patterns())
 
 
+def test_a_teacher_with_other_inputs_is_refused(tmp_path):
+    student = imported(tmp_path, "cnn", nets.IMAGE)
+    teacher = imported(tmp_path, "recurrent", nets.SERIES)
+    with pytest.raises(StageError, match="teacher reads series, the student image"):
+        run(tmp_path, student, teacher, {"data": "train"}, train=patterns())
+
+
 def test_imitation_is_the_divergence_at_a_temperature():
     torch.manual_seed(0)
     student, teacher = {"output": torch.randn(6, 5)}, {"output": torch.randn(6, 5)}

@@ -151,6 +151,19 @@ def test_a_dimension_that_cannot_vary_is_refused(tmp_path):
         run_stage(tmp_path, model, settings)
 
 
+def test_a_model_that_wants_larger_inputs_is_tried_with_larger_ones(tmp_path):
+    (tmp_path / "deep.py").write_text(
+        "import torch\n"
+        "def build():\n"
+        "    layers = [torch.nn.Conv2d(2, 2, 7, stride=2) for _ in range(3)]\n"
+        "    return torch.nn.Sequential(*layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())\n"
+    )
+    inputs = {"x": {"shape": ["batch", 2, "height", "width"]}}
+    artifact = run_stage(tmp_path, model, {"factory": "deep.py:build", "inputs": inputs})
+    assert artifact.read_json("signature.json")["outputs"]["output"]["shape"] == ["batch", 2]
+    assert artifact.metrics["mac_count"] > 0
+
+
 def weights_of(seed=3):
     torch.manual_seed(seed)
     return nets.cnn().state_dict()

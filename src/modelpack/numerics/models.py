@@ -95,14 +95,15 @@ def write(
     """
     module = _build(usercode.load(reference, base), arguments, seed, reference)
     notes = checkpoints.fill(module, checkpoints.read(weights), str(weights)) if weights is not None else ()
+    # Written before the model is tried: some models change their buffers when they run.
+    fresh = _build(usercode.load(reference, base), arguments, seed, reference)
+    _write_state(module, fresh, out)
     described = signatures.probe(module.eval(), inputs, outputs, seed, call)
     _name_outputs(module, tuple(described))
     for name, data in usercode.closure(reference, base).items():
         _write(out / "code" / name, data)
     _write(out / "model.json", canonical.encode({"factory": reference, "arguments": dict(arguments), "seed": seed}))
     _write(out / "signature.json", signatures.encode(inputs, described))
-    fresh = _build(usercode.load(reference, base), arguments, seed, reference)
-    _write_state(module, fresh, out)
     return module, notes
 
 
@@ -125,6 +126,30 @@ def call(module: nn.Module, feed: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def tensors(batch: Mapping[str, Any], device: str | torch.device) -> dict[str, Tensor]:
     """Turn arrays into tensors on a device; the arrays are not shared, since a module may write into its inputs."""
     return {name: torch.tensor(array, device=device) for name, array in batch.items()}
+
+
+def example(
+    module: nn.Module, inputs: Mapping[str, TensorSpec], count: int, seed: int, device: str | torch.device = "cpu"
+) -> dict[str, Tensor]:
+    """Make `count` rows of inputs that a module on the CPU accepts, as tensors on a device.
+
+    Raises:
+        StageError: When it fails on the declared inputs.
+    """
+    return tensors(signatures.example(module, inputs, count, seed, call), device)
+
+
+def expect_same_inputs(one: Artifact, other: Artifact) -> None:
+    """Check that two models read the same inputs, as a teacher and its student must.
+
+    Raises:
+        StageError: When they do not.
+    """
+    names = [list(artifact.read_json("signature.json")["inputs"]) for artifact in (one, other)]
+    if names[0] != names[1]:
+        raise StageError(
+            f"the teacher reads {', '.join(names[0])}, the student {', '.join(names[1])}", then="choose another teacher"
+        )
 
 
 def parameter_count(module: nn.Module) -> int:

@@ -13,6 +13,8 @@ from modelpack.errors import StageError
 from modelpack.numerics import rows
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from modelpack.tensors import TensorSpec
@@ -46,6 +48,39 @@ def probe(
     Raises:
         StageError: When the model fails on the declared inputs, or a named dimension cannot vary.
     """
+    run = _runner(module, inputs, names, seed, call)
+    sizes, first = _first_run(run, inputs)
+    shapes: dict[str, list[int | str]] = {name: list(shape) for name, (shape, _) in first.items()}
+    for name in sizes:
+        for size, varied in _varied(run, sizes, name).items():
+            for output, (new, _) in varied.items():
+                _follow(shapes[output], output, (name, sizes[name], size), first[output][0], new)
+    return {name: {"shape": shapes[name], "dtype": dtype} for name, (_, dtype) in first.items()}
+
+
+def example(
+    module: nn.Module, inputs: Mapping[str, TensorSpec], count: int, seed: int, call: Call
+) -> dict[str, NDArray[np.generic]]:
+    """Make inputs that a model accepts: `count` rows, named dimensions as small as it allows.
+
+    Args:
+        module: On the CPU.
+        inputs: Its inputs.
+        count: Rows.
+        seed: Seed of the values.
+        call: How a module is called.
+
+    Raises:
+        StageError: When the model fails on the declared inputs.
+    """
+    sizes, _ = _first_run(_runner(module, inputs, None, seed, call), inputs)
+    return rows.sample(inputs, count, seed, sizes)
+
+
+def _runner(
+    module: nn.Module, inputs: Mapping[str, TensorSpec], names: tuple[str, ...] | None, seed: int, call: Call
+) -> Callable[[Mapping[str, int]], Shapes]:
+    counted = rows.batch_name(inputs)
 
     def run(sizes: Mapping[str, int]) -> Shapes:
         batch = rows.sample(inputs, sizes.get(counted or "", _ROWS), seed, sizes)
@@ -56,14 +91,7 @@ def probe(
             outputs = rename(outputs, names)
         return {name: (tuple(value.shape), str(value.dtype).removeprefix("torch.")) for name, value in outputs.items()}
 
-    counted = rows.batch_name(inputs)
-    sizes, first = _first_run(run, inputs, counted)
-    shapes: dict[str, list[int | str]] = {name: list(shape) for name, (shape, _) in first.items()}
-    for name in sizes:
-        for size, varied in _varied(run, sizes, name).items():
-            for output, (new, _) in varied.items():
-                _follow(shapes[output], output, (name, sizes[name], size), first[output][0], new)
-    return {name: {"shape": shapes[name], "dtype": dtype} for name, (_, dtype) in first.items()}
+    return run
 
 
 def _follow(
@@ -97,9 +125,10 @@ def rename(found: Mapping[str, Tensor], names: tuple[str, ...]) -> dict[str, Ten
 
 
 def _first_run(
-    run: Callable[[Mapping[str, int]], Shapes], inputs: Mapping[str, TensorSpec], counted: str | None
+    run: Callable[[Mapping[str, int]], Shapes], inputs: Mapping[str, TensorSpec]
 ) -> tuple[dict[str, int], Shapes]:
     """Find sizes of the named dimensions that the model accepts: small ones first, as convolutions may need more."""
+    counted = rows.batch_name(inputs)
     named = dict.fromkeys(name for spec in inputs.values() for name in spec.dynamic.values())
     tried = _TRIED_SIZES if set(named) - {counted} else _TRIED_SIZES[:1]
     failure: Exception | None = None

@@ -44,6 +44,7 @@ def distill(config: DistillConfig, job: Job) -> None:
     """Train the model to give what its teacher gives, and the truth where the data have it."""
     from modelpack.numerics import distillation, models
 
+    models.expect_same_inputs(job.steps[config.teacher], job.source)
     teacher = models.load(job.steps[config.teacher], job.device)
     student = models.load(job.source, job.device)
     target = None if config.task == "none" else config.target

@@ -74,7 +74,7 @@ def _external_digests(model: InputPath) -> dict[str, str]:
 )
 def model(config: ModelConfig, job: Job) -> None:
     """Build a PyTorch model from code and weights, and try it once on inputs of the declared shapes."""
-    from modelpack.numerics import macs, models, rows
+    from modelpack.numerics import macs, models
 
     module, notes = models.write(
         job.out,
@@ -90,7 +90,7 @@ def model(config: ModelConfig, job: Job) -> None:
         job.note(note)
     if config.weights is None:
         job.note("no weights are given: the model keeps those that its factory makes")
-    feed = models.tensors(rows.sample(config.inputs, 1, job.seed), "cpu")
+    feed = models.example(module, config.inputs, 1, job.seed)
     job.metric("parameters", models.parameter_count(module))
     job.metric("mac_count", macs.count(module, feed))
 

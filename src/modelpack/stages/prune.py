@@ -45,10 +45,11 @@ class PruneConfig(StageConfig):
 )
 def prune(config: PruneConfig, job: Job) -> None:
     """Remove whole channels, hidden units and attention heads, least important first."""
-    from modelpack.numerics import models, pruning, rows
+    from modelpack.numerics import models, pruning
 
-    module = models.load(job.source, job.device)
-    feed = models.tensors(rows.sample(job.inputs, 2, job.seed), job.device)
+    module = models.load(job.source)
+    feed = models.example(module, job.inputs, 2, job.seed, job.device)
+    module = module.to(job.device)
     pruned = pruning.prune(
         module,
         feed,

@@ -24,6 +24,7 @@ def recover(config: RecoverConfig, job: Job) -> None:
     """Restore a pruned model from unlabelled data: batch-norm statistics, then the original model's outputs."""
     from modelpack.numerics import distillation, models
 
+    models.expect_same_inputs(job.steps[config.teacher], job.source)
     teacher = models.load(job.steps[config.teacher], job.device)
     student = models.load(job.source, job.device)
     held_out = job.data[config.eval_data] if config.eval_data else None
