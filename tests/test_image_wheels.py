@@ -139,3 +139,18 @@ def test_an_interpreter_of_another_version_is_looked_for_by_name(tmp_path, monke
     assert bytecode.interpreter(99) == str(tmp_path / "python3.99")
     with pytest.raises(StageError, match=r"compiling for Python 3\.99 failed"):
         bytecode.compiled([Entry("a.py", b"")], 99, str(tmp_path / "python3.99"))
+
+
+def test_the_cache_follows_xdg_and_a_user_without_a_home_is_told(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert wheels.cache_directory() == tmp_path / "modelpack"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # the specification says to ignore it
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    assert wheels.cache_directory() == tmp_path / "me" / ".cache" / "modelpack"
+
+    def nowhere():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(wheels.Path, "home", nowhere)
+    with pytest.raises(MissingError, match="no place for downloads"):
+        wheels.cache_directory()

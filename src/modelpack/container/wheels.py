@@ -67,9 +67,16 @@ class Target:
 
 
 def cache_directory() -> Path:
-    """Give the directory for downloads: ``$XDG_CACHE_HOME/modelpack``, by default ``~/.cache/modelpack``."""
+    """Give the directory for downloads: ``$XDG_CACHE_HOME/modelpack``, by default ``~/.cache/modelpack``.
+
+    Raises:
+        MissingError: When the user has no home directory.
+    """
     root = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(root) if Path(root).is_absolute() else Path.home() / ".cache") / "modelpack"
+    try:
+        return (Path(root) if Path(root).is_absolute() else Path.home() / ".cache") / "modelpack"
+    except RuntimeError as error:
+        raise MissingError(f"no place for downloads: {error}", then="set XDG_CACHE_HOME to a directory") from error
 
 
 def requirements() -> dict[str, str]:
