@@ -29,7 +29,8 @@ def steps(name: str, assignments: list[str]) -> tuple[dict[str, dict[str, Any]],
     with tempfile.TemporaryDirectory() as store:
         command = [sys.executable, "-m", "modelpack", "compress", f"recipes/{name}.yaml", "--store", store, *settings]
         subprocess.run(command, check=True, cwd=ROOT)
-        text = (Path(store) / "runs" / name / "0001" / "run.json").read_text(encoding="utf-8")
+        show = [sys.executable, "-m", "modelpack", "show", name, "--json", "--store", store]
+        text = subprocess.run(show, check=True, cwd=ROOT, capture_output=True).stdout
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {step["stage"]: step["metrics"] for step in json.loads(text)["steps"]}, seconds / 60

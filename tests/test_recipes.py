@@ -57,21 +57,19 @@ def run(*arguments: str | Path, cwd: Path = RECIPES.parent) -> subprocess.Comple
 
 
 def copied(name: str, folder: str, place: Path) -> Path:
-    """Copy a recipe and its directory, without what scripts made there and without the image at its end."""
+    """Copy a recipe and its directory, without what scripts made there."""
     ignored = shutil.ignore_patterns("data", "__pycache__")
     shutil.copytree(RECIPES / folder, place / "recipes" / folder, ignore=ignored)
-    copy = place / "recipes" / name
-    copy.write_text(re.sub(r"(?m)^  - build: .*\n", "", (RECIPES / name).read_text()))
-    return copy
+    return Path(shutil.copy(RECIPES / name, place / "recipes"))
 
 
 def compressed(recipe: Path, *settings: str) -> dict[str, dict]:
-    """Run a recipe in a store of its own, and give its steps as `run.json` tells them."""
+    """Run a recipe in a store of its own, all but the image, and give its steps as the run tells them."""
     store = recipe.parents[1] / "store"
     assignments = [part for setting in settings for part in ("--set", setting)]
-    run("-m", "modelpack", "compress", recipe, "--store", store, *assignments)
-    steps = json.loads((store / "runs" / recipe.stem / "0001" / "run.json").read_text())["steps"]
-    return {step["id"]: step for step in steps}
+    run("-m", "modelpack", "compress", recipe, "--until", "bench", "--store", store, *assignments)
+    shown = run("-m", "modelpack", "show", recipe.stem, "--json", "--store", store)
+    return {step["id"]: step for step in json.loads(shown.stdout)["steps"]}
 
 
 def taken_out(folder: Path, recipe: str, step: str) -> Path:

@@ -83,6 +83,12 @@ SetOption = Annotated[
 DeviceOption = Annotated[
     str, typer.Option("--device", metavar="DEVICE", help="What to compute on: auto, cpu, cuda or cuda:N.")
 ]
+UntilOption = Annotated[
+    str,
+    typer.Option(
+        "--until", metavar="STEP", show_default=False, help="End with this step; the last one when not given."
+    ),
+]
 
 
 def complete_run(incomplete: str) -> list[str]:

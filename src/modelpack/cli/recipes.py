@@ -11,7 +11,7 @@ import typer
 
 from modelpack.cli import pages
 from modelpack.cli.call import Call, out
-from modelpack.cli.command import DeviceOption, RecipeArgument, SetOption
+from modelpack.cli.command import DeviceOption, RecipeArgument, SetOption, UntilOption
 from modelpack.errors import BudgetError, UsageError
 from modelpack.events import BudgetChecked
 
@@ -29,6 +29,7 @@ def compress(
         list[str] | None,
         typer.Option("--force", metavar="STEP", help="Run this step even if its result is in the store. Repeatable."),
     ] = None,
+    until: UntilOption = "",
 ) -> None:
     """Run a recipe, and say what it gained.
 
@@ -37,12 +38,14 @@ def compress(
     Examples:
         modelpack compress recipes/quickstart.yaml
         modelpack compress recipe.yaml --set stages.prune.macs=0.5 --device cuda
+        modelpack compress recipe.yaml --until bench
     """
     from modelpack import device as devices
     from modelpack import engine, summary
     from modelpack import recipe as recipes
 
     loaded = recipes.load(recipe, overrides or ())
+    loaded = loaded.upto(until) if until else loaded
     desk = engine.open_desk(loaded, call.store, devices.resolve(device), force or ())
     verdicts: list[BudgetChecked] = []
     try:
@@ -89,6 +92,7 @@ def plan(
     force: Annotated[
         list[str] | None, typer.Option("--force", metavar="STEP", help="Plan as if this step had to run. Repeatable.")
     ] = None,
+    until: UntilOption = "",
 ) -> None:
     """Tell what `compress` would run, and why.
 
@@ -101,6 +105,7 @@ def plan(
     from modelpack import recipe as recipes
 
     loaded = recipes.load(recipe, overrides or ())
+    loaded = loaded.upto(until) if until else loaded
     desk = engine.open_desk(loaded, call.store, devices.resolve(device), force or ())
     steps = [_planned(item) for item in planning.plan(desk)]
     call.result({"recipe": loaded.name, "device": desk.device, "steps": steps}, lambda: pages.plan(steps))
