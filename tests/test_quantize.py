@@ -422,6 +422,12 @@ def test_a_weight_too_large_for_float16_is_refused_a_mask_is_not(tmp_path):
         quantized(tmp_path, onnx_artifact(tmp_path, net(-1.0, 1e6)), method="float16")
 
 
+def test_a_graph_that_crashes_the_engine_is_refused_and_we_live_on(tmp_path, exported, monkeypatch):
+    monkeypatch.setattr(runtime, "survives", lambda _model, _device: False)
+    with pytest.raises(StageError, match="crashes when it opens the float16 graph on cpu"):
+        quantized(tmp_path, exported["cnn"], method="float16")
+
+
 # Files from elsewhere
 
 
@@ -606,6 +612,17 @@ def test_external_tensors_are_read(tmp_path):
     (tmp_path / "big.data").unlink()
     with pytest.raises(StageError, match=r"big\.onnx: cannot be read"):
         onnxfile.read(path)
+
+
+def test_a_model_too_large_for_one_file_keeps_its_tensors_beside_it(tmp_path, exported, monkeypatch):
+    monkeypatch.setattr(onnxfile, "LIMIT", 50_000)
+    optimized = run_stage(tmp_path, optimize_stage, {}, model=exported["cnn"])
+    assert (optimized.path / onnxfile.DATA_NAME).stat().st_size > 100_000
+    made = quantized(tmp_path, optimized)
+    assert made.model_bytes < 0.4 * optimized.model_bytes
+    assert made.metrics["quantize_sqnr_db"] > 30
+    feed = rows.sample(runtime.signature(made)[0], 2, 0)
+    assert runtime.predictor(made)(feed)["output"].shape == (2, 10)
 
 
 def test_a_graph_that_optimize_has_fused_can_still_be_quantized(tmp_path, exported):

@@ -146,3 +146,16 @@ def test_rows_are_limited_and_cut_for_a_model_of_fixed_batch():
     assert [len(item["x"]) for item in fixed] == [4, 4]
     single = list(rows.feeds(columns, {"x": spec(1, 2)}, 3))
     assert np.array_equal(np.concatenate([item["x"] for item in single]), columns[0]["x"][:3])
+
+
+def test_a_crash_of_the_engine_is_seen_from_outside(tmp_path, linear, monkeypatch):
+    assert runtime.survives(linear.SerializeToString())
+    path = tmp_path / "model.onnx"
+    path.write_bytes(linear.SerializeToString())
+    assert runtime.survives(path)
+    assert runtime.survives(b"an error is no crash")
+    killer = tmp_path / "python"
+    killer.write_text("#!/bin/sh\nkill -SEGV $$\n")
+    killer.chmod(0o755)
+    monkeypatch.setattr(runtime.sys, "executable", str(killer))
+    assert not runtime.survives(path)

@@ -55,7 +55,8 @@ def write(model: ModelProto, out: Path) -> Path:
     """
     path = out / NAME
     if model.ByteSize() > LIMIT:
-        onnx.save(model, str(path), save_as_external_data=True, location=DATA_NAME, size_threshold=1024)
+        # A copy, because saving empties the tensors that it moves.
+        onnx.save(copied(model), str(path), save_as_external_data=True, location=DATA_NAME, size_threshold=1024)
     else:
         path.write_bytes(encode(model))
     return path
@@ -80,7 +81,7 @@ def loadable(model: ModelProto) -> Iterator[Path | bytes]:
         yield encode(model)
         return
     with tempfile.TemporaryDirectory() as place:
-        yield write(copied(model), Path(place))
+        yield write(model, Path(place))
 
 
 def copied(model: ModelProto) -> ModelProto:

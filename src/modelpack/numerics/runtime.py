@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -38,12 +40,14 @@ __all__ = [
     "batch_name",
     "execute",
     "feed",
+    "ort",
     "predictor",
     "providers",
     "reason",
     "sample",
     "session",
     "signature",
+    "survives",
 ]
 
 LEVELS = {
@@ -128,10 +132,11 @@ def session(
         options.add_session_config_entry(key, value)
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
+        if not isinstance(model, bytes):  # otherwise the saved graph would point at the old file's tensors
+            entry = "session.optimized_model_external_initializers_file_name"
+            options.add_session_config_entry(entry, f"{optimized.name}.data")
     try:
-        opened = ort.InferenceSession(
-            model if isinstance(model, bytes) else str(model), options, providers=wanted
-        )
+        opened = ort.InferenceSession(model if isinstance(model, bytes) else str(model), options, providers=wanted)
     except ENGINE_ERRORS as error:
         where = "" if isinstance(model, bytes) else str(model)
         raise StageError(f"onnxruntime cannot load the model: {reason(error)}", where=where) from error
@@ -142,6 +147,17 @@ def session(
             then="install the CUDA and cuDNN libraries that this onnxruntime needs, or use --device cpu",
         )
     return opened
+
+
+def survives(model: Path | bytes, device: str = "cpu") -> bool:
+    """Whether a process that opens a model lives on: some graphs crash onnxruntime itself, and us with it."""
+    code = (
+        "import sys, pathlib; from modelpack.numerics import runtime;"
+        "runtime.session(pathlib.Path(sys.argv[2]) if sys.argv[2] else sys.stdin.buffer.read(), sys.argv[1])"
+    )
+    path, data = ("", model) if isinstance(model, bytes) else (str(model), b"")
+    tried = subprocess.run([sys.executable, "-c", code, device, path], input=data, capture_output=True, check=False)
+    return tried.returncode >= 0
 
 
 def reason(error: Exception, lines: int = 2) -> str:

@@ -92,8 +92,20 @@ def quantize(model: ModelProto, settings: Settings, passes: Passes, device: str 
             f"the file did not become smaller: {made.ByteSize():,} bytes from {model.ByteSize():,}",
             then=f"{len(chosen)} of {len(found)} layers were quantized; {_reasons(found)}",
         )
+    if settings.method == "float16":
+        _check_survival(made, device)
     floating = _floating(made, found) if settings.method == "static" else ()
     return Result(made, tuple(found), tuple(notes), shrunk, floating)
+
+
+def _check_survival(made: ModelProto, device: str) -> None:
+    # Its rules for float16 on processors are young: some graphs crash the whole process instead of failing.
+    with onnxfile.loadable(made) as place:
+        if not runtime.survives(place, device):
+            raise StageError(
+                f"onnxruntime {runtime.ort.__version__} crashes when it opens the float16 graph on {device}",
+                then="use `method: static` or `method: dynamic`, or exclude layers",
+            )
 
 
 def _floating(made: ModelProto, found: Iterable[Layer]) -> tuple[str, ...]:
