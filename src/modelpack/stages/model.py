@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
-from modelpack import canonical
+from modelpack import canonical, onnx_header
 from modelpack.artifact import Kind
 from modelpack.bind import InputPath, UserCode
 from modelpack.stage import Job, StageConfig, stage
@@ -95,7 +95,16 @@ def model(config: ModelConfig, job: Job) -> None:
     job.metric("mac_count", macs.count(module, feed))
 
 
-@stage(version=1, accepts=(), produces=Kind.ONNX, needs=("onnx", "onnxruntime"))
+def _inputs(config: OnnxModelConfig) -> dict[str, TensorSpec]:
+    """Give the inputs that are declared, in the file's order, or those of the file."""
+    known = onnx_header.inputs(config.onnx.path)
+    if config.inputs is None:
+        return known
+    ranks = {name: rank for rank, name in enumerate(known)}
+    return dict(sorted(config.inputs.items(), key=lambda item: ranks.get(item[0], len(ranks))))
+
+
+@stage(version=1, accepts=(), produces=Kind.ONNX, needs=("onnx", "onnxruntime"), inputs=_inputs)
 def onnx_model(config: OnnxModelConfig, job: Job) -> None:
     """Take an ONNX file, check it, and try it once on inputs of the declared shapes."""
     from modelpack.numerics import onnx_import

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from modelpack.artifact import Kind
 from modelpack.stage import DataRef, Job, StageConfig, stage
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 class PruneConfig(StageConfig):
@@ -62,7 +59,7 @@ def prune(config: PruneConfig, job: Job) -> None:
         watch=lambda groups: job.track(groups, label="groups of layers"),
     )
     models.save(pruned.module, job.out, like=job.source)
-    _report(job, module, pruned)
+    _report(job, models.parameter_count(module), models.parameter_count(pruned.module), pruned)
 
 
 def _taylor(config: PruneConfig, job: Job) -> Any:
@@ -79,12 +76,10 @@ def _taylor(config: PruneConfig, job: Job) -> Any:
     return taylor
 
 
-def _report(job: Job, before: nn.Module, pruned: Any) -> None:
-    from modelpack.numerics import models
-
+def _report(job: Job, before: int, after: int, pruned: Any) -> None:
     job.metric("macs", pruned.macs)
-    job.metric("parameters", models.parameter_count(pruned.module))
-    job.metric("parameters_kept", models.parameter_count(pruned.module) / models.parameter_count(before))
+    job.metric("parameters", after)
+    job.metric("parameters_kept", after / before)
     job.result("layers", pruned.layers)
     job.result("left_alone", dict(pruned.left))
     if pruned.heads[1]:
