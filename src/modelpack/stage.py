@@ -144,7 +144,7 @@ class Stage(Generic[C]):
         produces: Kind it makes; a function of the model's kind and config would hide it from the planner.
         needs: Distributions whose major.minor version is part of the fingerprint.
         machine: True for a stage that measures: its fingerprint includes the machine's identity.
-        owes: Debts that a later step must pay before the model leaves torch, such as ``recovery``.
+        owes: Debts that a later step must pay before the model leaves torch, such as ``unrecovered``.
         pays: Debts that this stage pays.
         marks: Facts that stay true of the model afterwards, such as ``quantized``.
         refuses: Marks that it cannot work on.

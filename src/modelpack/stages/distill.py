@@ -39,7 +39,7 @@ class DistillConfig(StageConfig):
         return self
 
 
-@stage(version=1, accepts={Kind.TORCH}, produces=Kind.TORCH, needs=("torch",), pays=("recovery",))
+@stage(version=1, accepts={Kind.TORCH}, produces=Kind.TORCH, needs=("torch",), pays=("unrecovered",))
 def distill(config: DistillConfig, job: Job) -> None:
     """Train the model to give what its teacher gives, and the truth where the data have it."""
     from modelpack.numerics import distillation, models

@@ -37,7 +37,7 @@ class PruneConfig(StageConfig):
     accepts={Kind.TORCH},
     produces=Kind.TORCH,
     needs=("torch", "torch-pruning"),
-    owes=("recovery",),
+    owes=("unrecovered",),
     gauges=lambda _config: ("macs",),
 )
 def prune(config: PruneConfig, job: Job) -> None:
