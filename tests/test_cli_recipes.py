@@ -62,6 +62,15 @@ def test_check_shows_every_problem_at_its_place(shell, recipe, monkeypatch):
     ]  # fmt: skip
 
 
+def test_check_finds_data_that_do_not_fit_the_model(shell, recipe):
+    text = recipe.read_text().replace("budget", "data:\n  rows: {random: {dimensions: {length: 3}}}\nbudget")
+    text = text.replace("onnx: tiny.onnx", "onnx: tiny.onnx, inputs: {x: {shape: [batch, 4]}}")
+    recipe.write_text(text)
+    result = shell("check", recipe)
+    assert result.code == 2
+    assert f"{recipe}:4:3: error: no input has a dimension 'length' after its first" in result.err
+
+
 def test_set_binds_like_the_file(shell, recipe):
     assert shell("check", recipe, "--set", "stages.copy.drop=0.5").code == 0
     result = shell("check", recipe, "--set", "stages.copy.dorp=0.5")
@@ -238,6 +247,7 @@ def test_init_writes_a_recipe_that_passes_check(shell, recipe, tmp_path, monkeyp
     text = (tmp_path / "new" / "first.yaml").read_text()
     assert text.startswith("# yaml-language-server: $schema=recipe.schema.json\n")
     assert 'onnx: "../work/tiny.onnx"' in text
+    assert "x: {shape: [batch, 4], dtype: float32}" in text
     assert shell("check", "new/first.yaml").code == 0
     assert json.loads((tmp_path / "new" / "recipe.schema.json").read_text())["title"] == "modelpack recipe"
     again = shell("init", "--onnx", "work/tiny.onnx", "--output", "new/first.yaml")
@@ -266,7 +276,7 @@ def test_init_for_torch_takes_factory_inputs_and_data(shell, tmp_path, monkeypat
         ((), "a recipe needs a model"),
         (("--factory", "net.py:build"), "a torch model needs its inputs"),
         (("--factory", "net.py:build", "--input", "image"), "'image' is no input"),
-        (("--onnx", "nowhere.onnx"), "no such file or directory"),
+        (("--onnx", "nowhere.onnx"), "nowhere.onnx: no such file"),
         (("--onnx", "work/tiny.onnx", "--data", "a=nzp:x"), "did you mean 'npz'?"),
     ],
 )

@@ -71,6 +71,8 @@ def test_show_takes_runs_steps_artifacts_and_files(shell):
     by_id = shell("show", copied[:8], "--json").json
     by_step = shell("show", "tiny@1:copy", "--json").json
     assert by_id == by_step
+    newest = shell("show", "copy", "--json").json
+    assert newest["config"]["drop"] == 0.004
     assert by_id["config"]["drop"] == 0.002
     assert [item["stage"] for item in by_id["lineage"]] == ["copy", "onnx_model"]
     assert [item["name"] for item in by_id["contents"]["layers"]] == ["fc"]

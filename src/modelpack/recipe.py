@@ -169,6 +169,7 @@ class _Reader:
         inputs: Mapping[str, TensorSpec] = {}
         if first is not None and not self.problems:
             inputs = self._inputs(first)
+            self._fit(data, inputs)
         # Meaning is checked as soon as the grammar of the steps is known; settings problems do not hide it.
         steps = tuple(self.steps.values())
         self.problems += soundness.check_order(steps, set(head.allow) if head else set())
@@ -213,6 +214,16 @@ class _Reader:
         except ModelpackError as error:
             self.problems.append(first.node.problem(error.what))
             return {}
+
+    def _fit(self, entries: Mapping[str, DataEntry], inputs: Mapping[str, TensorSpec]) -> None:
+        """Open each data entry, which reads no rows, to see whether it fits the model's inputs."""
+        node = self.root.get("data")
+        for name, entry in entries.items() if not self.problems else ():
+            try:
+                entry.open(inputs)
+            except ModelpackError as error:
+                at = (node.key(name) if isinstance(node, Table) else None) or self.root
+                self.problems.append(at.problem(error.what, error.then))
 
     def _data(self) -> dict[str, DataEntry]:
         node = self.root.get("data")
@@ -275,23 +286,21 @@ class _Reader:
         if not stage.accepts:
             self.problems.append(name.problem(f"'{stage.name}' brings a model in and cannot be a step", "use `model:`"))
             return
+        config = bind(settings, stage.config, self.problems, base=self.base)
+        steps, names = self._references(stage, settings, name)
+        reads = self._reads(stage, siblings.get("from"), name)
         identity = siblings["id"].text if "id" in siblings else stage.name
         at = siblings.get("id", name)
-        if identity in self.steps:
-            self.problems.append(
-                at.problem(f"a step is already named '{identity}'", "give this one another `id:`")
-                if identity != MODEL
-                else at.problem("'model' names the model itself")
-            )
-            return
-        if not _STEP.fullmatch(identity):
+        if identity == MODEL:
+            self.problems.append(at.problem("'model' names the model itself"))
+        elif identity in self.steps:
+            self.problems.append(at.problem(f"a step is already named '{identity}'", "give this one another `id:`"))
+        elif not _STEP.fullmatch(identity):
             self.problems.append(at.problem("an id is letters, digits, '-' and '_'"))
-        config = bind(settings, stage.config, self.problems, base=self.base)
-        steps, names = ((), ()) if config is None else self._references(stage, config, settings)
-        reads = self._reads(stage, siblings.get("from"), name)
-        if config is None:
-            self.unbound.add(identity)
-        self.steps[identity] = Step(identity, stage, config or StageConfig(), reads, steps, names, name)
+        else:
+            if config is None:
+                self.unbound.add(identity)
+            self.steps[identity] = Step(identity, stage, config or StageConfig(), reads, steps, names, name)
 
     def _reads(self, stage: Stage[Any], given: Scalar | None, name: Node) -> str | None:
         if given is None:
@@ -314,25 +323,33 @@ class _Reader:
         elif step.stage.produces not in kinds:
             self.problems.append(node.problem(f"{who} {_kinds(kinds)} but '{word}' gives {step.stage.produces}"))
 
-    def _references(
-        self, stage: Stage[Any], config: StageConfig, settings: Node
-    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Check the settings that name steps or data, and give those names."""
-        steps: list[str] = []
-        names: list[str] = []
-        for key, value, mark in references(config):
-            node = (settings.get(key) if isinstance(settings, Table) else None) or settings
-            if isinstance(mark, StepName):
-                self._named_step(value, node, mark.kinds, f"'{key}' must be")
-                steps.append(value)
-            else:
-                data_node = self.root.get("data")
-                known = [name.text for name, _ in data_node] if isinstance(data_node, Table) else []
-                if value not in known:
-                    hint = did_you_mean(value, known) or f"add it under `data:` ({stage.name} reads it)"
-                    self.problems.append(node.problem(f"no data is named '{value}'", hint))
-                names.append(value)
-        return tuple(dict.fromkeys(steps)), tuple(dict.fromkeys(names))
+    def _references(self, stage: Stage[Any], settings: Node, at: Node) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Check the settings that name steps or data, whatever else is wrong with the settings; give those names."""
+        steps: dict[str, None] = {}
+        names: dict[str, None] = {}
+        data_node = self.root.get("data")
+        known = [key.text for key, _ in data_node] if isinstance(data_node, Table) else []
+        for key, mark in references(stage.config).items():
+            given = settings.get(key) if isinstance(settings, Table) else None
+            for word, node in _words(given, stage.config.model_fields[key].default, at):
+                if isinstance(mark, StepName):
+                    self._named_step(word, node, mark.kinds, f"'{key}' must be")
+                    steps[word] = None
+                elif word in known:
+                    names[word] = None
+                else:
+                    hint = did_you_mean(word, known) or f"add it under `data:` ({stage.name} reads it)"
+                    self.problems.append(node.problem(f"no data is named '{word}'", hint))
+        return tuple(steps), tuple(names)
+
+
+def _words(given: Node | None, default: object, at: Node) -> list[tuple[str, Node]]:
+    """List the names in a setting, each at its place; those of its default stand at the step itself."""
+    if given is None:
+        named = default if isinstance(default, (list, tuple)) else [default]
+        return [(word, at) for word in named if isinstance(word, str)]
+    nodes = given.items if isinstance(given, Items) else [given]
+    return [(node.text, node) for node in nodes if isinstance(node, Scalar) and not node.null]
 
 
 def _kinds(kinds: Iterable[Kind]) -> str:

@@ -135,7 +135,9 @@ def _settings(config: type[BaseModel], definitions: dict[str, Any]) -> dict[str,
 
 def _default(field: FieldInfo, said: Any) -> Any:
     """Give a default as a recipe would hold it: a value with a text of its own is that text."""
-    spoken = isinstance(field.default, (bool, int, float, str, tuple, list, dict, type(None)))
+    spoken = field.default_factory is not None or isinstance(
+        field.default, (bool, int, float, str, tuple, list, dict, type(None))
+    )
     return said if spoken else str(field.default)
 
 
@@ -172,7 +174,7 @@ def settings(config: type[BaseModel]) -> list[Setting]:
     found = []
     for name, field in config.model_fields.items():
         body = schema["properties"][name]
-        default = "" if field.is_required() or field.default is None else _shown(_default(field, body.get("default")))
+        default = _shown(_default(field, body.get("default")))
         kind = _named(field.annotation, field.metadata) or _words(body, known)
         found.append(Setting(name, kind, default, field.is_required(), field.description or ""))
     return found
@@ -184,7 +186,7 @@ def _shown(value: Any) -> str:
         return ""
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return f"[{', '.join(_shown(item) for item in value)}]"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {_shown(item)}" for key, item in value.items()) + "}"

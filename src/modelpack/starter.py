@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modelpack import registry
+from modelpack import onnx_header, registry
 from modelpack.document import quote
 from modelpack.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 SCHEMA_FILE = "recipe.schema.json"
 
@@ -54,6 +54,8 @@ def write(wish: Wish, output: Path) -> str:
         raise UsageError("a recipe needs a model", then="give --factory file.py:callable, or --onnx FILE")
     if wish.factory and not wish.inputs:
         raise UsageError("a torch model needs its inputs", then="give --input name=batch,3,224,224 for each")
+    if wish.onnx and not wish.inputs:
+        wish = replace(wish, inputs=_known(wish.onnx))
     data = _data(wish.data, output.parent)
     head = f"name: {quote(wish.name)}\n\n" if wish.name else ""
     return "\n".join(
@@ -73,6 +75,15 @@ def write(wish: Wish, output: Path) -> str:
             "",
         ]
     )
+
+
+def _known(path: str) -> tuple[str, ...]:
+    """Read the inputs of an ONNX file."""
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise UsageError("no such file", where=path)
+    inputs = onnx_header.inputs(file)
+    return tuple(f"{name}={','.join(map(str, spec.shape))}:{spec.dtype}" for name, spec in inputs.items())
 
 
 def _model(wish: Wish, base: Path) -> str:

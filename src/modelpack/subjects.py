@@ -2,7 +2,7 @@
 
 ``name`` is the current run of a recipe, ``name@7`` its seventh, ``name:export`` or ``name@7:export`` one step of
 such a run, six or more hexadecimal digits an artifact, and a path an ONNX file. Nothing at all is the newest run that
-succeeded.
+succeeded, and the bare name of a step is that step of it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from modelpack.record import Run
     from modelpack.store import Store
 
+_STEP = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _DIGITS = re.compile(r"[0-9a-f]{6,64}")
 
 
@@ -62,6 +63,12 @@ def find(store: Store, text: str | None = None) -> Subject:
     if _DIGITS.fullmatch(text) and text not in runs.recipes():
         artifact = store.get(text)
         return Subject(artifact.id[:12], artifact=artifact, recipe=artifact.manifest.record.get("name", ""))
+    if text not in runs.recipes() and _STEP.fullmatch(text):
+        newest = runs.newest()
+        if any(item.id == text for item in newest.steps):
+            return Subject(
+                f"{newest.name}:{text}", artifact=store.get(newest.step(text).artifact), recipe=newest.recipe
+            )
     run = runs.get(reference)
     if not colon:
         return Subject(run.name, run=run, recipe=run.recipe)

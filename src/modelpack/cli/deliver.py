@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -207,15 +208,16 @@ def serve(
         modelpack serve quickstart --port 9000
         curl -X POST localhost:9000/predict -d '{"instances": [...]}'
     """
-    from modelpack import subjects
+    from modelpack import inspection, server, subjects
     from modelpack.artifact import Kind
+    from modelpack.container import card as cards
 
     found = subjects.find(call.store, run)
     model = _intact(subjects.model(call.store, found, {Kind.ONNX}))
-    name = found.recipe or "model"
-    card = {"name": name, "version": str(found.run.number) if found.run else "", "artifact": model.id}
-    from modelpack import server
-
+    inside = inspection.contents(model)
+    known = {key: inside[key] for key in ("precision", "parameters", "opset")}
+    version = str(found.run.number) if found.run else "0"
+    card = json.loads(cards.card(model, found.recipe or "model", version, known))
     try:
         code = server.serve(model.path, host=host, port=port, threads=threads, card=card)
     except ImportError as error:

@@ -94,17 +94,21 @@ def schema(
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="Write it there; to standard output when absent."),
     ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Give the same as a text for people.")] = False,
 ) -> None:
     """Give the JSON Schema of recipes, for editors.
 
     Examples:
         modelpack schema --output recipe.schema.json
+        modelpack schema --markdown
     """
+    from modelpack import reference
     from modelpack import schema as schemas
 
-    text = json.dumps(schemas.document(), indent=1, ensure_ascii=False)
+    document = schemas.document()
+    text = reference.markdown().rstrip() if markdown else json.dumps(document, indent=1, ensure_ascii=False)
     if output is None:
-        call.result(json.loads(text), lambda: text)
+        call.result(document, lambda: text)
         return
     try:
         output.write_text(text + "\n", encoding="utf-8")

@@ -29,7 +29,12 @@ class Live:
             console=Console(stderr=True, highlight=False),
             transient=True,
         )
-        self._task = self._bars.add_task("", total=None, pace="", visible=False)
+        self._task, self._label = self._bars.add_task("", total=None, pace="", visible=False), ""
+
+    def _begin(self, label: str, total: int) -> None:
+        self._bars.remove_task(self._task)
+        self._label = label
+        self._task = self._bars.add_task(label, total=total or None, pace="")
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -44,15 +49,15 @@ class Live:
         """Show one event."""
         if isinstance(event, Progress):
             label = f"{event.step}: {event.label}" if event.label else event.step
-            pace = self._pace.of(event)
-            self._bars.update(
-                self._task, description=label, completed=event.done, total=event.total or None, pace=pace, visible=True
-            )
+            if label != self._label:  # a task cannot lose its total, so that other work gets another task
+                self._begin(label, event.total)
+            self._bars.update(self._task, completed=event.done, pace=self._pace.of(event))
             return
         if isinstance(event, StepStarted):
-            self._bars.reset(self._task, description=event.step, total=None, pace="", visible=True)
+            self._begin(event.step, 0)
         elif isinstance(event, StepFinished):
             self._bars.update(self._task, visible=False)
+            self._label = ""
         text = sentence(event, verbose=self._verbose)
         if text:
             self._bars.console.print(text, style=_style(event), markup=False, soft_wrap=True)

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
+from modelpack import onnx_header
 from modelpack.errors import StageError
 from modelpack.numerics import onnxfile, products
 from modelpack.tensors import TensorSpec
@@ -169,13 +170,7 @@ def _tensor(value: ValueInfoProto, *, required: bool) -> dict[str, Any]:
 
 
 def _dimension(tensor: str, axis: int, size: Any) -> int | str:
-    if size.HasField("dim_value") and size.dim_value > 0:
-        return int(size.dim_value)
-    spelled = "".join(char if char.isascii() and char.isalnum() else "_" for char in size.dim_param)
-    if not spelled.strip("_"):
-        cleaned = "".join(char if char.isascii() and char.isalnum() else "_" for char in tensor)
-        spelled = f"{cleaned}_{axis}"
-    return spelled if not spelled[0].isdigit() else f"d{spelled}"
+    return onnx_header.dimension_of(tensor, axis, size.dim_value if size.HasField("dim_value") else 0, size.dim_param)
 
 
 def _layers(graph: GraphProto, shapes: Shapes, tensors: Mapping[str, TensorProto]) -> list[Layer]:
