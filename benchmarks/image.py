@@ -124,10 +124,11 @@ def main() -> None:
             }
         )
     note = (
-        "Unpacked: bytes of the files. Ours is the server with its wheels and the model, above the base image. "
-        "The others are what pip installs for the same Python, before any model or server code, and without a base."
+        "Unpacked: bytes of the files. Ours is the server with its wheels, compiled to bytecode to start at once, "
+        "and the quickstart's model, above the base image. The others are what pip installs for the same Python, not "
+        "compiled, before any model or server code, and without a base."
     )
-    write("image", "The image", rows, [note], f"python benchmarks/image.py {options.archive.name}")
+    write("image", "The image", rows, [note], "python benchmarks/image.py image.tar")
 
 
 if __name__ == "__main__":

@@ -70,15 +70,15 @@ def main() -> None:
     options = parser.parse_args()
     kept = RESULTS / "recipes.json"
     rows = {line["recipe"]: line for line in json.loads(kept.read_text("utf-8"))["rows"]} if kept.exists() else {}
-    for name in options.recipes:
-        rows[name] = row(name, options.assignments)
     note = (
         "Accuracy before and after, on rows that neither training nor calibration saw. Size of the original weights "
         "and of the final `model.onnx`. Speed against what the recipe's `bench` names, the fp32 export, on one thread, "
         "one row at a time. CPU time of the whole recipe in an empty store."
     )
-    ordered = [rows[name] for name in EVERY if name in rows]
-    write("recipes", "The recipes", ordered, [note], "python benchmarks/recipes.py")
+    for name in options.recipes:
+        rows[name] = row(name, options.assignments)
+        ordered = [rows[known] for known in EVERY if known in rows]
+        write("recipes", "The recipes", ordered, [note], "python benchmarks/recipes.py")
 
 
 if __name__ == "__main__":
