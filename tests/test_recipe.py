@@ -64,7 +64,7 @@ def test_everything_wrong_is_reported_at_once_in_reading_order(folder):
         """,
     )
     assert [(line, column) for line, column, _, _ in found] == [
-        (1, 7), (2, 1), (4, 12), (6, 11), (7, 10), (7, 36), (9, 14), (10, 21), (11, 19), (12, 5), (14, 11),
+        (1, 7), (2, 1), (4, 12), (6, 11), (7, 10), (7, 36), (9, 14), (10, 21), (11, 19), (12, 5), (12, 20), (14, 11),
     ]  # fmt: skip
     texts = "\n".join(f"{message} | {hint}" for _, _, message, hint in found)
     assert "unknown key 'nmae' | did you mean 'name'?" in texts

@@ -63,7 +63,9 @@ def resolve(asked: str) -> str:
         raise UsageError(f"no device is called '{asked}'", then=f"use {CHOICES}")
     lacks = cuda_lacks()
     if lacks:
-        raise MissingError(f"CUDA cannot be used here: {'; '.join(lacks)} is missing", then="or use --device cpu")
+        raise MissingError(
+            f"CUDA cannot be used here; missing: {'; '.join(lacks)}", then="bring them, or use --device cpu"
+        )
     index = int(number or 0)
     if index >= cuda_devices():
         raise MissingError(f"there is no CUDA device {index}: this machine has {cuda_devices()}")

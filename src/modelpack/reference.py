@@ -28,9 +28,8 @@ def _lines() -> Iterator[str]:
     yield "#### The top of a recipe"
     yield ""
     head = [(item.name, item.type, item.default, item.help) for item in schema.settings(Head)]
-    yield from _table(
-        ("key", "takes", "default", "meaning"), [*head, *((name, "mapping or list", "", help_) for name, help_ in _KEYS)]
-    )
+    rest = [(name, "mapping or list", "", text) for name, text in _KEYS]
+    yield from _table(("key", "takes", "default", "meaning"), [*head, *rest])
     yield "#### `budget`"
     yield ""
     rows = [
@@ -40,7 +39,8 @@ def _lines() -> Iterator[str]:
     yield from _table(("line", "limit", "takes", "meaning"), rows)
     stages = [registry.stages().get(name) for name in registry.stages().names()]
     for plugin in [item for item in stages if not item.accepts]:
-        yield from _plugin(f"#### `model` with `{'onnx' if 'onnx' in plugin.config.model_fields else 'factory'}`", plugin)
+        key = "onnx" if "onnx" in plugin.config.model_fields else "factory"
+        yield from _plugin(f"#### `model` with `{key}`", plugin)
     for plugin in [item for item in stages if item.accepts]:
         yield from _plugin(f"#### stage `{plugin.name}`", plugin)
     for name in registry.sources().names():

@@ -174,7 +174,7 @@ def settings(config: type[BaseModel]) -> list[Setting]:
     found = []
     for name, field in config.model_fields.items():
         body = schema["properties"][name]
-        default = _shown(_default(field, body.get("default")))
+        default = "" if field.is_required() else _shown(_default(field, body.get("default")))
         kind = _named(field.annotation, field.metadata) or _words(body, known)
         found.append(Setting(name, kind, default, field.is_required(), field.description or ""))
     return found

@@ -58,15 +58,10 @@ class Step:
     node: Node
 
 
-def references(config: StageConfig) -> list[tuple[str, str, StepName | DataName]]:
-    """List the settings that name a step or a data entry: field, name, mark. Optional and listed ones count too."""
-    found = []
-    for key, info in type(config).model_fields.items():
-        mark = next((mark for mark in marks(info.annotation, info.metadata)), None)
-        value = getattr(config, key)
-        if mark is not None and value is not None:
-            found += [(key, item, mark) for item in (value if isinstance(value, (list, tuple)) else [value])]
-    return found
+def references(kind: type[StageConfig]) -> dict[str, StepName | DataName]:
+    """Give the settings of a stage that name a step or a data entry, with what they name."""
+    found = {key: marks(info.annotation, info.metadata) for key, info in kind.model_fields.items()}
+    return {key: said[0] for key, said in found.items() if said}
 
 
 def marks(annotation: Any, metadata: Sequence[Any] = ()) -> list[StepName | DataName]:
