@@ -63,8 +63,8 @@ def _seen(
     dimensions = {name: sizes.get(name, 1) for spec in inputs.values() for name in spec.dynamic.values()}
     batch = dimensions.get(rows.batch_name(inputs) or "", 1)
     try:
-        with onnxfile.loadable(twin) as place:
-            got = runtime.execute(runtime.session(place, threads=1), rows.sample(inputs, batch, 0, dimensions))
+        with onnxfile.loadable(twin) as source:
+            got = runtime.execute(runtime.session(source, threads=1), rows.sample(inputs, batch, 0, dimensions))
     except ModelpackError:
         return {}  # a count that is not known is reported as such
     return {name: tuple(int(size) for size in shape) for name, shape in zip(names, got.values(), strict=True)}
