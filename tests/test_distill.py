@@ -281,7 +281,7 @@ def test_settings_are_checked():
     for wrong in ({}, {"data": "a", "alpha": 2}, {"data": "a", "epochs": 0}, {"data": "a", "task": "none", "alpha": 0}):
         with pytest.raises(ValidationError):
             DistillConfig.model_validate(wrong)
-    assert distill.pays == {"recovery"}
+    assert distill.pays == {"unrecovered"}
 
 
 @pytest.mark.cuda

@@ -190,13 +190,18 @@ def test_bn_scale_needs_batch_norms(tmp_path):
         run_stage(tmp_path, prune, {"importance": "bn_scale"}, model=source)
 
 
-@pytest.mark.parametrize(("labels", "says"), [(True, "task loss (cross_entropy)"), (False, "change of the outputs")])
-def test_taylor_says_what_it_judges(tmp_path, labels, says):
+@pytest.mark.parametrize(
+    ("loss", "says"), [("task", "task loss (cross_entropy)"), ("outputs", "change of the outputs")]
+)
+def test_taylor_says_what_it_judges(tmp_path, loss, says):
     source = imported(tmp_path, "encoder", nets.TOKENS)
     events = []
-    wanted = {"macs": 0.7, "importance": "taylor", "data": "train", "rows": 16}
-    run_stage(tmp_path, prune, wanted, model=source, data={"train": tokens(labels=labels)}, collect=events)
+    wanted = {"macs": 0.7, "importance": "taylor", "data": "train", "rows": 16, "loss": loss}
+    run_stage(tmp_path, prune, wanted, model=source, data={"train": tokens()}, collect=events)
     assert any(says in getattr(event, "text", "") for event in events)
+    if loss == "task":
+        with pytest.raises(StageError, match="needs the column 'label'"):
+            run_stage(tmp_path, prune, wanted, model=source, data={"train": tokens(labels=False)})
 
 
 def test_settings_are_checked():
@@ -264,7 +269,7 @@ def test_any_width_and_target_gives_a_working_model_or_a_reason(width, target, r
 
 
 def test_the_stage_declares_what_it_owes():
-    assert prune.owes == {"recovery"}
+    assert prune.owes == {"unrecovered"}
     assert "macs" in prune.gauges(PruneConfig())
     assert model.accepts == frozenset()
     assert HERE.name == "tests"

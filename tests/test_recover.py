@@ -110,4 +110,4 @@ def test_settings_are_checked():
     for wrong in ({}, {"data": "a", "epochs": -1}, {"data": "a", "lr": 0}, {"data": "a", "labels": "x"}):
         with pytest.raises(ValidationError):
             RecoverConfig.model_validate(wrong)
-    assert recover.pays == {"recovery"}
+    assert recover.pays == {"unrecovered"}

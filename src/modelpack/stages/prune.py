@@ -20,7 +20,12 @@ class PruneConfig(StageConfig):
         "would lose without it (taylor, which reads data).",
     )
     data: DataRef | None = Field(None, description="Rows for importance taylor.")
-    target: str = Field("label", description="Column of the truth; without it, change of the outputs is judged.")
+    loss: Literal["outputs", "task"] = Field(
+        "outputs",
+        description="What importance taylor judges: the change of the outputs, or of the loss against the truth, "
+        "whose slopes say little about a model that fits its data well.",
+    )
+    target: str = Field("label", description="Column of the truth, for loss task.")
     rows: int = Field(512, gt=0, description="Rows that importance taylor reads.")
     keep: tuple[str, ...] = Field((), description="Glob patterns of module paths that must not change.")
     round_to: int = Field(1, gt=0, description="Channels that stay in a layer are a multiple of this.")
@@ -68,7 +73,11 @@ def _taylor(config: PruneConfig, job: Job) -> Any:
 
     assert config.data is not None, "checked when the recipe was read"
     source = job.data[config.data]
-    data = Rows(lambda: job.track(source.batches(), label="rows for importance"), job.inputs, config.target)
+    data = Rows(
+        lambda: job.track(source.batches(), label="rows for importance"),
+        job.inputs,
+        config.target if config.loss == "task" else None,
+    )
     if job.synthetic & {config.data}:
         job.warn(f"importance was measured on invented rows ('{config.data}')")
     taylor, judged = taylor_from(data, config.rows, job.device, job.seed)

@@ -67,19 +67,24 @@ class Taylor:
 
 
 def taylor_from(data: Rows, limit: int, device: str | torch.device, seed: int) -> tuple[Taylor, str]:
-    """Prepare importance `taylor`: the task loss where the data hold the truth, else the change of the outputs.
+    """Prepare importance `taylor`: the task loss where the data bring a target, else the change of the outputs.
 
     Args:
-        data: Inputs and, perhaps, the truth.
+        data: Inputs and, where its target is set, the truth.
         limit: Rows to read at most.
         device: Where the model is.
         seed: Of the random directions in which outputs are judged.
 
     Returns:
         What `prune` needs, and in words what it judges.
+
+    Raises:
+        StageError: When the data hold no rows, or lack their target.
     """
     directions = torch.Generator().manual_seed(seed)
     _, truth = split(data.labelled(), torch.device("cpu"))
+    if data.target is not None and truth is None:
+        raise StageError(f"loss task needs the column '{data.target}', which the data lack", then="set target")
     goal = Goal(losses.task_for(truth))
 
     def batches() -> Iterator[Mapping[str, Tensor]]:
@@ -99,7 +104,7 @@ def taylor_from(data: Rows, limit: int, device: str | torch.device, seed: int) -
             return losses.sensitivity(outputs, directions)
         return losses.task_loss(outputs, batch[TRUTH], goal)
 
-    judged = {"none": "the change of the outputs, as there are no labels"}
+    judged = {"none": "the change of the outputs"}
     return Taylor(batches(), loss), judged.get(goal.task, f"the task loss ({goal.task}) on the labels")
 
 
