@@ -117,6 +117,11 @@ def test_the_files_a_recipe_names_are_there_or_one_of_its_scripts_makes_them(pat
         assert (RECIPES / name).is_file() or (inner[0] == "data" and (RECIPES / folder / makes[folder]).is_file())
 
 
+def test_what_is_generated_from_the_code_is_current():
+    for path, content in module("docs.py").files().items():
+        assert path.read_text() == content, f"{path.name} is out of date: make docs"
+
+
 def test_digits_are_always_split_in_the_same_way_and_no_row_is_on_both_sides():
     data = module("digits/data.py")
     train, test = data.train(), data.test()
