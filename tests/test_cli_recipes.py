@@ -210,28 +210,46 @@ def test_what_a_stage_prints_is_no_result(shell, recipe):
     assert result.err == "COPYING\n"
 
 
+def terminal(shell, *arguments, answers=(), place=None, **environment):
+    """Run a command on a terminal of its own, typing answers; gives what appeared there."""
+    leader, follower = pty.openpty()
+    env = {**os.environ, "PYTHONPATH": str(shell.plugins[0]), "TERM": "xterm", **environment}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "modelpack", *map(str, arguments)],
+        stdin=follower, stdout=follower, stderr=follower, cwd=place,
+        env={name: value for name, value in env.items() if value is not None},
+    )  # fmt: skip
+    os.close(follower)
+    seen = b""
+    waiting = list(answers)
+    while True:
+        try:
+            chunk = os.read(leader, 65536)
+        except OSError:  # the terminal's other side is closed
+            break
+        seen += chunk
+        if waiting and seen.rstrip().endswith((b":", b"]:")):
+            os.write(leader, waiting.pop(0).encode() + b"\n")
+            seen += b"\n"
+    os.close(leader)
+    assert process.wait(timeout=60) == 0, seen
+    return seen
+
+
+def test_init_asks_on_a_terminal(shell, tmp_path):
+    (tmp_path / "net.py").write_text("def build():\n    return None\n")
+    answers = ["net.py:build", "", "image=batch,3,8,8 mask=batch,8:int64", ""]
+    seen = terminal(shell, "init", answers=answers, place=tmp_path)
+    assert b"wrote recipe.yaml" in seen
+    text = (tmp_path / "recipe.yaml").read_text()
+    assert "mask: {shape: [batch, 8], dtype: int64}" in text
+    assert "  sample: {random: {rows: 64}}" in text
+    assert shell("check", tmp_path / "recipe.yaml").code == 0
+
+
 def test_events_are_drawn_on_a_terminal_and_plain_elsewhere(shell, recipe):
     def on_terminal(**environment):
-        leader, follower = pty.openpty()
-        env = {**os.environ, "PYTHONPATH": str(shell.plugins[0]), "TERM": "xterm", **environment}
-        env = {name: value for name, value in env.items() if value is not None}
-        process = subprocess.Popen(
-            [sys.executable, "-m", "modelpack", "compress", str(recipe), "--force", "copy"],
-            stdout=follower, stderr=follower, stdin=follower, env=env,
-        )  # fmt: skip
-        os.close(follower)
-        seen = b""
-        while True:
-            try:
-                chunk = os.read(leader, 65536)
-            except OSError:
-                break
-            if not chunk:
-                break
-            seen += chunk
-        os.close(leader)
-        assert process.wait(timeout=60) == 0, seen
-        return seen
+        return terminal(shell, "compress", recipe, "--force", "copy", **environment)
 
     assert b"\x1b[" in on_terminal(CI=None, NO_COLOR=None)
     for plain in ({"NO_COLOR": "1", "CI": None}, {"CI": "true"}, {"TERM": "dumb", "CI": None}):

@@ -1,13 +1,15 @@
 """What users read: overview, help, figures, tables, progress, and errors of the command line itself."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from commands import Shell, install_copy, write_recipe
 from modelpack import registry
-from modelpack.cli import command, console, quantities, tables
+from modelpack.cli import call, command, console, quantities, tables
 from modelpack.events import BudgetChecked, Metric, Note, Progress, RunFinished, RunStarted, StepFinished, StepStarted
 
 NAMES = [name for entries in command.CONTENTS.values() for name, _, _ in entries]
@@ -94,6 +96,29 @@ def test_a_device_that_is_not_there_exits_4(shell, tmp_path):
     assert shell("compress", recipe, "--device", "gpu").code == 2
 
 
+def test_odd_outputs_are_survived(shell, tmp_path):
+    """A closed or full standard output, and one that cannot hold our signs."""
+    command = f"{sys.executable} -m modelpack stages evaluate"
+    for suffix, code in ((">&-", 0), (">/dev/full", 4), ("2>&-", 0), ("| true", 0)):
+        done = subprocess.run(["sh", "-c", f"{command} {suffix}"], capture_output=True, text=True, check=False)
+        assert done.returncode == code, suffix
+        assert "Traceback" not in done.stderr
+        assert "Exception ignored" not in done.stderr
+    plain = shell.spawn("stages", "quantize", PYTHONIOENCODING="ascii")
+    assert plain.code == 0
+    assert "?" in plain.out
+
+
+def test_completion_can_be_installed(shell, tmp_path):
+    result = shell.spawn(
+        "--install-completion", "bash", HOME=str(tmp_path), _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1"
+    )
+    assert result.code == 0, result.err
+    assert "modelpack" in (tmp_path / ".bashrc").read_text()
+    commands = shell.spawn(_MODELPACK_COMPLETE="complete_bash", COMP_WORDS="modelpack ro", COMP_CWORD="1")
+    assert commands.out.split() == ["rollback"]
+
+
 def test_details_come_with_v(shell, tmp_path):
     assert "Traceback" not in shell("show").err
     assert "Traceback" in shell("show", "-v").err
@@ -151,6 +176,13 @@ def test_a_table_fits_the_terminal_and_loses_nothing(monkeypatch):
     assert "".join(line[6:37].strip() for line in text.splitlines()[2:]) == path
     assert tables.table(("a",), []) != ""
     assert tables.width("héllo 世界") == 10
+
+
+def test_json_holds_no_figure_that_is_no_number():
+    assert (
+        call.encode({"a": [float("nan"), 1.5, (float("inf"),)], "b": Path("x")})
+        == '{"a": [null, 1.5, [null]], "b": "x"}'
+    )
 
 
 class Clock:

@@ -75,6 +75,13 @@ class Summary:
     warnings: tuple[tuple[str, str], ...] = ()
     image: Image | None = None
 
+    @property
+    def next(self) -> str:
+        """The command that goes on from here: look at what cannot be served, package what is not, serve the rest."""
+        if not any(step.kind == Kind.ONNX for step in self.run.steps):
+            return f"show {self.run.name}"
+        return f"build {self.run.name}" if self.image is None else f"serve {self.run.recipe}"
+
     def to_json(self) -> dict[str, Any]:
         """Give it as a JSON object."""
         image = self.image
@@ -87,6 +94,7 @@ class Summary:
             "changes": [{"metric": item.metric, "before": item.before, "after": item.after} for item in self.changes],
             "budget": [dict(line) for line in self.run.budget],
             "warnings": [{"step": step, "text": text} for step, text in self.warnings],
+            "next": self.next,
             "image": asdict(image) if image else None,
         }
 

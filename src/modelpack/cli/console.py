@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TextIO
 
 from modelpack.cli import quantities
-from modelpack.cli.call import out
+from modelpack.cli.call import encode, out
 from modelpack.events import (
     BudgetChecked,
     Event,
@@ -37,7 +36,7 @@ class Stream:
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
-        out(json.dumps(event.to_json(), ensure_ascii=False, default=str), self.results)
+        out(encode(event.to_json()), self.results)
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import traceback
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from modelpack.cli.call import PipeClosed, out
+from modelpack.cli.call import PipeClosed, encode, out
 from modelpack.errors import ModelpackError, RecipeError
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ def report(error: BaseException, arguments: Sequence[str]) -> int:
         raise error
     if _asked(arguments, "--json"):
         try:
-            out(json.dumps({"error": body, "exit_code": code}, ensure_ascii=False))
+            out(encode({"error": body, "exit_code": code}))
         except PipeClosed:
             return 141
     if code == 1 or (_asked(arguments, "--verbose", "-v") and isinstance(error, Exception)):

@@ -38,7 +38,7 @@ def summary(found: Summary, typed: Typed) -> str:
         budget(run.budget),
         heading("warnings", warnings),
         image(found.image) if found.image else "",
-        facts({"next": typed(_next(found))}),
+        facts({"next": typed(found.next)}),
     )
 
 
@@ -49,11 +49,6 @@ def _change(item: Change) -> tuple[str, str, str, str]:
     if item.metric in ("model_bytes", "parameters", "mac_count"):
         return (item.label, before, after, quantities.ratio(item.before, item.after))
     return (item.label, before, after, quantities.shift(item.metric, item.before, item.after))
-
-
-def _next(found: Summary) -> str:
-    name = found.run.name if found.image is None else found.run.recipe
-    return f"serve {name}" if found.image else f"build {name}"
 
 
 def image(found: Image) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from modelpack.cli import pages
-from modelpack.cli.call import Call, out
+from modelpack.cli.call import Call, encode, out
 from modelpack.cli.command import DeviceOption, RecipeArgument, SetOption, UntilOption
 from modelpack.errors import BudgetError, UsageError
 from modelpack.events import BudgetChecked
@@ -62,7 +62,7 @@ def compress(
         raise
     found = summary.summarize(run, call.store)
     if call.json:
-        out(json.dumps({"event": "summary", **found.to_json()}, ensure_ascii=False))
+        out(encode({"event": "summary", **found.to_json()}))
     elif not call.quiet:
         out(pages.summary(found, call.typed))
 
