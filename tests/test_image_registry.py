@@ -45,10 +45,12 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in dict(headers).items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Content-Length", str(len(data) + self.server.state["promised"]))
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(data)
+        if self.server.state["promised"]:
+            self.close_connection = True
 
     def log_message(self, *_):
         """Say nothing."""
@@ -63,7 +65,7 @@ class Server(ThreadingHTTPServer):
 def small():
     """A registry in a thread: its state, and its host:port."""
     server = Server(("127.0.0.1", 0), Handler)
-    server.state = {"answers": {}, "seen": [], "password": ""}
+    server.state = {"answers": {}, "seen": [], "password": "", "promised": 0}
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield server.state, f"127.0.0.1:{server.server_port}"
@@ -190,6 +192,14 @@ def test_other_answers_of_a_registry_are_told(small, tmp_path):
         base_of(host, tmp_path)
     state["answers"]["/v2/a/b/manifests/1"] = (200, b'{"config":{"digest":"sha256:x","size":-1}}')
     with pytest.raises(StageError, match="without a usable digest and size"):
+        base_of(host, tmp_path)
+
+
+def test_a_connection_that_breaks_is_told(small, tmp_path):
+    state, host = small
+    publish(state)
+    state["promised"] = 5
+    with pytest.raises(MissingError, match="connection to the registry broke"):
         base_of(host, tmp_path)
 
 

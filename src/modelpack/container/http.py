@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urljoin, urlsplit
 
 from modelpack.container.blob import MAX_JSON, Blob, Part
-from modelpack.errors import MissingError, StageError, UsageError
+from modelpack.errors import MissingError, ModelpackError, StageError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Generator, Mapping
 
     import requests
 
@@ -83,12 +84,13 @@ class Registry:
         url = urljoin(self._root, path)
         response = self._once(method, url, headers or {}, body)
         if response.status_code == 401 and self._same_host(url):
+            response.close()
             self._authorization = self._authorize(response.headers.get("WWW-Authenticate", ""))
             response = self._once(method, url, headers or {}, body)
         if response.status_code in allow:
             return response
-        self._refuse(method, url, response)
-        return response
+        response.close()
+        raise self._refusal(method, url, response.status_code)
 
     def _once(self, method: str, url: str, headers: Mapping[str, str], body: Blob | bytes | None) -> requests.Response:
         import requests
@@ -113,17 +115,18 @@ class Registry:
     def _same_host(self, url: str) -> bool:
         return urlsplit(url)[:2] == urlsplit(self._root)[:2]
 
-    def _refuse(self, method: str, url: str, response: requests.Response) -> None:
-        status, where = response.status_code, str(self.name)
+    def _refusal(self, method: str, url: str, status: int) -> ModelpackError:
+        """Say what a status code means for the user."""
+        where = str(self.name)
         if status == 404:
-            raise UsageError("the registry has no such image", where=where, then=f"{method} {url} gave 404")
+            return UsageError("the registry has no such image", where=where, then=f"{method} {url} gave 404")
         if status in (401, 403):
-            raise MissingError(
+            return MissingError(
                 "the registry refuses: it wants other credentials",
                 where=where,
                 then=f"docker login {self.name.registry}  (a private image that does not exist looks the same)",
             )
-        raise MissingError(f"the registry answers {status} to {method} {url}", where=where)
+        return MissingError(f"the registry answers {status} to {method} {url}", where=where)
 
     def _authorize(self, challenge: str) -> str:
         """Answer a challenge: basic credentials, or a token fetched with them (or without, for public images)."""
@@ -165,6 +168,23 @@ class Registry:
         return token
 
 
+def received(response: requests.Response, where: str) -> Generator[bytes]:
+    """Give an answer's body piece by piece, and close it.
+
+    Raises:
+        MissingError: When the connection breaks.
+    """
+    import requests
+
+    with response:
+        try:
+            yield from response.iter_content(1 << 20)
+        except requests.RequestException as error:
+            raise MissingError(
+                f"the connection to the registry broke: {_short(error)}", where=where, then=_ADVICE
+            ) from error
+
+
 def limited(response: requests.Response, limit: int, where: str) -> bytes:
     """Read an answer's body of at most `limit` bytes.
 
@@ -172,10 +192,11 @@ def limited(response: requests.Response, limit: int, where: str) -> bytes:
         StageError: When it is longer.
     """
     data = b""
-    for piece in response.iter_content(1 << 16):
-        data += piece
-        if len(data) > limit:
-            raise StageError(f"the registry sent more than {limit} bytes where a manifest is expected", where=where)
+    with contextlib.closing(received(response, where)) as pieces:
+        for piece in pieces:
+            data += piece
+            if len(data) > limit:
+                raise StageError(f"the registry sent more than {limit} bytes where a manifest is expected", where=where)
     return data
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import tempfile
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from modelpack import canonical
 from modelpack.container import layout
 from modelpack.container.blob import MAX_JSON, Blob
-from modelpack.container.http import Registry, limited
+from modelpack.container.http import Registry, limited, received
 from modelpack.container.reference import DIGEST, ImageName
 from modelpack.errors import MissingError, StageError
 
@@ -97,12 +98,12 @@ def _download(registry: Registry, descriptor: Any, cache: Path) -> None:
     path = _place(cache, str(digest))
     if path.is_file() and path.stat().st_size == size:
         return
-    response = registry.send("GET", f"blobs/{digest}")
+    pieces = received(registry.send("GET", f"blobs/{digest}"), where)
     path.parent.mkdir(parents=True, exist_ok=True)
     hasher, left = hashlib.sha256(), size
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as draft:
+    with contextlib.closing(pieces), tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as draft:
         try:
-            for piece in response.iter_content(1 << 20):
+            for piece in pieces:
                 hasher.update(piece)
                 left -= len(piece)
                 if left < 0:
