@@ -124,9 +124,11 @@ class Branch(torch.nn.Module):
         return self.layer(x) if x.sum() > 0 else x
 class Pinned(torch.nn.Module):
     def forward(self, x):
-        return x + torch.arange(x.shape[1]) if x.shape[1] % 2 == 0 else x
+        return x * 2 if x.shape[1] > 100 else x + x.shape[1]
 def branch():
     return Branch()
+def pinned():
+    return Pinned()
 """
 
 
@@ -137,6 +139,13 @@ def test_control_flow_that_depends_on_values_is_refused_with_torchs_reason(tmp_p
         run_stage(tmp_path, export_stage, {}, model=source)
     assert "must not depend on the values" in caught.value.then
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_branch_on_a_size_is_said_to_limit_the_graph(tmp_path):
+    (tmp_path / "bad.py").write_text(BAD)
+    source = torch_artifact(tmp_path, "bad.py:pinned", {"x": {"shape": ["batch", "width"]}}, base=tmp_path)
+    made = run_stage(tmp_path, export_stage, {}, model=source)
+    assert any("width = 1 to 100 only" in text for text in made.manifest.record["warnings"])
 
 
 @pytest.fixture

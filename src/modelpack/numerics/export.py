@@ -29,16 +29,24 @@ if TYPE_CHECKING:
 
 _PREFIX = "module."
 _RESERVED = "modelpack."
+_ENDLESS = 2**31
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _COLOR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass(frozen=True)
 class Exported:
-    """An ONNX graph, its nodes named by the module they come from, and the torch program it was translated from."""
+    """An ONNX graph, its nodes named by the module they come from.
+
+    Attributes:
+        model: The graph.
+        program: The torch program that it was translated from.
+        limits: Dynamic dimension → the sizes for which the graph holds, where the model's code branches on the size.
+    """
 
     model: ModelProto
     program: ExportedProgram
+    limits: Mapping[str, str]
 
 
 class _Positional(nn.Module):
@@ -99,7 +107,32 @@ def export(
             f"asked for opset {opset}, the exporter could only give {onnxfile.opset(model)}",
             then=f"set `opset: {onnxfile.opset(model)}`",
         )
-    return Exported(_tidied(model, list(inputs), outputs), program.exported_program)
+    limits = _limits(program.exported_program, inputs)
+    return Exported(_tidied(model, list(inputs), outputs), program.exported_program, limits)
+
+
+def _limits(program: ExportedProgram, inputs: Mapping[str, TensorSpec]) -> dict[str, str]:
+    """Find the sizes that torch assumed for dynamic dimensions: it follows one branch of ``if size > 100``.
+
+    Raises:
+        StageError: When it assumed a single size.
+    """
+    shapes = {node.name: node.meta["val"].shape for node in program.graph.nodes if node.op == "placeholder"}
+    found: dict[str, str] = {}
+    for name, (key, spec) in zip(program.graph_signature.user_inputs, inputs.items(), strict=True):
+        for axis, dimension in spec.dynamic.items():
+            size = shapes[name][axis]
+            if isinstance(size, int):
+                raise StageError(
+                    f"the model's code works for one size of '{dimension}' only: {size}",
+                    where=key,
+                    then=f"declare {size} instead of '{dimension}' in `inputs:`",
+                )
+            bounds = program.range_constraints.get(size.node.expr)
+            if bounds is not None and (bounds.lower > 2 or bounds.upper < _ENDLESS):
+                upper = f"to {bounds.upper}" if bounds.upper < _ENDLESS else "and more"
+                found[dimension] = f"{max(1, int(bounds.lower))} {upper}"
+    return found
 
 
 def _reason(error: BaseException) -> str:
