@@ -115,6 +115,18 @@ def test_forcing_runs_one_step_again(shell, recipe):
     assert "did you mean 'copy'?" in wrong.err
 
 
+def test_a_run_can_end_early_but_not_before_its_budget_is_checked(shell, recipe):
+    early = shell("compress", recipe, "--until", "model")
+    assert early.code == 2
+    assert "end with 'copy' or later" in early.err
+    recipe.write_text(recipe.read_text().replace("budget: {accuracy_drop: 0.01, size: 110%}\n", ""))
+    assert "1 of 1 steps to run" in shell("plan", recipe, "--until", "model").out
+    assert "1 of 1 steps executed" in shell("compress", recipe, "--until", "model").out
+    wrong = shell("compress", recipe, "--until", "mdel")
+    assert wrong.code == 2
+    assert "did you mean 'model'?" in wrong.err
+
+
 def test_a_missed_budget_exits_3_with_its_table(shell, recipe):
     result = shell("compress", recipe, "--set", "stages.copy.drop=0.02")
     assert result.code == 3
