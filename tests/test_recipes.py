@@ -153,7 +153,7 @@ def test_training_digits_lowers_the_loss_and_writes_weights_that_fit(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_quickstart_keeps_its_promises(tmp_path):
+def test_the_quickstart_keeps_its_promises_and_gives_the_same_artifacts_twice(tmp_path):
     steps = compressed(copied("quickstart.yaml", "digits", tmp_path))
     assert list(steps) == ["model", "prune", "distill", "export", "optimize", "quantize", "evaluate", "bench"]
     figures = steps["evaluate"]["metrics"]
@@ -162,6 +162,10 @@ def test_the_quickstart_keeps_its_promises(tmp_path):
     assert figures["accuracy_drop"] <= 0.01
     assert steps["model"]["metrics"]["model_bytes"] >= 4 * steps["quantize"]["metrics"]["model_bytes"]
     assert steps["prune"]["metrics"]["macs"] == pytest.approx(0.5, abs=0.02)
+    again = compressed(copied("quickstart.yaml", "digits", tmp_path / "elsewhere"))
+    assert {name: step["artifact"] for name, step in again.items()} == {
+        name: step["artifact"] for name, step in steps.items()
+    }
 
 
 def test_an_idx_file_is_read_by_its_header_and_anything_else_is_refused(tmp_path, monkeypatch):
