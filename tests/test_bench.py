@@ -16,7 +16,6 @@ from pydantic import ValidationError
 from modelpack import canonical, errors
 from modelpack.errors import MissingError, StageError
 from modelpack.events import Note, Progress
-from modelpack.numerics import graph as graphs
 from modelpack.numerics.measure import bench, children, memory, subjects, work
 from modelpack.numerics.measure.figures import Settings
 from modelpack.numerics.measure.subjects import Subject
@@ -228,7 +227,6 @@ def test_work_is_counted_where_shape_inference_gives_up(tmp_path):
     path = tmp_path / "cut.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
     subject = Subject.of_file(path, "cut")
-    assert graphs.facts(onnx.load(path), {"batch": 2, "length": 9}).uncounted == ("product",)
     assert work.macs_per_row(subject, {"x": np.ones((2, 9, 1), np.float32)}) == 9 * 6 // 2
 
 

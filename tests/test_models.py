@@ -90,6 +90,22 @@ def test_an_artifact_rebuilds_after_the_user_s_file_is_gone(tmp_path):
     assert models.load(artifact).stem.out_channels == 8
 
 
+def test_a_model_that_cannot_take_one_row_or_gives_nan_is_told(tmp_path):
+    (tmp_path / "odd.py").write_text(
+        "from torch import nn\n\n"
+        "class Pairs(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.layer = nn.Linear(4, 8)\n"
+        "    def forward(self, x):\n        return self.layer(x).view(-1, 16) * float('nan')\n"
+    )
+    events = []
+    settings = {"factory": "odd.py:Pairs", "inputs": {"x": {"shape": ["batch", 4]}}}
+    artifact = run_stage(tmp_path, model, settings, collect=events)
+    assert artifact.metrics["mac_count"] == 32
+    assert artifact.manifest.record["warnings"] == [
+        "output 'output' holds NaN or infinity on made-up inputs: are the weights and the ranges right?"
+    ]
+
+
 def test_outputs_follow_dynamic_dimensions(tmp_path):
     described = imported(tmp_path, "encoder", nets.TOKENS).read_json("signature.json")
     assert described["outputs"] == {

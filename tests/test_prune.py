@@ -138,6 +138,22 @@ def test_recurrent_layers_are_left_alone_with_a_note(tmp_path):
     assert "GRU" in caught.value.then
 
 
+def test_layers_before_a_recurrent_one_shrink_but_for_what_it_reads():
+    class Audio(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Conv1d(2, 16, 5, padding=2)
+            self.second = nn.Conv1d(16, 12, 5)
+            self.lstm = nn.LSTM(12, 6, batch_first=True)
+
+        def forward(self, wave):
+            return self.lstm(functional.relu(self.second(functional.relu(self.first(wave)))).transpose(1, 2))[0]
+
+    pruned = pruning.prune(Audio().eval(), {"wave": torch.randn(2, 2, 32)}, keep_macs=0.6, method="l2")
+    assert pruned.module.first.out_channels == pruned.module.second.in_channels < 16
+    assert pruned.module.second.out_channels == 12
+
+
 def test_fused_attention_is_left_alone_and_its_feed_forward_is_pruned(tmp_path):
     source = imported(tmp_path, "torch_encoder", {"tokens": {"shape": ["batch", "n", 16]}})
     pruned = run_stage(tmp_path, prune, {"macs": 0.8}, model=source)

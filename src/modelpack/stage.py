@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
@@ -9,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from modelpack.artifact import Artifact, Kind
 from modelpack.bind import config_type
+from modelpack.errors import StageError
 from modelpack.events import Emit, Metric, Note, Progress
 
 if TYPE_CHECKING:
@@ -85,7 +87,14 @@ class Job:
         return self.model
 
     def metric(self, name: str, value: float | str) -> None:
-        """Record one figure; a name that the recipe's budget knows is checked against it."""
+        """Record one figure; a name that the recipe's budget knows is checked against it.
+
+        Raises:
+            StageError: For NaN or infinity: a model that gives them has failed, and no budget could judge it.
+        """
+        if isinstance(value, float) and not math.isfinite(value):
+            then = "the model's outputs, or the data, are not finite numbers"
+            raise StageError(f"measured {name} = {value}", then=then)
         self.metrics[name] = value
         self.emit(Metric(self.step, name, value))
 

@@ -106,17 +106,16 @@ class Facts:
         return {**asdict(self), "uncounted": list(self.uncounted), "layers": [asdict(item) for item in self.layers]}
 
 
-def facts(model: ModelProto, sizes: Mapping[str, int] | None = None, known: Shapes | None = None) -> Facts:
+def facts(model: ModelProto, sizes: Mapping[str, int] | None = None) -> Facts:
     """Describe a model.
 
     Args:
         model: Any ONNX model.
         sizes: Sizes of named dimensions; 1 where absent.
-        known: Shapes of values that inference does not reach, such as those seen in a run.
     """
     described = signature(model)
     inputs = {name: TensorSpec.model_validate(spec) for name, spec in described["inputs"].items()}
-    shapes = products.shapes(model, inputs, sizes or {}) | dict(known or {})
+    shapes = products.shapes(model, inputs, sizes or {})
     tensors = {item.name: item for inner in onnxfile.graphs(model.graph) for item in inner.initializer}
     layers = tuple(_layers(model.graph, shapes, tensors))
     weights = _weights(model.graph, tensors)

@@ -22,10 +22,18 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from modelpack.tensors import TensorSpec
+
 
 def count(module: nn.Module, feed: Mapping[str, Tensor]) -> int:
     """Count the multiply-accumulates of one forward pass over `feed`."""
     return count_by_module(module, feed)[""]
+
+
+def per_row(module: nn.Module, feed: Mapping[str, Tensor], inputs: Mapping[str, TensorSpec]) -> int:
+    """Count the multiply-accumulates of one row of `feed`; of the whole of it where the number of rows is fixed."""
+    sizes = [len(feed[name]) for name, spec in inputs.items() if 0 in spec.dynamic]
+    return count(module, feed) // (sizes[0] if sizes else 1)
 
 
 def count_by_module(module: nn.Module, feed: Mapping[str, Tensor]) -> dict[str, int]:

@@ -139,6 +139,13 @@ def example(
     return tensors(signatures.example(module, inputs, count, seed, call), device)
 
 
+def not_finite(module: nn.Module, feed: Mapping[str, Tensor]) -> list[str]:
+    """Name the outputs that hold NaN or infinity on these inputs."""
+    with torch.inference_mode():
+        outputs = call(module, feed)
+    return [name for name, value in outputs.items() if not torch.isfinite(value).all()]
+
+
 def expect_same_inputs(one: Artifact, other: Artifact) -> None:
     """Check that two models read the same inputs, as a teacher and its student must.
 

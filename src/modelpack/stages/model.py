@@ -90,9 +90,11 @@ def model(config: ModelConfig, job: Job) -> None:
         job.note(note)
     if config.weights is None:
         job.note("no weights are given: the model keeps those that its factory makes")
-    feed = models.example(module, config.inputs, 1, job.seed)
+    feed = models.example(module, config.inputs, 2, job.seed)
+    for name in models.not_finite(module, feed):
+        job.warn(f"output '{name}' holds NaN or infinity on made-up inputs: are the weights and the ranges right?")
     job.metric("parameters", models.parameter_count(module))
-    job.metric("mac_count", macs.count(module, feed))
+    job.metric("mac_count", macs.per_row(module, feed, config.inputs))
 
 
 def _inputs(config: OnnxModelConfig) -> dict[str, TensorSpec]:

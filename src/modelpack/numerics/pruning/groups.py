@@ -104,8 +104,8 @@ def find(module: nn.Module, feed: Mapping[str, Tensor], keep: frozenset[str]) ->
     for parameter in traced.parameters():
         if parameter.is_floating_point():
             parameter.requires_grad_()
-    opaque = tracing.cut_at_opaque(traced)
-    graph = tracing.trace(traced, feed)
+    opaque, ends = tracing.cut_at_opaque(traced)
+    graph = tracing.trace(traced, feed, ends)
     names = {child: path for path, child in traced.named_modules()}
     names |= {parameter: path for path, parameter in traced.named_parameters()}
     groups, left = [], dict(opaque)

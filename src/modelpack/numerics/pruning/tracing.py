@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 import torch_pruning
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from modelpack.errors import StageError
 from modelpack.numerics import models
@@ -39,15 +39,22 @@ class Link(NamedTuple):
     indices: tuple[Index, ...]
 
 
-def trace(module: nn.Module, feed: Mapping[str, Tensor]) -> Any:
+def trace(module: nn.Module, feed: Mapping[str, Tensor], ends: list[Tensor]) -> Any:
     """Build torch-pruning's dependency graph of a module.
+
+    Args:
+        module: Cut by `cut_at_opaque`.
+        feed: Inputs for one forward pass.
+        ends: The list that `cut_at_opaque` gave.
 
     Raises:
         StageError: When it cannot.
     """
 
     def forward(model: nn.Module, example: Mapping[str, Tensor]) -> list[Tensor]:
-        return [value for value in models.call(model, example).values() if value.grad_fn is not None]
+        ends.clear()
+        outputs = models.call(model, example).values()
+        return [value for value in (*outputs, *ends) if value.grad_fn is not None]
 
     try:
         # Its doubts about a layer are settled later by trying, one group at a time.
@@ -61,15 +68,27 @@ def trace(module: nn.Module, feed: Mapping[str, Tensor]) -> Any:
         ) from error
 
 
-def cut_at_opaque(module: nn.Module) -> dict[str, str]:
-    """Make recurrent and fused attention layers ends of the trace: what lies inside cannot be cut from outside."""
+def cut_at_opaque(module: nn.Module) -> tuple[dict[str, str], list[Tensor]]:
+    """Make recurrent and fused attention layers ends of the trace: what lies inside cannot be cut from outside.
+
+    Returns:
+        Why each was left alone, and a list that every forward pass fills with what these layers read, so that the
+        trace goes on before them.
+    """
     found = {path: layer for path, layer in module.named_modules() if isinstance(layer, OPAQUE)}
+    ends: list[Tensor] = []
+
+    def note(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        ends.extend(value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor))
+
     for layer in found.values():
+        layer.register_forward_pre_hook(note, with_kwargs=True)
         layer.register_forward_hook(lambda _layer, _inputs, output: tree_map(_leaf, output))
-    return {
+    reasons = {
         path: f"{type(layer).__name__} layers are left alone, and so is what feeds them"
         for path, layer in found.items()
     }
+    return reasons, ends
 
 
 def _leaf(value: object) -> object:
