@@ -17,8 +17,7 @@ def generated() -> dict[str, str]:
     pyproject = (package / "pyproject.toml").read_text().partition("[project.entry-points")
     return {
         "plugin": (
-            f"```python\n{(package / 'modelpack_operators.py').read_text()}```\n\n"
-            f"```toml\n{''.join(pyproject[1:])}```"
+            f"```python\n{(package / 'modelpack_operators.py').read_text()}```\n\n```toml\n{''.join(pyproject[1:])}```"
         ),
         "reference": reference.markdown().strip(),
     }
