@@ -261,7 +261,7 @@ def test_the_stage_records_figures_outside_the_identity(tmp_path):
     first, second = (run_stage(tmp_path / place, bench_stage, asked, **given) for place in ("one", "two"))
     assert first.id == second.id
     assert first.read_json("bench.json")["against"] == large.id
-    assert set(first.metrics) == {"latency_ms", "rows_per_second", "speedup"}
+    assert set(first.metrics) == {"latency_ms", "latency_ms_reference", "rows_per_second", "speedup"}
     found = first.manifest.record["results"]["bench"]
     ratio = next(cell["ratio"] for cell in found["cells"] if cell["subject"] == "onnx_model")
     assert first.metrics["speedup"] == (ratio["value"] if ratio["verdict"] != "no difference shown" else 1)

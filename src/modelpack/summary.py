@@ -22,8 +22,12 @@ COMPARED = (
 )
 """Figures that both the first and a later model have: label, metric."""
 
-AGAINST = ("accuracy", "top5", "precision", "recall", "f1", "auroc", "mse", "mae", "r2", "pearson", "spearman")
-"""Figures that an evaluation gives for the model and, as ``<name>_reference``, for what it is compared with."""
+AGAINST = (
+    *((name, name) for name in ("accuracy", "top5", "precision", "recall", "f1", "auroc", "mse", "mae", "r2")),
+    *((name, name) for name in ("pearson", "spearman")),
+    ("latency", "latency_ms"),
+)
+"""Figures given for the model and, as ``<metric>_reference``, for what it was compared with: label, metric."""
 
 ALONE = (
     ("multiply-adds kept", "macs"),
@@ -31,7 +35,6 @@ ALONE = (
     ("cosine", "cosine"),
     ("signal to noise", "sqnr_db"),
     ("spearman of pairs", "spearman_pairs"),
-    ("latency", "latency_ms"),
     ("speedup", "speedup"),
 )
 """Figures of the result alone: label, metric."""
@@ -137,7 +140,11 @@ def changes(steps: Sequence[StepRun]) -> list[Change]:
         for label, metric in COMPARED
         if metric in first and metric in latest
     ]
-    found += [Change(name, name, latest.get(f"{name}_reference"), latest[name]) for name in AGAINST if name in latest]
+    found += [
+        Change(label, metric, latest.get(f"{metric}_reference"), latest[metric])
+        for label, metric in AGAINST
+        if metric in latest
+    ]
     found += [Change(label, name, None, latest[name]) for label, name in ALONE if name in latest]
     return found
 

@@ -146,7 +146,7 @@ _UNITS: tuple[tuple[re.Pattern[str], Callable[[float], str]], ...] = (
         ),
         percent,
     ),
-    (re.compile(r"_ms$"), lambda value: f"{significant(value)} ms"),
+    (re.compile(r"_ms(_reference)?$"), lambda value: f"{significant(value)} ms"),
     (re.compile(r"seconds$"), duration),
     (re.compile(r"^speedup$|_ratio$"), lambda value: f"{significant(value)}×"),
     (re.compile(r"_db$"), lambda value: f"{value:.1f} dB"),

@@ -92,6 +92,7 @@ def bench(config: BenchConfig, job: Job) -> None:
     job.metric("rows_per_second", cell.rows_per_second)
     if cell.ratio is not None:
         job.note(f"against {config.against}: {cell.ratio.sentence()}")
+        job.metric("latency_ms_reference", found.cell(settings.reference).times.p50)
         job.metric("speedup", cell.ratio.claim)
     job.result("bench", found.to_json())
     asked = {"model": job.source.id, "against": reference.id if reference is not None else None}
