@@ -26,7 +26,12 @@ def code(module):
     tree = ast.parse((path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text())
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+        if (
+            isinstance(body, list)
+            and body
+            and isinstance(body[0], ast.Expr)
+            and isinstance(body[0].value, ast.Constant)
+        ):
             body[0].value = ast.Constant("")
     return ast.unparse(tree)
 
@@ -55,7 +60,9 @@ def now():
 @pytest.mark.parametrize("name", sorted(json.loads(KEPT.read_text())) if KEPT.exists() else [])
 def test_a_stage_that_changed_has_a_new_version_or_was_accepted(now, name):
     kept = json.loads(KEPT.read_text())[name]
-    assert now[name] == kept, f"{name} changed: raise its version if results may differ, then `python tests/test_versions.py`"
+    assert now[name] == kept, (
+        f"{name} changed: raise its version if results may differ, then `python tests/test_versions.py`"
+    )
 
 
 def test_every_plugin_is_kept(now):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from modelpack.cli import quantities
-from modelpack.cli.quantities import MISSING, figure
+from modelpack.cli.quantities import MISSING, figure, moment
 from modelpack.cli.tables import facts, heading, page, table
 
 if TYPE_CHECKING:
@@ -104,8 +104,8 @@ def runs(found: Sequence[Run], current: Mapping[str, int]) -> str:
         mark = "current" if current.get(run.recipe) == run.number else ""
         executed = sum(not step.cached for step in run.steps)
         took = quantities.duration(run.seconds)
-        rows.append((run.name, run.status, mark, run.started, took, f"{executed}/{len(run.steps)}", sizes))
-    return table(("run", "status", "", "started", "took", "executed", "model"), rows, right=(4, 5))
+        rows.append((run.name, run.status, mark, moment(run.started), took, f"{executed}/{len(run.steps)}", sizes))
+    return table(("run", "status", "", "started (UTC)", "took", "executed", "model"), rows, right=(4, 5))
 
 
 def run(found: Run, current: bool) -> str:
@@ -113,7 +113,7 @@ def run(found: Run, current: bool) -> str:
     head = {
         "run": found.name + (" (current)" if current else ""),
         "status": found.status,
-        "started": found.started,
+        "started": f"{moment(found.started)} UTC",
         "took": quantities.duration(found.seconds),
         "device": found.device,
         "changed": ", ".join(found.overrides),

@@ -123,6 +123,15 @@ def ratio(before: float, after: float) -> str:
     return f"{significant(before / after)}× smaller" if before > after else f"{significant(after / before)}× larger"
 
 
+def moment(iso: str) -> str:
+    """Shorten a UTC moment to the minute.
+
+    >>> moment("2026-01-02T03:04:05+00:00")
+    '2026-01-02 03:04'
+    """
+    return iso[:16].replace("T", " ")
+
+
 def shift(name: str, before: Any, after: Any) -> str:
     """Say by how much a figure moved: points for shares, a percentage for everything else.
 
