@@ -1,4 +1,4 @@
-"""Write what is generated: README's reference, its sample plugin, and the schema that editors read; `make docs`."""
+"""Write what is generated: README's figures, sample plugin and reference, and the schema for editors; `make docs`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,14 @@ from pathlib import Path
 from modelpack import reference, schema
 
 ROOT = Path(__file__).resolve().parent.parent
+MEASURED = ("recipes", "quantization", "image", "startup")
+
+
+def measured(name: str) -> str:
+    """Give a benchmark's page as a part of README: its heading smaller, the machine's description left to the file."""
+    lines = (ROOT / "benchmarks" / "results" / f"{name}.md").read_text().strip().splitlines()
+    kept = [line for line in lines if not line.startswith("Machine: ")]
+    return "\n".join(["##" + kept[0], *kept[1:]]).replace("\n\n\n", "\n\n")
 
 
 def generated() -> dict[str, str]:
@@ -16,6 +24,7 @@ def generated() -> dict[str, str]:
     package = ROOT / "tests" / "plugin"
     pyproject = (package / "pyproject.toml").read_text().partition("[project.entry-points")
     return {
+        "figures": "\n\n".join(measured(name) for name in MEASURED),
         "plugin": (
             f"```python\n{(package / 'modelpack_operators.py').read_text()}```\n\n```toml\n{''.join(pyproject[1:])}```"
         ),
