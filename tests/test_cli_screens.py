@@ -9,7 +9,7 @@ import pytest
 
 from commands import Shell, install_copy, write_recipe
 from modelpack import registry
-from modelpack.cli import call, command, console, quantities, tables
+from modelpack.cli import command, console, output, quantities, tables
 from modelpack.events import BudgetChecked, Metric, Note, Progress, RunFinished, RunStarted, StepFinished, StepStarted
 
 NAMES = [name for entries in command.CONTENTS.values() for name, _, _ in entries]
@@ -180,7 +180,7 @@ def test_a_table_fits_the_terminal_and_loses_nothing(monkeypatch):
 
 def test_json_holds_no_figure_that_is_no_number():
     assert (
-        call.encode({"a": [float("nan"), 1.5, (float("inf"),)], "b": Path("x")})
+        output.encode({"a": [float("nan"), 1.5, (float("inf"),)], "b": Path("x")})
         == '{"a": [null, 1.5, [null]], "b": "x"}'
     )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TextIO
 
 from modelpack.cli import quantities
-from modelpack.cli.call import encode, out
+from modelpack.cli.output import encode, out
 from modelpack.events import (
     BudgetChecked,
     Event,

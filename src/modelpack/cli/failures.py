@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from modelpack.cli.call import PipeClosed, encode, out
+from modelpack.cli.output import PipeClosed, encode, out
 from modelpack.errors import ModelpackError, RecipeError
 
 if TYPE_CHECKING:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from modelpack.cli import pages
-from modelpack.cli.call import Call, encode, out
+from modelpack.cli.call import Call
 from modelpack.cli.command import DeviceOption, RecipeArgument, SetOption, UntilOption
+from modelpack.cli.output import encode, out
 from modelpack.errors import BudgetError, UsageError
 from modelpack.events import BudgetChecked
 

@@ -208,7 +208,7 @@ def _build(
 def _by_engine(order: Order, base: Base, contents: plan.ImageContents, scratch: Path, cache: Path) -> oci.Image:
     """Build with the engine and bring the image home, so that it is there when the engine has lost it."""
     name = order.base.name if order.base.scheme == "docker-daemon" else _load_base(base, scratch, cache)
-    identity = engine.build(contents, name, order.tag, order.template or dockerfile.template(), scratch)
+    identity = dockerfile.build(contents, name, order.tag, order.template or dockerfile.template(), scratch)
     engine.export(identity, scratch / "built.tar")
     raw = layout.docker_archive(scratch / "built.tar", order.platform, "")
     above = len(raw.layers) - len(base.layers)

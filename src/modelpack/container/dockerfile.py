@@ -1,4 +1,4 @@
-"""Filling in ``Dockerfile.template``: the image's settings in a Dockerfile's words."""
+"""``Dockerfile.template`` filled in with the image's settings, and built by an engine."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from modelpack.container import engine
+from modelpack.container.layers import Entry, chunks
 from modelpack.errors import StageError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -100,3 +102,45 @@ def _pairs(values: Mapping[str, str]) -> str:
         escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$")
         quoted.append(f'{name}="{escaped}"')
     return " ".join(quoted)
+
+
+def build(contents: ImageContents, base: str, tag: str, template: Path, scratch: Path) -> str:
+    """Build an image with the engine's classic builder.
+
+    Args:
+        contents: The image.
+        base: Name that the engine knows the base by.
+        tag: Name for the result.
+        template: A Dockerfile with words in double braces, see ``Dockerfile.template``.
+        scratch: Directory for the build context.
+
+    Returns:
+        The id that the engine gives it.
+
+    Raises:
+        MissingError: When no engine answers.
+        StageError: When a step of the Dockerfile fails.
+        UsageError: When the template has an unknown word.
+    """
+    dockerfile = render(template.read_text("utf-8"), contents, base, str(template))
+    context = scratch / "context.tar"
+    with context.open("wb") as stream:
+        for piece in chunks(_context(contents, dockerfile, scratch)):
+            stream.write(piece)
+    with engine.engine() as client, context.open("rb") as stream:
+        # rm and forcerm: a failed step would leave its container behind
+        image, _ = client.images.build(
+            fileobj=stream, custom_context=True, dockerfile="Dockerfile", tag=tag, rm=True, forcerm=True, pull=False
+        )
+    return str(image.id)
+
+
+def _context(contents: ImageContents, dockerfile: str, scratch: Path) -> list[Entry]:
+    files = [Entry("Dockerfile", dockerfile.encode())]
+    for layer in contents.layers:
+        path = scratch / f"{layer.name}.tar"
+        with path.open("wb") as stream:
+            for piece in chunks(layer.entries, layer.epoch):
+                stream.write(piece)
+        files.append(Entry(path.name, path))
+    return files

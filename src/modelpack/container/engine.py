@@ -1,4 +1,4 @@
-"""The Docker engine, through its SDK: builds from a Dockerfile, loads archives, exports images."""
+"""The Docker engine, through its SDK: loads archives, exports and describes images."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import os
 import socket
 from typing import TYPE_CHECKING, Any
 
-from modelpack.container.dockerfile import render
-from modelpack.container.layers import Entry, chunks
 from modelpack.errors import MissingError, StageError, UsageError
 
 if TYPE_CHECKING:
@@ -16,8 +14,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import docker
-
-    from modelpack.container.plan import ImageContents
 
 
 def _knock() -> None:
@@ -131,45 +127,3 @@ def describe(image: str) -> dict[str, Any]:
     """
     with engine() as client:
         return dict(client.images.get(image).attrs)
-
-
-def build(contents: ImageContents, base: str, tag: str, template: Path, scratch: Path) -> str:
-    """Build an image with the engine's classic builder.
-
-    Args:
-        contents: The image.
-        base: Name that the engine knows the base by.
-        tag: Name for the result.
-        template: A Dockerfile with words in double braces, see ``Dockerfile.template``.
-        scratch: Directory for the build context.
-
-    Returns:
-        The id that the engine gives it.
-
-    Raises:
-        MissingError: When no engine answers.
-        StageError: When a step of the Dockerfile fails.
-        UsageError: When the template has an unknown word.
-    """
-    dockerfile = render(template.read_text("utf-8"), contents, base, str(template))
-    context = scratch / "context.tar"
-    with context.open("wb") as stream:
-        for piece in chunks(_context(contents, dockerfile, scratch)):
-            stream.write(piece)
-    with engine() as client, context.open("rb") as stream:
-        # rm and forcerm: a failed step would leave its container behind
-        image, _ = client.images.build(
-            fileobj=stream, custom_context=True, dockerfile="Dockerfile", tag=tag, rm=True, forcerm=True, pull=False
-        )
-    return str(image.id)
-
-
-def _context(contents: ImageContents, dockerfile: str, scratch: Path) -> list[Entry]:
-    files = [Entry("Dockerfile", dockerfile.encode())]
-    for layer in contents.layers:
-        path = scratch / f"{layer.name}.tar"
-        with path.open("wb") as stream:
-            for piece in chunks(layer.entries, layer.epoch):
-                stream.write(piece)
-        files.append(Entry(path.name, path))
-    return files
