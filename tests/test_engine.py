@@ -100,6 +100,16 @@ def test_a_change_reruns_exactly_what_depends_on_it(folder, change, ran):
     assert bool(executed(events)) == bool(ran)
 
 
+def test_what_bears_the_recipes_name_is_made_again_under_another_name(folder):
+    go(folder)
+    edit(folder, "name: tiny", "name: other")
+    events = []
+    run = go(folder, events=events)
+    assert executed(events) == ["pack"]
+    image = Store(folder / "store").get(run.step("pack").artifact)
+    assert image.file("image.tar").read_bytes().startswith(b"other")
+
+
 def test_a_forced_step_runs_again_and_equal_bytes_stop_the_ripple(folder):
     go(folder)
     events = []

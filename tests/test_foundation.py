@@ -4,6 +4,7 @@ import doctest
 import enum
 import importlib
 import math
+import sys
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from types import SimpleNamespace
@@ -97,6 +98,43 @@ class TestUserCode:
             (copy / name).write_bytes(content)
         (copy / "pkg" / "deep.py").write_text("def twice(x):\n    return 20 * x\n")
         assert usercode.load("net.py:build", copy)(3) == 60, "each directory has its own siblings"
+
+    def test_relative_imports_travel_too(self, code):
+        (code / "pkg" / "__init__.py").write_text("from . import deep\nfrom .inner.leaf import half\n")
+        (code / "pkg" / "inner").mkdir()
+        (code / "pkg" / "inner" / "__init__.py").write_text("")
+        (code / "pkg" / "inner" / "leaf.py").write_text("from ..deep import twice as half\nfrom ... import beyond\n")
+        names = ["net.py", "parts.py", "pkg/__init__.py", "pkg/deep.py", "pkg/inner/__init__.py", "pkg/inner/leaf.py"]
+        assert sorted(usercode.closure("net.py:build", code)) == sorted(names)
+
+    def test_a_callable_may_import_siblings_when_it_is_called(self, code):
+        (code / "late.py").write_text("def build(width):\n    import parts\n    return parts.block(width)\n")
+        assert usercode.load("late.py:build", code)(2) == 4
+        assert "parts" not in sys.modules
+
+    def test_loading_leaves_no_byte_code_behind(self, code, monkeypatch):
+        monkeypatch.setattr(sys, "dont_write_bytecode", False)
+        monkeypatch.setattr(sys, "pycache_prefix", None)
+        usercode.load("net.py:build", code)(1)
+        assert not list(code.rglob("__pycache__"))
+
+    def test_packages_installed_beside_the_file_stay_loaded(self, code, monkeypatch):
+        packages = code / ".venv" / "site-packages"
+        packages.mkdir(parents=True)
+        (packages / "installed_beside.py").write_text("")
+        (code / "own_sibling.py").write_text("")
+        (code / "both.py").write_text("import installed_beside, own_sibling\n\ndef build():\n    return 1\n")
+        monkeypatch.syspath_prepend(packages)
+        usercode.load("both.py:build", code)
+        assert "own_sibling" not in sys.modules
+        assert sys.modules.pop("installed_beside")
+
+    def test_a_module_that_is_not_installed_is_known_by_its_sources(self, code, monkeypatch):
+        monkeypatch.syspath_prepend(code)
+        before = usercode.identity("pkg.deep:twice", code)
+        (code / "pkg" / "deep.py").write_text("def twice(x):\n    return x + x\n")
+        assert usercode.identity("pkg.deep:twice", code) != before
+        assert "files" not in usercode.identity("numpy.linalg:norm", code)
 
     @pytest.mark.parametrize(
         ("reference", "match"),

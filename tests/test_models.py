@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import pickle
 import shutil
@@ -17,10 +18,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import nets
-from modelpack import canonical
+from modelpack import canonical, document
 from modelpack.artifact import Kind
+from modelpack.bind import bind
 from modelpack.errors import StageError
-from modelpack.numerics import macs, models, rows
+from modelpack.numerics import macs, models, rows, tensorfile
 from modelpack.stages.model import ModelConfig, OnnxModelConfig, model, onnx_model
 from modelpack.tensors import TensorSpec
 from support import run_stage
@@ -88,6 +90,20 @@ def test_an_artifact_rebuilds_after_the_user_s_file_is_gone(tmp_path):
     artifact = run_stage(tmp_path, model, settings, base=home)
     shutil.rmtree(home)
     assert models.load(artifact).stem.out_channels == 8
+
+
+def test_arguments_in_a_recipe_are_numbers_where_they_look_like_numbers(tmp_path):
+    root, _ = document.parse("{factory: nets.py:cnn, arguments: {width: 8, name: '8'}, inputs: {x: {shape: [1]}}}", "r")
+    problems = []
+    config = bind(root, ModelConfig, problems, base=HERE)
+    assert not problems
+    assert config.arguments == {"width": 8, "name": "8"}
+
+
+def test_a_full_disk_is_the_systems_error(tmp_path):
+    with pytest.raises(OSError, match="No such file or directory") as caught:
+        tensorfile.write({"a": torch.zeros(3)}, tmp_path / "gone" / "weights.safetensors")
+    assert caught.value.errno == errno.ENOENT
 
 
 def test_a_model_that_cannot_take_one_row_or_gives_nan_is_told(tmp_path):

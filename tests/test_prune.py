@@ -16,8 +16,11 @@ from torch.nn import functional
 import nets
 from modelpack.errors import StageError
 from modelpack.numerics import macs, models, pruning
+from modelpack.numerics.randomness import seeded
+from modelpack.numerics.distillation.batches import Rows as DataRows
 from modelpack.stages.model import model
 from modelpack.stages.prune import PruneConfig, prune
+from modelpack.tensors import TensorSpec
 from support import Rows, run_stage
 from test_models import HERE, feed_for, imported, outputs, same
 
@@ -102,6 +105,23 @@ def test_pruning_equals_ignoring_what_was_pruned(tmp_path):
     assert kept.macs == pytest.approx(ideal / whole, rel=1e-6)
     wanted, found = outputs(module, feed), outputs(kept.module, feed)
     assert torch.allclose(wanted["logits"], found["logits"], atol=1e-5)
+
+
+def test_taylor_judges_frozen_weights_like_the_others():
+    """Fine-tuning often freezes a backbone; weights without gradients must not look worthless."""
+    kept = []
+    for frozen in (False, True):
+        with seeded(0):
+            module = nets.cnn().requires_grad_(not frozen).eval()
+            feed = {"image": torch.rand(4, 1, 16, 16)}
+
+        def loss(net, batch):
+            return next(iter(models.call(net, batch).values())).square().sum()
+
+        taylor = pruning.Taylor([feed], loss)
+        kept.append(pruning.prune(module, feed, keep_macs=0.6, method="taylor", taylor=taylor).layers)
+        assert all(parameter.requires_grad is not frozen for parameter in module.parameters())
+    assert kept[0] == kept[1]
 
 
 def rows_of(source, inputs, target="label"):
@@ -289,3 +309,48 @@ def test_the_stage_declares_what_it_owes():
     assert "macs" in prune.gauges(PruneConfig())
     assert model.accepts == frozenset()
     assert HERE.name == "tests"
+
+
+class _Computed(nn.Module):
+    """Layers whose weights are computed, between layers that can be cut."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(8, 32)
+        self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(32, 32))
+        self.middle = nn.Linear(32, 32)
+        self.last = nn.Linear(32, 4)
+
+    def forward(self, x):
+        return self.last(self.middle(self.normed(self.first(x).relu()).relu()).relu())
+
+
+def test_layers_with_computed_weights_are_left_alone():
+    module = _Computed().eval()
+    pruned = pruning.prune(module, {"x": torch.randn(2, 8)}, keep_macs=0.8, method="l2")
+    assert pruned.module.middle.out_features < 32
+    assert pruned.module.first.out_features == pruned.module.normed.out_features == 32
+    assert "computed from other tensors" in pruned.left["first"]
+    with pytest.raises(StageError, match="no layers whose channels"):
+        pruning.prune(nn.Identity(), {"x": torch.randn(2, 8)}, keep_macs=0.8, method="l2")
+
+
+class _Overwriting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(8, 32), nn.Linear(32, 4)
+
+    def forward(self, x):
+        hidden = self.one(x)
+        out = self.two(hidden)
+        hidden.zero_()  # the gradient of `two` needs it
+        return out
+
+
+def test_taylor_says_when_a_model_has_no_gradients():
+    rows = Rows({"x": np.ones((8, 8), np.float32)})
+    taylor, _ = pruning.taylor_from(DataRows(rows.batches, {"x": TensorSpec(shape=("batch", 8))}, None), 8, "cpu", 0)
+    with pytest.raises(StageError, match="gradients cannot be computed: RuntimeError: one of the variables"):
+        pruning.prune(
+            _Overwriting().eval(), {"x": torch.randn(2, 8)}, keep_macs=0.5, method="taylor", taylor=taylor
+        )

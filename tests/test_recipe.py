@@ -129,6 +129,12 @@ def test_scalars_mean_what_their_field_says(folder):
     assert loaded.steps[1].config.keep == 0.5
 
 
+def test_a_number_beyond_all_floats_is_a_problem_at_its_place(folder):
+    ((line, _, message, _),) = changed(folder, "inputs:", "arguments: {a: 1e999}\n  inputs:")
+    assert line == 4
+    assert "1e999 is larger than any number" in message
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -122,12 +122,12 @@ EFFECTS: list[str] = []
 
 
 @stage(
-    version=1, accepts={Kind.ONNX}, produces=Kind.IMAGE,
+    version=1, accepts={Kind.ONNX}, produces=Kind.IMAGE, named=True,
     effect=lambda _config, artifact, job: EFFECTS.append(f"{job.step} {artifact.id}"),
 )  # fmt: skip
 def pack(config: ConvertConfig, job: Job) -> None:
     """Package it."""
-    (job.out / "image.tar").write_bytes(job.source.file("model.onnx").read_bytes())
+    (job.out / "image.tar").write_bytes(job.name.encode() + job.source.file("model.onnx").read_bytes())
 
 
 class LinesConfig(SourceConfig):

@@ -7,6 +7,7 @@ Aliases are followed within limits; tags, merge keys, complex keys and duplicate
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -202,6 +203,9 @@ def core(value: object) -> object:
 
     >>> core([Plain("1e-3"), Plain("no"), Plain("0x1F"), Plain("true"), "12"])
     [0.001, 'no', 31, True, '12']
+
+    Raises:
+        ValueError: For a number beyond all floats.
     """
     if isinstance(value, dict):
         return {str(key): core(item) for key, item in value.items()}
@@ -218,16 +222,20 @@ def core(value: object) -> object:
                 return int(text[2:], base)
             except ValueError:
                 return text
-    if "_" in text or text.strip() != text:
-        return text
-    for number in (int, float):
+    return text if "_" in text or text.strip() != text else _number(text)
+
+
+def _number(text: str) -> object:
+    for kind in (int, float):
         try:
-            result = number(text)
+            number = kind(text)
         except ValueError:
             continue
-        if number is float and not any(char.isdigit() for char in text):
+        if isinstance(number, float) and not any(char.isdigit() for char in text):
             return text  # "nan" and "inf" are words here; YAML spells them .nan and .inf
-        return result
+        if isinstance(number, float) and math.isinf(number):
+            raise ValueError(f"{text[:40]} is larger than any number; quote it if it is text")
+        return number
     return text
 
 

@@ -93,6 +93,8 @@ class Desk:
             "seed": self.recipe.seed,
             "packages": {name: minor_version(name) for name in step.stage.needs},
         }
+        if step.stage.named:
+            work["name"] = self.recipe.name
         return {**work, "machine": machine(self.device)} if step.stage.machine else work
 
     def planned(self, step: Step, made: Mapping[str, Artifact]) -> PlannedStep:
@@ -132,6 +134,8 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     for name, version in new["packages"].items():
         if old["packages"].get(name) != version:
             told.append(f"{name} {old['packages'].get(name)} → {version}")
+    if old.get("name") != new.get("name"):
+        told.append("the recipe's name changed")
     if old.get("machine") != new.get("machine"):
         told.append("another machine or device")
     return told

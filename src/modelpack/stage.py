@@ -153,6 +153,7 @@ class Stage(Generic[C]):
         produces: Kind it makes; a function of the model's kind and config would hide it from the planner.
         needs: Distributions whose major.minor version is part of the fingerprint.
         machine: True for a stage that measures: its fingerprint includes the machine's identity.
+        named: True for a stage whose result bears the recipe's name: its fingerprint includes that.
         owes: Debts that a later step must pay before the model leaves torch, such as ``unrecovered``.
         pays: Debts that this stage pays.
         marks: Facts that stay true of the model afterwards, such as ``quantized``.
@@ -173,6 +174,7 @@ class Stage(Generic[C]):
     produces: Kind
     needs: tuple[str, ...]
     machine: bool
+    named: bool
     owes: frozenset[str]
     pays: frozenset[str]
     marks: frozenset[str]
@@ -191,6 +193,7 @@ def stage(
     produces: Kind,
     needs: Iterable[str] = (),
     machine: bool = False,
+    named: bool = False,
     owes: Iterable[str] = (),
     pays: Iterable[str] = (),
     marks: Iterable[str] = (),
@@ -212,6 +215,7 @@ def stage(
             produces=produces,
             needs=tuple(needs),
             machine=machine,
+            named=named,
             owes=frozenset(owes),
             pays=frozenset(pays),
             marks=frozenset(marks),

@@ -2,12 +2,14 @@
 
 ``file.py:callable`` names a file beside the recipe; the local modules it imports travel with it, so that an artifact
 can be rebuilt after the user's files have moved on. ``package.module:callable`` names installed code, which is known
-by its distribution's version.
+by its distribution's version; a module that Python finds outside its directories of installed packages can change
+without a new version, and is known by its sources.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import importlib
 import importlib.metadata
@@ -20,7 +22,7 @@ from modelpack import canonical
 from modelpack.errors import StageError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from types import ModuleType
 
 
@@ -74,19 +76,26 @@ def closure(reference: str, base: Path) -> dict[str, bytes]:
             raise UsageError(f"cannot read '{path}': {error.strerror}") from error
         except SyntaxError as error:
             raise UsageError(f"not valid Python: {error.msg}", where=f"{path}:{error.lineno}") from error
-        for module in _imported(tree):
+        for module in _imported(tree, path.relative_to(root).parent.parts):
             queue += _local_files(root, module)
     return dict(sorted(found.items()))
 
 
-def _imported(tree: ast.AST) -> set[str]:
-    """List the absolute module names that a file imports; ``from a import b`` counts as both ``a`` and ``a.b``."""
+def _imported(tree: ast.AST, package: tuple[str, ...] = ()) -> set[str]:
+    """List the modules that a file imports, by absolute name; ``from a import b`` counts as both ``a`` and ``a.b``.
+
+    Args:
+        tree: The file.
+        package: The package that it belongs to, which relative imports start from.
+    """
     names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.ImportFrom) and node.level <= len(package):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            stem = ".".join([*above, *([node.module] if node.module else [])])
+            names |= {stem, *(f"{stem}.{alias.name}" for alias in node.names)}
     return names
 
 
@@ -113,13 +122,26 @@ def identity(reference: str, base: Path) -> dict[str, Any]:
             raise UsageError(
                 f"no module '{where}' is installed", then="install it, or name a file.py beside the recipe"
             )
-        return {"callable": reference, "versions": versions({where})}
+        return {"callable": reference, "versions": versions({where}), **_loose(where.partition(".")[0])}
     imported = set().union(*(_imported(ast.parse(source)) for source in files.values()))
     return {
         "callable": reference,
         "files": canonical.digest({k: v.decode() for k, v in files.items()}),
         "versions": versions(imported),
     }
+
+
+def _loose(top: str) -> dict[str, str]:
+    """Hash the sources of a module that no installation put in its place; empty for any other."""
+    spec = None if top in sys.stdlib_module_names else importlib.util.find_spec(top)
+    places = [Path(place) for place in (spec.submodule_search_locations or [spec.origin or ""])] if spec else []
+    files = [file for place in places for file in (sorted(place.rglob("*.py")) if place.is_dir() else [place])]
+    hashes = [canonical.file_digest(file) for file in files if file.suffix == ".py" and not _installed(file)]
+    return {"files": canonical.digest(hashes)} if hashes else {}
+
+
+def _installed(file: Path) -> bool:
+    return any(part in ("site-packages", "dist-packages") for part in file.parts)
 
 
 @functools.cache
@@ -156,32 +178,58 @@ def load(reference: str, base: Path) -> Callable[..., Any]:
     target = getattr(module, name, None)
     if not callable(target):
         raise StageError(f"has no callable '{name}'", where=where)
-    function: Callable[..., Any] = target
-    return function
+    return _among_siblings(target, (base / where).parent) if where.endswith(".py") else target
+
+
+def _among_siblings(function: Callable[..., Any], folder: Path) -> Callable[..., Any]:
+    """Let a function import its file's siblings when it is called, too."""
+
+    @functools.wraps(function)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        with _siblings(folder):
+            return function(*args, **kwargs)
+
+    return called
+
+
+@contextlib.contextmanager
+def _siblings(folder: Path) -> Iterator[None]:
+    """Make the modules in a directory importable for a while, leaving nothing behind: neither names nor byte code."""
+    before, writes = set(sys.modules), sys.dont_write_bytecode
+    # Byte code beside an artifact's files would be a stranger among them.
+    sys.dont_write_bytecode = True
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        sys.dont_write_bytecode = writes
+        # Local siblings must not stay importable under their plain names: the next file may bring others.
+        for other in set(sys.modules) - before:
+            file = Path(getattr(sys.modules[other], "__file__", None) or "")
+            own = other.startswith(_PRIVATE) or _installed(file)  # a virtual environment may lie beside the recipe
+            if not own and file.is_relative_to(folder):
+                del sys.modules[other]
+
+
+_PRIVATE = "modelpack_user_"
+"""Begins the names under which users' files are loaded."""
 
 
 def _load_file(path: Path) -> ModuleType:
     # A private name per file: two recipes may each have a `net.py`, and artifacts carry old copies of both.
-    name = f"modelpack_user_{canonical.digest(str(path.resolve()))[:16]}"
+    name = f"{_PRIVATE}{canonical.digest(str(path.resolve()))[:16]}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    before = set(sys.modules)
-    sys.path.insert(0, str(path.parent))
-    try:
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    finally:
-        sys.path.remove(str(path.parent))
-        # Local siblings must not stay importable under their plain names: the next file may bring others.
-        for other in set(sys.modules) - before - {name}:
-            origin = getattr(sys.modules[other], "__file__", None)
-            if origin and Path(origin).is_relative_to(path.parent):
-                del sys.modules[other]
+    with _siblings(path.parent):
+        try:
+            sys.modules[name] = module
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
     return module

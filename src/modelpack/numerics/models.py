@@ -11,17 +11,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from modelpack import canonical, usercode
-from modelpack.errors import StageError
-from modelpack.numerics import checkpoints, edits, signatures
+from modelpack.errors import ModelpackError, StageError
+from modelpack.numerics import checkpoints, edits, signatures, tensorfile
 from modelpack.numerics.randomness import seeded
 
 if TYPE_CHECKING:
@@ -123,6 +124,21 @@ def call(module: nn.Module, feed: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return signatures.rename(found, names) if names is not None else found
 
 
+@contextlib.contextmanager
+def blamed(what: str) -> Iterator[None]:
+    """Turn whatever the user's forward() raises, there or in its gradients, into a `StageError` that says `what`."""
+    try:
+        yield
+    except (ModelpackError, OSError):
+        raise
+    except Exception as error:
+        told = " ".join(str(error).split())
+        raise StageError(
+            f"{what}: {type(error).__name__}: {told if len(told) <= 300 else told[:297] + '...'}",
+            then="the message is the model's own: torch raised it in the model's forward() or in its gradients",
+        ) from error
+
+
 def tensors(batch: Mapping[str, Any], device: str | torch.device) -> dict[str, Tensor]:
     """Turn arrays into tensors on a device; the arrays are not shared, since a module may write into its inputs."""
     return {name: torch.tensor(array, device=device) for name, array in batch.items()}
@@ -196,7 +212,7 @@ def _build(factory: Any, arguments: Mapping[str, Any], seed: int, where: str) ->
 
 def _write_state(module: nn.Module, fresh: nn.Module, out: Path) -> None:
     _write(out / "edits.json", canonical.encode(edits.difference(fresh, module)))
-    save_file(edits.tensors(module, fresh), out / "weights.safetensors")
+    tensorfile.write(edits.tensors(module, fresh), out / "weights.safetensors")
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -111,6 +111,7 @@ def _effect(config: BuildConfig, artifact: Artifact, job: Job) -> None:
     version=1,
     accepts={Kind.ONNX},
     produces=Kind.IMAGE,
+    named=True,
     gauges=lambda _config: ("image_size",),
     preflight=_preflight,
     effect=_effect,

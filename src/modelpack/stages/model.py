@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from pydantic import Field
 
 from modelpack import canonical, onnx_header
 from modelpack.artifact import Kind
-from modelpack.bind import InputPath, UserCode
+from modelpack.bind import Arguments, InputPath, UserCode
 from modelpack.stage import Job, StageConfig, stage
 from modelpack.tensors import TensorSpec
 
@@ -23,7 +22,7 @@ class ModelConfig(StageConfig):
     factory: UserCode = Field(
         description="What builds the model: file.py:callable beside the recipe, or package.module:callable."
     )
-    arguments: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the factory.")
+    arguments: Arguments = Field(default_factory=dict, description="Keyword arguments of the factory.")
     weights: InputPath | None = Field(
         None, description="A .safetensors, .pt or .pth state dict; the factory's own weights when absent."
     )

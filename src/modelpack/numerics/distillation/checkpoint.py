@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from modelpack.errors import StageError
+from modelpack.numerics import tensorfile
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -64,7 +65,7 @@ def save(
     draft = scratch / "draft"
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    save_file({name: value.contiguous() for name, value in tensors.items()}, draft / "state.safetensors")
+    tensorfile.write({name: value.contiguous() for name, value in tensors.items()}, draft / "state.safetensors")
     (draft / "progress.json").write_text(json.dumps(asdict(progress)))
     for path in (draft / "state.safetensors", draft / "progress.json", draft):
         _sync(path)

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
@@ -20,6 +21,8 @@ from modelpack.errors import StageError
 from modelpack.numerics.pruning.surgery import MATRICES, Member, parts_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from modelpack.numerics.pruning.groups import Group
 
 _CHUNK = 8
@@ -92,16 +95,33 @@ def taylor(
         rows = max(len(value) for value in batch.values())
         for start in range(0, rows, _CHUNK):
             chunk = {name: value[start : start + _CHUNK] for name, value in batch.items()}
-            module.zero_grad(set_to_none=True)
-            with torch.enable_grad():
+            with _gradients(module):
                 torch.autograd.backward(loss(module, chunk))
-            for total, group in zip(totals, groups, strict=True):
-                total.add_(_gates(module, group).square())
+                for total, group in zip(totals, groups, strict=True):
+                    total.add_(_gates(module, group).square())
             count += 1
-    module.zero_grad(set_to_none=True)
     if count == 0:
         raise StageError("the data for importance hold no rows")
     return [(total / count / max(cost, 1.0)).tolist() for total, cost in zip(totals, costs, strict=True)]
+
+
+@contextlib.contextmanager
+def _gradients(module: nn.Module) -> Iterator[None]:
+    """Give every weight a gradient, those too that the model's author froze: without one it would count as useless."""
+    frozen = [item for item in module.parameters() if item.is_floating_point() and not item.requires_grad]
+    # cuDNN's recurrent layers have gradients in training mode only.
+    recurrent = any(isinstance(layer, nn.RNNBase) for layer in module.modules())
+    native = torch.backends.cudnn.enabled and not recurrent
+    module.zero_grad(set_to_none=True)
+    try:
+        with torch.enable_grad(), torch.backends.cudnn.flags(enabled=native, deterministic=True):
+            for item in frozen:
+                item.requires_grad_()
+            yield
+    finally:
+        module.zero_grad(set_to_none=True)
+        for item in frozen:
+            item.requires_grad = False
 
 
 def _gates(module: nn.Module, group: Group) -> Tensor:
