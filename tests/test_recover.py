@@ -9,9 +9,10 @@ from pydantic import ValidationError
 from torch import nn
 
 import nets
-from modelpack.numerics import models
+from modelpack.numerics import distillation, models
 from modelpack.stages.prune import prune
 from modelpack.stages.recover import RecoverConfig, recover
+from modelpack.tensors import TensorSpec
 from support import Rows, run_stage
 from test_distill import accuracy, history, patterns, run, student_and_teacher
 from test_models import imported, outputs
@@ -69,6 +70,22 @@ def test_batch_norm_statistics_alone_are_measured_exactly(tmp_path, trained):
     assert all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
     count = sum(isinstance(layer, nn.BatchNorm2d) for layer in after.modules())
     assert any(f"statistics of {count} batch norms" in getattr(event, "text", "") for event in events)
+
+
+@pytest.mark.parametrize(("rows", "counted"), [(9, [8]), (17, [8, 8]), (10, [8, 2])])
+def test_a_last_batch_of_one_row_is_left_out_of_the_statistics(rows, counted):
+    """One row has no variance: torch refuses it where a norm sees one value per channel."""
+    student = nn.Sequential(nn.Identity(), nn.BatchNorm1d(4))
+    seen = []
+    student[0].register_forward_hook(lambda _layer, _inputs, output: seen.append(len(output)))
+    columns = {"input": np.random.default_rng(0).random((rows, 4), np.float32)}
+    inputs = {"input": TensorSpec(shape=("batch", 4))}
+    data = distillation.Rows(Rows(columns, 8).batches, inputs, None)
+    lesson = distillation.Lesson(
+        student, data, None, distillation.Goal("none"), distillation.Schedule(0, 0.1), torch.device("cpu"), 0
+    )
+    assert distillation.reestimate(student, lesson) == 1
+    assert seen == counted
 
 
 def test_an_encoder_without_batch_norms_is_recovered_by_imitation(tmp_path):

@@ -20,6 +20,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as engine_errors
 from modelpack.artifact import Artifact, Kind
 from modelpack.errors import MissingError, StageError
 from modelpack.numerics.rows import DYNAMIC_SIZE, batch_name, feed, sample
+from modelpack.numerics.silence import quiet
 from modelpack.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -122,6 +123,9 @@ def session(
         StageError: When onnxruntime cannot load the model.
     """
     wanted = providers(device)
+    if device != "cpu":
+        with quiet():  # torch's wheels bring the CUDA libraries to a place where the engine does not look by itself
+            ort.preload_dlls()
     options = ort.SessionOptions()
     options.graph_optimization_level = LEVELS[level]
     options.inter_op_num_threads = 1
@@ -238,7 +242,7 @@ class TorchPredictor:
         }
         with _torch_threads(self.threads), torch.inference_mode():
             outputs = models.call(self.module, tensors)
-            return {name: outputs[name].cpu().numpy() for name in self.outputs}
+            return {name: outputs[name].detach().cpu().numpy() for name in self.outputs}
 
 
 @contextlib.contextmanager

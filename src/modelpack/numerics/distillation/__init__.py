@@ -13,7 +13,11 @@ from modelpack.numerics.distillation.losses import Goal, task_for
 from modelpack.numerics.distillation.statistics import reestimate_all
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from torch import nn
+
+    from modelpack.numerics.distillation.batches import Arrays
 
 __all__ = [
     "Goal",
@@ -58,8 +62,18 @@ def goal(
 
 def reestimate(student: nn.Module, lesson: Lesson) -> int:
     """Measure the statistics of a student's batch norms anew on the lesson's data; gives how many there are."""
-    batches = (split(batch, lesson.device)[0] for batch in lesson.watch(lesson.data.picked(), 0, "batch norms"))
-    return reestimate_all(student, batches)
+    picked = lesson.watch(lesson.data.picked(), 0, "batch norms")
+    return reestimate_all(student, (split(batch, lesson.device)[0] for batch in _without_lone_row(picked)))
+
+
+def _without_lone_row(batches: Iterable[Arrays]) -> Iterator[Arrays]:
+    """Leave out a last batch of a single row, whose values do not vary; not where all batches are like that."""
+    largest = 0
+    for batch in batches:
+        size = len(next(iter(batch.values())))
+        largest = max(largest, size)
+        if size > 1 or largest == 1:
+            yield batch
 
 
 def remarks(trained: Trained, lesson: Lesson) -> list[str]:
