@@ -48,6 +48,17 @@ def test_a_commit_can_be_found_by_its_work_and_its_id(store):
     assert list((store.root / "tmp").iterdir()) == []
 
 
+def test_what_to_keep_is_asked_when_no_run_can_end_any_more(store):
+    kept = commit(store)
+
+    def keep():
+        with pytest.raises(StoreError, match="being cleaned"), Store(store.root).locked():
+            pass
+        return [kept.id]
+
+    assert store.collect(keep) == []
+
+
 def test_the_id_is_what_was_asked_and_what_came_out_only(store, tmp_path):
     first = commit(store, record={"seconds": 1})
     other = Store(tmp_path / "other")
@@ -125,6 +136,17 @@ def test_a_truncated_payload_is_not_handed_out(store):
         store.find(artifact.manifest.fingerprint)
 
 
+def test_a_damaged_artifact_is_replaced_when_it_is_made_again(store):
+    artifact = commit(store)
+    path = artifact.path / "weights.safetensors"
+    path.chmod(0o644)
+    path.write_bytes(b"PAYLOAD")
+    assert artifact.verify() != []
+    assert commit(store) == artifact
+    assert artifact.verify() == []
+    assert list((store.root / "tmp").iterdir()) == []
+
+
 def test_a_vanished_artifact_is_made_again(store):
     artifact = commit(store)
     subprocess.run(["rm", "-rf", str(artifact.path)], check=True)
@@ -164,9 +186,9 @@ def test_collecting_keeps_what_is_named_and_nothing_else(store):
     kept = commit(store)
     dropped = commit(store, work={"stage": "old"})
     (store.root / "tmp" / "left-over").mkdir()
-    assert store.collect([kept.id], dry_run=True) == [dropped.path]
+    assert store.collect(lambda: [kept.id], dry_run=True) == [dropped.path]
     assert dropped.path.exists()
-    assert store.collect([kept.id]) == [dropped.path]
+    assert store.collect(lambda: [kept.id]) == [dropped.path]
     assert store.artifacts() == [kept.path]
     assert store.find(dropped.manifest.fingerprint) is None
     assert store.find(kept.manifest.fingerprint) == kept
@@ -175,7 +197,7 @@ def test_collecting_keeps_what_is_named_and_nothing_else(store):
 
 def test_collecting_waits_for_nobody(store):
     with store.locked(), pytest.raises(StoreError, match="a run is using the store"):
-        store.collect([])
+        store.collect(list)
     with store.locked(exclusive=True), pytest.raises(StoreError, match="being cleaned"), store.locked():
         pass
     with store.locked(), store.locked():
@@ -268,7 +290,7 @@ def test_killed_at_any_moment_whatever_is_present_is_complete(store, delay):
         for path in store.artifacts():
             assert Artifact.load(path).verify() == []
             assert store.find(Artifact.load(path).manifest.fingerprint).path == path
-    store.collect([path.name for path in store.artifacts()])
+    store.collect(lambda: [path.name for path in store.artifacts()])
     assert list((store.root / "tmp").iterdir()) == []
 
 

@@ -90,6 +90,7 @@ class Execution:
                 artifact = store.find(planned.fingerprint)
                 if artifact is not None:
                     return artifact, True
+            self._inspect(step)
             self.emit(StepStarted(step.id, step.stage.name, planned.fingerprint, planned.why))
             begun = time.monotonic()
             with store.draft() as draft:
@@ -110,6 +111,17 @@ class Execution:
                     "environment": dict(self.environment),
                 }
                 return store.commit(draft, step.stage.produces, planned.work, record), False
+
+    def _inspect(self, step: Step) -> None:
+        """Compare what a step is about to read with its hashes: nothing may be measured on a damaged model."""
+        for name in filter(None, dict.fromkeys((step.reads, *step.steps))):
+            damage = self.made[name].verify()
+            if damage:
+                raise StoreError(
+                    f"the result of '{name}' is damaged",
+                    where=damage[0],
+                    then=f"make it again: run the same command with --force {name}",
+                )
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ from modelpack.artifact import MANIFEST, Artifact, File, Kind, Manifest
 from modelpack.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
 SCHEMA = 1
@@ -177,7 +177,7 @@ class Store:
     def commit(self, draft: Draft, kind: Kind, work: Mapping[str, Any], record: Mapping[str, Any]) -> Artifact:
         """Seal a draft: hash, sync, write the manifest last, point the cache at it, publish with one rename.
 
-        The same id committed twice keeps the first copy.
+        The same id committed twice keeps the first copy, unless that one is damaged.
 
         Raises:
             StoreError: When the draft holds a link or something that is no plain file, or cannot be written.
@@ -194,12 +194,15 @@ class Store:
             place.parent.mkdir(exist_ok=True)
             # The reference first: one that leads nowhere is no result, but an artifact nobody knows of is lost work.
             write_atomic(self.root / "cache" / manifest.fingerprint, manifest.id.encode())
+            if place.exists() and not _intact(place):
+                place.rename(draft.path.with_name(f"{draft.path.name}-damaged"))
             try:
                 draft.path.rename(place)
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
             sync(place.parent)
+            shutil.rmtree(draft.path.with_name(f"{draft.path.name}-damaged"), ignore_errors=True)
             shutil.rmtree(self.root / "scratch" / manifest.fingerprint, ignore_errors=True)
         return Artifact.load(place)
 
@@ -255,11 +258,11 @@ class Store:
         """List every artifact's directory, sorted by id."""
         return sorted((self.root / "artifacts").glob("??/*"), key=lambda path: path.name)
 
-    def collect(self, keep: Iterable[str], *, dry_run: bool = False) -> list[Path]:
+    def collect(self, keep: Callable[[], Iterable[str]], *, dry_run: bool = False) -> list[Path]:
         """Remove every artifact not in `keep`, every cache entry without artifact, drafts and scratch.
 
         Args:
-            keep: Ids to keep; the caller has added all ancestors.
+            keep: Gives the ids to keep, with all ancestors; asked when no run can begin or end any more.
             dry_run: Only list.
 
         Returns:
@@ -268,8 +271,8 @@ class Store:
         Raises:
             StoreError: When a run is using the store.
         """
-        kept = set(keep)
         with self.locked(exclusive=True):
+            kept = set(keep())
             doomed = [path for path in self.artifacts() if path.name not in kept]
             if dry_run:
                 return doomed
@@ -282,6 +285,13 @@ class Store:
                 for path in (self.root / "scratch").iterdir():
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
         return doomed
+
+
+def _intact(place: Path) -> bool:
+    try:
+        return not Artifact.load(place).verify()
+    except (StoreError, OSError):
+        return False
 
 
 def _is_directory(path: Path) -> bool:
