@@ -127,6 +127,13 @@ def test_a_run_can_end_early_but_not_before_its_budget_is_checked(shell, recipe)
     assert "did you mean 'model'?" in wrong.err
 
 
+def test_a_file_named_by_set_is_the_one_that_is_blamed(shell, recipe):
+    (recipe.parent / "broken.onnx").write_bytes(b"hello")
+    wrong = shell("check", recipe, "--set", "model.onnx=broken.onnx")
+    assert wrong.code == 2
+    assert "broken.onnx: cannot be read as an ONNX file" in wrong.err
+
+
 def test_a_missed_budget_exits_3_with_its_table(shell, recipe):
     result = shell("compress", recipe, "--set", "stages.copy.drop=0.02")
     assert result.code == 3
@@ -298,6 +305,7 @@ def test_init_for_torch_takes_factory_inputs_and_data(shell, tmp_path, monkeypat
     )  # fmt: skip
     assert result.code == 0, result.err
     assert shell("check", "recipe.yaml", "--json").json["name"] == "mine"
+    assert "- export: {data: rows}" in (tmp_path / "recipe.yaml").read_text(), "rows of the user's, not made-up ones"
 
 
 @pytest.mark.parametrize(

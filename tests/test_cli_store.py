@@ -208,6 +208,7 @@ def test_a_record_that_was_edited_is_not_believed(shell):
 
 def test_rollback_moves_current_and_back(shell):
     assert shell("rollback", "tiny", 1).out == "tiny@1 is current\n"
+    assert shell("show", "--json").json["name"] == "tiny@1", "what is current is what other commands take"
     assert shell("show", "tiny", "--json").json["number"] == 1
     assert shell("rollback", "tiny", 2).code == 0
     assert shell("show", "tiny", "--json").json["number"] == 2

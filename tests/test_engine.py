@@ -19,7 +19,7 @@ from modelpack import recipe as recipes
 from modelpack.errors import BudgetError, MissingError, StageError, StoreError, UsageError
 from modelpack.events import Metric, Note, Progress, StepFinished, StepStarted
 from modelpack.planning import plan
-from modelpack.runs import Runs
+from modelpack.runs import Journal, Runs
 from modelpack.store import Store
 
 pytestmark = pytest.mark.usefixtures("tiny")
@@ -129,7 +129,7 @@ def test_a_missed_budget_stops_before_packaging_and_is_recorded(folder):
 
 
 def test_a_relative_size_is_held_against_the_original_model(folder):
-    with pytest.raises(BudgetError, match=r"size is 0\.9"):
+    with pytest.raises(BudgetError, match=r"size is 90%, the budget says ≤ 50%"):
         go(folder, "stages.shrink.keep=0.9")
 
 
@@ -183,6 +183,20 @@ def test_a_full_disk_under_a_stage_is_the_stores_error(folder, monkeypatch):
         go(folder)
 
 
+def test_a_full_disk_under_the_journal_is_the_stores_error(folder, monkeypatch):
+    begin = Journal.__init__
+
+    def full(journal, *arguments):
+        begin(journal, *arguments)
+        journal._events.close()
+        journal._events = Path("/dev/full").open("a")
+
+    monkeypatch.setattr(Journal, "__init__", full)
+    with pytest.raises(StoreError, match="the disk is full"):
+        go(folder)
+    assert Runs(Store(folder / "store")).get("tiny@1").status == "running", "nothing could be written any more"
+
+
 def test_two_at_once_share_the_work(folder):
     shutil.copytree(folder, folder / "copy")
     results = []
@@ -227,7 +241,7 @@ class TestRuns:
         store = Store(folder / "store")
         runs = Runs(store)
         runs.rollback("tiny", 1)
-        store.collect(runs.kept(1))
+        store.collect(lambda: runs.kept(1))
         remaining = {path.name for path in store.artifacts()}
         for number, present in ((1, True), (2, False), (3, False), (4, True)):
             ids = {step.artifact for step in runs.get(f"tiny@{number}").steps}
@@ -235,6 +249,27 @@ class TestRuns:
         events = []
         go(folder, events=events)
         assert executed(events) == []
+
+    def test_nothing_is_made_from_a_damaged_artifact_and_force_mends_it(self, folder):
+        run = go(folder)
+        store = Store(folder / "store")
+        artifact = store.get(run.steps[3].artifact)
+        path = artifact.path / "model.onnx"
+        path.chmod(0o644)
+        path.write_bytes(b"x" * 20)
+        with pytest.raises(StoreError, match="the result of 'convert' is damaged") as caught:
+            go(folder, force={"score"})
+        assert "--force convert" in caught.value.then
+        assert go(folder, force={"convert"}).status == "succeeded"
+        assert artifact.verify() == []
+        assert go(folder, force={"score"}).status == "succeeded"
+
+    def test_payload_goes_nowhere_it_cannot_be_written(self, folder):
+        run = go(folder)
+        artifact = Store(folder / "store").get(run.steps[3].artifact)
+        (folder / "file").touch()
+        with pytest.raises(UsageError, match="cannot write"):
+            engine.payload(artifact, folder / "file" / "out")
 
     def test_payload_is_copied_out_and_a_damaged_one_is_not(self, folder):
         run = go(folder)

@@ -59,6 +59,12 @@ def test_another_file_is_refused(tmp_path, data):
         onnx_header.inputs(tmp_path / "m.onnx")
 
 
+def test_an_empty_file_is_called_empty(tmp_path):
+    (tmp_path / "m.onnx").touch()
+    with pytest.raises(UsageError, match="it is empty"):
+        onnx_header.inputs(tmp_path / "m.onnx")
+
+
 def test_any_damage_is_refused_or_harmless(tmp_path):
     """A thousand broken files: each is read or refused, none raises anything else."""
     source = MODELS["odd names"].SerializeToString()

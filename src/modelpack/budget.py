@@ -129,6 +129,11 @@ class Verdict:
     met: bool
     step: str
 
+    @property
+    def figure(self) -> str:
+        """What was measured, in the unit of the limit."""
+        return f"{self.measured * 100:.4g}%" if self.limit.endswith("%") else f"{self.measured:.4g}"
+
     def to_json(self) -> dict[str, Any]:
         """Give it as a JSON object."""
         return {

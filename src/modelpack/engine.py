@@ -166,11 +166,12 @@ def _recorded(journal: Journal, execution: Execution) -> Any:
         raise
     except BaseException as error:
         status, message = "failed", f"{type(error).__name__}: {error}"
-        (journal.directory / "traceback.txt").write_text(traceback.format_exc())
+        with contextlib.suppress(OSError):
+            (journal.directory / "traceback.txt").write_text(traceback.format_exc())
         raise
     finally:
         # The disk that stopped the run may refuse this line too; the error on its way says so already.
-        with contextlib.suppress(OSError) if message else contextlib.nullcontext():
+        with contextlib.suppress(StoreError) if message else contextlib.nullcontext():
             journal.update(status=status, error=message)
             execution.emit(
                 RunFinished("", journal.run.recipe, journal.run.number, status, execution.executed, journal.run.seconds)
@@ -197,7 +198,7 @@ def _check_budget(execution: Execution, journal: Journal, step: Step) -> None:
         execution.emit(BudgetChecked(step.id, verdict.name, verdict.limit, verdict.measured, verdict.met))
     missed = [verdict for verdict in new if not verdict.met]
     if missed:
-        told = "; ".join(f"{item.name} is {item.measured:.4g}, the budget says {item.limit}" for item in missed)
+        told = "; ".join(f"{item.name} is {item.figure}, the budget says {item.limit}" for item in missed)
         raise BudgetError(
             f"the budget is not met: {told}",
             where=step.id,
@@ -216,11 +217,14 @@ def payload(artifact: Artifact, output: Path) -> list[Path]:
         The files written.
 
     Raises:
-        StoreError: When the artifact is damaged or the place cannot be written.
+        StoreError: When the artifact is damaged.
+        UsageError: When the place cannot be written.
     """
     damage = artifact.verify()
     if damage:
-        raise StoreError("the artifact is damaged", where=damage[0])
+        raise StoreError(
+            "the artifact is damaged", where=damage[0], then="delete its directory and run the recipe again"
+        )
     written = []
     try:
         for item in artifact.manifest.files:
@@ -229,5 +233,7 @@ def payload(artifact: Artifact, output: Path) -> list[Path]:
             shutil.copyfile(artifact.path / item.name, target)
             written.append(target)
     except OSError as error:
-        raise StoreError(f"cannot write: {error.strerror}", where=str(output)) from error
+        raise UsageError(
+            f"cannot write: {error.strerror}", where=str(error.filename or output), then="name another --output"
+        ) from error
     return written

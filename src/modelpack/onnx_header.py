@@ -40,6 +40,8 @@ def inputs(path: Path) -> dict[str, TensorSpec]:
         UsageError: When the file is no ONNX model.
     """
     try:
+        if not path.stat().st_size:
+            raise UsageError("cannot be read as an ONNX file: it is empty", where=str(path))
         with path.open("rb") as stream:
             # Closed when the last view of it is gone, which an error's traceback may hold for a while.
             data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)

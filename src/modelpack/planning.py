@@ -127,7 +127,8 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     for key in sorted(set(old["config"]) | set(new["config"])):
         before, now = old["config"].get(key), new["config"].get(key)
         if before != now:
-            told.append(f"{key} changed" if isinstance(now, (dict, list)) else f"{key}: {before} → {now}")
+            plain = not isinstance(before, (dict, list)) and not isinstance(now, (dict, list))
+            told.append(f"{key}: {before} → {now}" if plain else f"{key} changed")
     names = {"version": "stage version", "model": "its input", "steps": "a step it names", "seed": "seed"}
     told += [f"{text} changed" for key, text in names.items() if old.get(key) != new[key]]
     told += [f"data '{name}' changed" for name, value in new["data"].items() if old["data"].get(name) != value]

@@ -212,7 +212,7 @@ class _Reader:
         try:
             return first.stage.inputs(first.config)
         except ModelpackError as error:
-            self.problems.append(first.node.problem(error.what))
+            self.problems.append(first.node.problem(_placed(error), error.then))
             return {}
 
     def _fit(self, entries: Mapping[str, DataEntry], inputs: Mapping[str, TensorSpec]) -> None:
@@ -223,7 +223,7 @@ class _Reader:
                 entry.open(inputs)
             except ModelpackError as error:
                 at = (node.key(name) if isinstance(node, Table) else None) or self.root
-                self.problems.append(at.problem(error.what, error.then))
+                self.problems.append(at.problem(_placed(error), error.then))
 
     def _data(self) -> dict[str, DataEntry]:
         node = self.root.get("data")
@@ -354,3 +354,8 @@ def _words(given: Node | None, default: object, at: Node) -> list[tuple[str, Nod
 
 def _kinds(kinds: Iterable[Kind]) -> str:
     return " or ".join(sorted(kinds))
+
+
+def _placed(error: ModelpackError) -> str:
+    """Say what is wrong with which file: the line of the recipe shows another one where ``--set`` named it."""
+    return f"{error.where}: {error.what}" if error.where else error.what

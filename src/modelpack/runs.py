@@ -44,13 +44,15 @@ class Journal:
 
     def event(self, event: Event) -> None:
         """Append an event."""
-        self._events.write(json.dumps(event.to_json(), default=str) + "\n")
-        self._events.flush()
+        with writing(self.directory / "events.jsonl"):
+            self._events.write(json.dumps(event.to_json(), default=str) + "\n")
+            self._events.flush()
 
     def update(self, **changes: Any) -> None:
         """Replace facts of the run."""
         self.run = replace(self.run, **changes, seconds=round(time.monotonic() - self._clock, 3))
-        write_atomic(self.directory / "run.json", encode(self.run))
+        with writing(self.directory):
+            write_atomic(self.directory / "run.json", encode(self.run))
 
     def step(self, step: StepRun) -> None:
         """Add a finished step."""
@@ -58,7 +60,8 @@ class Journal:
 
     def close(self) -> None:
         """Release the run; its status no longer changes."""
-        self._events.close()
+        with contextlib.suppress(OSError):  # what a full disk refused was told when it was written
+            self._events.close()
         self._lock.close()
 
 
@@ -80,8 +83,7 @@ class Runs:
             text = canonical.digest(recipe_text)
             journal = Journal(directory, replace(run, number=int(directory.name), text=text), lock)
         try:
-            with writing(directory):
-                journal.update()
+            journal.update()
             yield journal
             if journal.run.status == "succeeded":
                 with writing(directory):
@@ -169,7 +171,7 @@ class Runs:
         return self._read(recipe, number)
 
     def newest(self) -> Run:
-        """Give the newest run that succeeded, of any recipe.
+        """Give the current run of the recipe that succeeded last: after a rollback, the run that was gone back to.
 
         Raises:
             UsageError: When none did.
@@ -181,7 +183,7 @@ class Runs:
                 where=str(self.store.root),
                 then="run `modelpack compress RECIPE` first, or name another --store",
             )
-        return done[-1]
+        return self.current(done[-1].recipe) or done[-1]
 
     def get(self, reference: str) -> Run:
         """Find a run by ``name`` (its current one) or ``name@number``.

@@ -170,7 +170,7 @@ def _stages(wish: Wish, data: _Data) -> list[str]:
         "  # Pruning and distillation come before the export; both need data of yours:",
         f"  # - prune: {{macs: 0.7, importance: taylor, data: {data.calibration}}}",
         f"  # - distill: {{teacher: model, data: {data.calibration}, epochs: 3}}",
-        "  - export:",
+        f"  - export: {{data: {data.calibration}}}" if data.labelled else "  - export:",
     ]
     reference = "model" if wish.onnx else "export"
     return [

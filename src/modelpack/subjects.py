@@ -1,8 +1,8 @@
 """What users name: a run, a step of it, an artifact, a file.
 
 ``name`` is the current run of a recipe, ``name@7`` its seventh, ``name:export`` or ``name@7:export`` one step of
-such a run, six or more hexadecimal digits an artifact, and a path an ONNX file. Nothing at all is the newest run that
-succeeded, and the bare name of a step is that step of it.
+such a run, six or more hexadecimal digits an artifact, and a path an ONNX file. Nothing at all is the current run of
+the recipe that succeeded last, and the bare name of a step is that step of it.
 """
 
 from __future__ import annotations

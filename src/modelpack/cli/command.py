@@ -109,7 +109,7 @@ RunArgument = Annotated[
     typer.Argument(
         metavar="[RUN]",
         help="A run (NAME or NAME@7), a step of it (NAME:STEP), or 6 or more digits of an artifact's id.",
-        show_default="the newest run that succeeded",
+        show_default="the current run of the newest recipe",
         autocompletion=complete_run,
     ),
 ]

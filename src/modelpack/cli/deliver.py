@@ -109,7 +109,7 @@ def bench(
         typer.Argument(
             metavar="[RUN|RUN:STEP|ARTIFACT|FILE.onnx]…",
             help="What to measure.",
-            show_default="the newest run's last model",
+            show_default="the newest recipe's current model",
             autocompletion=complete_run,
         ),
     ] = None,
@@ -206,7 +206,7 @@ def serve(
 
     Examples:
         modelpack serve quickstart --port 9000
-        curl -X POST localhost:9000/predict -d '{"instances": [...]}'
+        curl localhost:9000/predict -H 'content-type: application/json' -d '{"instances": [...]}'
     """
     from modelpack import inspection, server, subjects
     from modelpack.artifact import Kind

@@ -51,7 +51,7 @@ def show(
         typer.Argument(
             metavar="[RUN|ARTIFACT|FILE.onnx]",
             help="A run (NAME or NAME@7), a step of it (NAME:STEP), 6 or more digits of an artifact's id, or a file.",
-            show_default="the newest run that succeeded",
+            show_default="the current run of the newest recipe",
             autocompletion=complete_run,
         ),
     ] = None,
