@@ -194,7 +194,7 @@ def test_a_full_disk_under_the_journal_is_the_stores_error(folder, monkeypatch):
     monkeypatch.setattr(Journal, "__init__", full)
     with pytest.raises(StoreError, match="the disk is full"):
         go(folder)
-    assert Runs(Store(folder / "store")).get("tiny@1").status == "running", "nothing could be written any more"
+    assert Runs(Store(folder / "store")).get("tiny@1").status == "interrupted", "its last word could not be written"
 
 
 def test_two_at_once_share_the_work(folder):

@@ -102,7 +102,10 @@ def gc(
     store = call.store
     if not call.root.exists():
         raise UsageError("there is no store", where=str(call.root), then="name one with --store")
-    keeping = call.runs.kept(keep)
+
+    def keeping() -> set[str]:
+        return call.runs.kept(keep)
+
     sizes = {
         path.name: sum(item.lstat().st_size for item in path.rglob("*") if item.is_file())
         for path in store.collect(keeping, dry_run=True)
