@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 BASE := .cache/base.tar
 WORKERS ?= 2
 
-.PHONY: help demo test check docs format base system-deps clean
+.PHONY: help demo test models check docs format base system-deps clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
