@@ -189,7 +189,7 @@ def test_a_full_disk_under_the_journal_is_the_stores_error(folder, monkeypatch):
     def full(journal, *arguments):
         begin(journal, *arguments)
         journal._events.close()
-        journal._events = Path("/dev/full").open("a")
+        journal._events = Path("/dev/full").open("a")  # noqa: SIM115 - the journal closes it
 
     monkeypatch.setattr(Journal, "__init__", full)
     with pytest.raises(StoreError, match="the disk is full"):
