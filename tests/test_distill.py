@@ -277,6 +277,27 @@ def test_rows_are_shuffled_alike_whether_they_fit_in_memory_or_not():
     assert whole.fits
 
 
+def test_a_model_that_cannot_be_trained_says_why(tmp_path):
+    code = """
+from torch import nn
+class Overwriting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 8), nn.Linear(8, 3)
+    def forward(self, x):
+        hidden = self.one(x)
+        out = self.two(hidden)
+        hidden.zero_()
+        return out
+"""
+    (tmp_path / "own.py").write_text(code)
+    settings = {"factory": "own.py:Overwriting", "inputs": {"x": {"shape": ["batch", 4]}}}
+    source = run_stage(tmp_path, model, settings, base=tmp_path)
+    rows = Rows({"x": np.ones((6, 4), np.float32)})
+    with pytest.raises(StageError, match="cannot be trained: RuntimeError: one of the variables"):
+        run(tmp_path, source, source, {"data": "train", "epochs": 1}, train=rows)
+
+
 def test_settings_are_checked():
     for wrong in ({}, {"data": "a", "alpha": 2}, {"data": "a", "epochs": 0}, {"data": "a", "task": "none", "alpha": 0}):
         with pytest.raises(ValidationError):

@@ -5,13 +5,17 @@ import sys
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
+from torch import nn
+from torch.nn import functional
 
 import nets
 from modelpack.errors import StageError
 from modelpack.numerics import differences, export, graph, models, onnxfile, rows, runtime
 from modelpack.numerics.differences import Tolerance
 from modelpack.stages.export import export as export_stage
+from modelpack.tensors import TensorSpec
 from onnx_support import HERE, torch_artifact
 from support import Rows, run_stage
 
@@ -214,3 +218,62 @@ def test_the_signature_is_the_torch_models_own(tmp_path):
     source = torch_artifact(tmp_path, "nets.py:grouped", nets.PICTURE)
     made = run_stage(tmp_path, export_stage, {}, model=source)
     assert json.loads(made.file("signature.json").read_bytes()) == source.read_json("signature.json")
+
+
+def test_recurrence_holds_for_any_length_in_every_export_of_a_process():
+    inputs = {"x": TensorSpec(shape=("batch", "time", 3))}
+    example = {"x": np.zeros((2, 7, 3), np.float32)}
+    described = {"output_0": {"shape": ["batch", "time", 4], "dtype": "float32"}}
+    for kind in (nn.GRU, nn.LSTM):
+        for _ in range(2):
+            module = kind(3, 4, batch_first=True).eval()
+            made = export.export(module, example, inputs, described, 20)
+            series = torch.randn(3, 11, 3)
+            with onnxfile.loadable(made.model) as place:
+                got = runtime.execute(runtime.session(place), {"x": series.numpy()}, ["output_0"])
+            np.testing.assert_allclose(got["output_0"], module(series)[0].detach().numpy(), atol=1e-5)
+
+
+class _Namesakes(nn.Module):
+    """A buffer and a parameter called like values that the exporter makes, and a parameter that is returned."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor([0.5, -0.5]))
+        self.relu = nn.Parameter(torch.tensor([2.0, 3.0]))
+
+    def forward(self, x):
+        relu = functional.relu(x - self.mean) * self.relu
+        return {"out": relu + relu.mean(1, keepdim=True), "relu": self.relu}
+
+
+def test_names_of_weights_values_and_outputs_may_be_the_same():
+    module = _Namesakes().eval()
+    described = {"out": {"shape": ["batch", 2], "dtype": "float32"}, "relu": {"shape": [2], "dtype": "float32"}}
+    example = {"x": np.random.default_rng(0).standard_normal((2, 2)).astype(np.float32)}
+    made = export.export(module, example, {"x": TensorSpec(shape=("batch", 2))}, described, 20)
+    found = export.cases(module, [example], described)
+    assert export.prove(made, found, TOLERANCE) < 1e-6
+    names = [item.name for item in made.model.graph.initializer]
+    assert "mean" in names
+    assert [item.name for item in made.model.graph.output] == ["out", "relu"]
+
+
+class _Forked(nn.Module):
+    def forward(self, x):
+        return x * 2 if x.shape[0] > 4 else -x
+
+
+def test_a_branch_on_the_size_is_found_by_comparing():
+    module = _Forked().eval()
+    described = {"output": {"shape": ["batch", 2], "dtype": "float32"}}
+    small, large = (np.ones((count, 2), np.float32) for count in (2, 8))
+    made = export.export(module, {"x": small}, {"x": TensorSpec(shape=("batch", 2))}, described, 20)
+    with pytest.raises(StageError, match=r"(?s)does not compute what torch computes.*x \[8, 2\].*batch = 1 to 4 only"):
+        export.prove(made, export.cases(module, [{"x": large}], described), TOLERANCE)
+
+
+def test_an_input_and_an_output_of_one_name_are_refused():
+    described = {"x": {"shape": ["batch", 2], "dtype": "float32"}}
+    with pytest.raises(StageError, match=r"(?s)input 'x' and an output have the same name.*outputs:"):
+        export.export(_Forked(), {"x": np.ones((2, 2))}, {"x": TensorSpec(shape=("batch", 2))}, described, 20)

@@ -16,8 +16,8 @@ from torch.nn import functional
 import nets
 from modelpack.errors import StageError
 from modelpack.numerics import macs, models, pruning
-from modelpack.numerics.randomness import seeded
 from modelpack.numerics.distillation.batches import Rows as DataRows
+from modelpack.numerics.randomness import seeded
 from modelpack.stages.model import model
 from modelpack.stages.prune import PruneConfig, prune
 from modelpack.tensors import TensorSpec
@@ -351,6 +351,4 @@ def test_taylor_says_when_a_model_has_no_gradients():
     rows = Rows({"x": np.ones((8, 8), np.float32)})
     taylor, _ = pruning.taylor_from(DataRows(rows.batches, {"x": TensorSpec(shape=("batch", 8))}, None), 8, "cpu", 0)
     with pytest.raises(StageError, match="gradients cannot be computed: RuntimeError: one of the variables"):
-        pruning.prune(
-            _Overwriting().eval(), {"x": torch.randn(2, 8)}, keep_macs=0.5, method="taylor", taylor=taylor
-        )
+        pruning.prune(_Overwriting().eval(), {"x": torch.randn(2, 8)}, keep_macs=0.5, method="taylor", taylor=taylor)

@@ -400,6 +400,26 @@ def test_float16_keeps_float32_inputs_and_outputs(tmp_path, exported, name):
     assert graph.facts(proto_of(made)).precision == "float16"
 
 
+def test_a_number_that_float16_and_float32_nodes_share_serves_both(tmp_path):
+    nodes = [
+        helper.make_node("Range", ["zero", "end", "one"], ["steps"], "range"),  # stays in float32
+        helper.make_node("MatMul", ["x", "w"], ["h"], "fc"),
+        helper.make_node("Greater", ["h", "one"], ["high"], "greater"),
+        helper.make_node("Where", ["high", "zero", "h"], ["low"], "where"),
+        helper.make_node("Add", ["low", "steps"], ["y"], "add"),
+    ]
+    generator = np.random.default_rng(0)
+    weights = {
+        "zero": np.float32(0), "one": np.float32(1), "end": np.float32(32),
+        "w": generator.normal(size=(64, 32)).astype(np.float32),
+    }  # fmt: skip
+    source = onnx_artifact(tmp_path, graph_of(nodes, {"x": (["n", 64], TensorProto.FLOAT)}, {"y": ["n", 32]}, weights))
+    made = quantized(tmp_path, source, method="float16")
+    feed = {"x": generator.normal(size=(5, 64)).astype(np.float32) / 8}
+    expected, got = (runtime.predictor(artifact)(feed)["y"] for artifact in (source, made))
+    np.testing.assert_allclose(got, expected, atol=0.05)
+
+
 def test_a_weight_too_large_for_float16_is_refused_a_mask_is_not(tmp_path):
     def net(mask, largest):
         w = weights(64, 64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ast
+import contextlib
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,14 +12,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from modelpack.errors import StageError
-from modelpack.numerics import differences, models, onnxfile, rows
+from modelpack.numerics import differences, models, naming, onnxfile, rows
 from modelpack.numerics.differences import Case, Tolerance
 from modelpack.numerics.silence import quiet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    import onnx
     from numpy.typing import NDArray
     from onnx import ModelProto
     from torch.export import ExportedProgram
@@ -27,10 +26,8 @@ if TYPE_CHECKING:
     from modelpack.numerics.rows import Feed
     from modelpack.tensors import TensorSpec
 
-_PREFIX = "module."
-_RESERVED = "modelpack."
 _ENDLESS = 2**31
-_SCOPES = "pkg.torch.onnx.name_scopes"
+_RECURRENT = (torch.ops.aten.gru.input, torch.ops.aten.lstm.input)
 _COLOR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -76,18 +73,23 @@ def export(
     Raises:
         StageError: When torch cannot export the module, with torch's reason.
     """
+    for name in inputs.keys() & outputs.keys():
+        raise StageError(
+            f"the input '{name}' and an output have the same name, which ONNX does not allow",
+            then=f"name every output in `model: outputs:`, such as new_{name}",
+        )
     dimensions = {name: torch.export.Dim(name) for spec in inputs.values() for name in spec.dynamic.values()}
     shapes = tuple({axis: dimensions[name] for axis, name in spec.dynamic.items()} for spec in inputs.values())
     arguments = tuple(torch.from_numpy(np.array(example[name])) for name in inputs)
     try:
-        with quiet(), torch.no_grad():
+        with quiet(), torch.no_grad(), _recurrence_anew():
             program = torch.onnx.export(
                 _Positional(module, list(inputs), list(outputs)).eval(),
                 arguments,
                 dynamo=True,
                 opset_version=opset,
-                input_names=[f"{_RESERVED}input.{place}" for place in range(len(inputs))],
-                output_names=[f"{_RESERVED}output.{place}" for place in range(len(outputs))],
+                input_names=[f"{naming.RESERVED}input.{place}" for place in range(len(inputs))],
+                output_names=[f"{naming.RESERVED}output.{place}" for place in range(len(outputs))],
                 dynamic_shapes=(shapes,),
                 verbose=False,
             )
@@ -109,6 +111,22 @@ def export(
         )
     limits = _limits(program.exported_program, inputs)
     return Exported(_tidied(model, list(inputs), outputs), program.exported_program, limits)
+
+
+@contextlib.contextmanager
+def _recurrence_anew() -> Iterator[None]:
+    """Let the exporter put its own form of recurrent layers in place, which holds for any length.
+
+    torch remembers what it once chose for an operator: without this, whatever came first in the process stays.
+    """
+    remembered = [getattr(operator, "_dispatch_cache", {}) for operator in _RECURRENT]
+    for choices in remembered:
+        choices.clear()
+    try:
+        yield
+    finally:
+        for choices in remembered:
+            choices.clear()
 
 
 def _limits(program: ExportedProgram, inputs: Mapping[str, TensorSpec]) -> dict[str, str]:
@@ -145,8 +163,8 @@ def _reason(error: BaseException) -> str:
 
 
 def _tidied(model: ModelProto, inputs: Sequence[str], outputs: Mapping[str, Any]) -> ModelProto:
-    _name_nodes(model.graph)
-    _name_values(model.graph, inputs, list(outputs))
+    naming.name_nodes(model.graph)
+    naming.name_values(model.graph, inputs, list(outputs))
     onnxfile.strip(model)
     for value in model.graph.output:
         declared = outputs[value.name]["shape"]
@@ -158,48 +176,6 @@ def _tidied(model: ModelProto, inputs: Sequence[str], outputs: Mapping[str, Any]
     model = onnxfile.infer(model)
     onnxfile.check(model)
     return model
-
-
-def _name_nodes(graph: onnx.GraphProto) -> None:
-    """Name every node ``module/Operator``; the exporter's own names count all nodes the process ever made."""
-    uses = onnxfile.consumers(graph)
-    taken: dict[str, int] = {}
-    for inner in onnxfile.graphs(graph):
-        for node in inner.node:
-            module = _module_of(node, uses)
-            name = f"{module}/{node.op_type}" if module else node.op_type
-            taken[name] = taken.get(name, -1) + 1
-            node.name = f"{name}_{taken[name]}" if taken[name] else name
-
-
-def _module_of(node: onnx.NodeProto, uses: Mapping[str, list[onnx.NodeProto]]) -> str:
-    # A fused batch norm leaves its own scope on the convolution; the weight knows better, unless it is shared.
-    for name in node.input[1:2]:
-        owner, _, kind = name.rpartition(".")
-        if kind == "weight" and len(uses[name]) == 1:
-            return str(owner.removeprefix(_PREFIX))
-    scopes = next((item.value for item in node.metadata_props if item.key == _SCOPES), "[]")
-    path: list[str] = ast.literal_eval(scopes)
-    scope = path[-2] if len(path) > 1 else ""
-    return scope.removeprefix(_PREFIX) if scope.startswith(_PREFIX) else ""
-
-
-def _name_values(graph: onnx.GraphProto, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-    """Give inputs and outputs their names, and weights those of the user's state dict.
-
-    The exporter itself would let an output called ``embedding`` collide with an inner value of that name.
-    """
-    wanted = {item.name: name for item, name in zip(graph.input, inputs, strict=True)}
-    wanted |= {item.name: name for item, name in zip(graph.output, outputs, strict=True)}
-    public = set(wanted.values())
-    inner = [item.name for item in graph.initializer] + [
-        name for each in onnxfile.graphs(graph) for node in each.node for name in node.output
-    ]
-    for name in inner:
-        if name not in wanted and (name.startswith(_PREFIX) or name in public):
-            short = name.removeprefix(_PREFIX)
-            wanted[name] = f"{_RESERVED}{short}" if short in public else short
-    onnxfile.rename(graph, wanted)
 
 
 def cases(module: nn.Module, feeds: Iterable[Feed], outputs: Iterable[str]) -> list[Case]:
@@ -221,7 +197,7 @@ def cases(module: nn.Module, feeds: Iterable[Feed], outputs: Iterable[str]) -> l
             raise StageError(
                 f"the torch model fails on {shapes}: {_reason(error)}", then="name real rows with `data:`"
             ) from error
-        found.append(Case(feed, {name: given[name].numpy() for name in names}))
+        found.append(Case(feed, {name: given[name].detach().numpy() for name in names}))
     return found
 
 
@@ -244,14 +220,23 @@ def prove(
         layer = differences.first_layer(
             exported.model, finding.case.feed, values(exported, finding.case.feed), tolerance, finding.level
         )
-        raise differences.refuse(finding, "the exported graph does not compute what torch computes", layer)
+        refusal = differences.refuse(finding, "the exported graph does not compute what torch computes", layer)
+        refusal.then = branches(exported)
+        raise refusal
     return largest
+
+
+def branches(exported: Exported) -> str:
+    """Say for which sizes the graph holds, where the model's code branches on them; empty where it does not."""
+    told = (f"{dimension} = {sizes}" for dimension, sizes in exported.limits.items())
+    sizes = ", ".join(told)
+    return f"the graph holds for {sizes} only: the model's code branches on this size" if sizes else ""
 
 
 def values(exported: Exported, feed: Feed) -> dict[str, NDArray[np.generic]]:
     """Compute with torch every intermediate value that kept its name in the graph, the graph's outputs included."""
     program = exported.program
-    recorder = _Recorder(program.module())
+    recorder = _Recorder(program.module(check_guards=False))
     with quiet(), torch.inference_mode():
         recorder.run(*(torch.from_numpy(np.array(feed[item.name])) for item in exported.model.graph.input))
     last = next(node for node in program.graph.nodes if node.op == "output")

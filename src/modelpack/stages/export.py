@@ -41,8 +41,8 @@ def export(config: ExportConfig, job: Job) -> None:
     examples = rows.examples(batches, inputs, config.rows, job.seed)
     traced = exporting.traceable(examples[0], inputs, job.seed)
     exported = exporting.export(module, traced, inputs, described, config.opset)
-    for dimension, sizes in exported.limits.items():
-        job.warn(f"the graph holds for {dimension} = {sizes} only: the model's code branches on this size")
+    if exported.limits:
+        job.warn(exporting.branches(exported))
     cases = exporting.cases(module, examples, outputs)
     largest = exporting.prove(
         exported,

@@ -152,7 +152,7 @@ def _epoch(
         for group in optimizer.param_groups:
             group["lr"] = rate
         inputs, truth = split(batch, lesson.device)
-        with _autocast(lesson):
+        with models.blamed("the model cannot be trained"), _autocast(lesson):
             parts = _losses(student, lesson.teacher, inputs, truth, lesson.goal)
         figures = {name: float(value.detach()) for name, value in parts.items()}
         if not math.isfinite(figures["loss"]):
@@ -160,7 +160,8 @@ def _epoch(
                 f"the loss is {figures['loss']} in epoch {epoch}, step {done + 1}",
                 then="lower lr, or use precision: float32",
             )
-        _step(student, parts["loss"], optimizer, scaler, schedule.clip)
+        with models.blamed("the model cannot be trained"):
+            _step(student, parts["loss"], optimizer, scaler, schedule.clip)
         done += 1
         totals = {name: totals.get(name, 0.0) + value for name, value in figures.items()}
     student.eval()
@@ -216,7 +217,7 @@ def evaluate(student: nn.Module, lesson: Lesson) -> float:
     total = 0.0
     for batch in lesson.held_out.picked():
         inputs, truth = split(batch, lesson.device)
-        with _autocast(lesson):
+        with models.blamed("the model fails on the evaluation data"), _autocast(lesson):
             outputs = models.call(student, inputs)
             wanted = models.call(lesson.teacher, inputs) if goal.task == "none" else {}
         if goal.task == "none":

@@ -36,7 +36,8 @@ def reestimate_all(module: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -
         layer.momentum = None  # torch's word for a cumulative average
         layer.train()
     for batch in batches:
-        models.call(module, batch)
+        with models.blamed("the statistics of batch norms cannot be measured"):
+            models.call(module, batch)
     for layer, momentum in zip(norms, before, strict=True):
         layer.momentum = momentum
     module.eval()

@@ -141,7 +141,8 @@ def prune(
     sound, left = _sound(module, found, feed, seed, watch)
     if not sound:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(left.items())[:5])
-        raise StageError(f"no channels of this model can be removed ({reasons})")
+        why = reasons or "it has no layers whose channels could be"
+        raise StageError(f"no channels of this model can be removed ({why})")
     whole = macs.count_by_module(module, feed)
     scores = _scores(module, sound, method, taylor, whole)
     ranked = [group.ranked(values) for group, values in zip(sound, scores, strict=True)]
@@ -230,7 +231,8 @@ def _scores(
         return importance.bn_scale(module, sound)
     assert taylor is not None, "importance taylor comes with data"
     costs = [_cost(group, whole) for group in sound]
-    return importance.taylor(module, sound, taylor.batches, taylor.loss, costs)
+    with models.blamed("its gradients cannot be computed"):
+        return importance.taylor(module, sound, taylor.batches, taylor.loss, costs)
 
 
 def _cost(group: Group, whole: Mapping[str, int]) -> float:

@@ -161,6 +161,10 @@ def _forbidden(members: Sequence[Member], module: nn.Module, keep: frozenset[str
         opaque = next((modules[path] for path in around if isinstance(modules[path], tracing.OPAQUE)), None)
         if opaque is not None:
             return f"'{owner}' belongs to a {type(opaque).__name__}, which is left alone"
+        if isinstance(modules[owner], MATRICES) and "weight" not in dict(
+            modules[owner].named_parameters(recurse=False)
+        ):
+            return f"the weight of '{owner}' is computed from other tensors (such as by weight_norm)"
         if isinstance(modules[owner], nn.LayerNorm):
             return f"'{owner}' normalises over it; removing channels would change all others"
     if not any(member.side == "in" for member in members):

@@ -14,7 +14,7 @@ from modelpack.numerics.quantization import dynamic, embedding, half, layers, ra
 from modelpack.numerics.quantization.prepare import prepare
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
     from onnx import ModelProto
@@ -131,9 +131,11 @@ def _rewritten(model: ModelProto, settings: Settings, found: list[Layer], passes
     return static.quantize(model, chosen, marked, seen)
 
 
-def _reasons(found: Iterable[Layer]) -> str:
+def _reasons(found: Sequence[Layer]) -> str:
     """List the layers that stayed float, largest first, with reasons."""
     left = sorted((layer for layer in found if not layer.quantized), key=lambda layer: -layer.elements)
+    if not found:
+        return "the graph has no layer of an operator with weights that this method knows"
     if not left:
         return "every layer was quantized; the graph's weights are too few to matter"
     listed = "; ".join(f"{layer.name} ({layer.elements:,} weights): {layer.reason}" for layer in left[:5])

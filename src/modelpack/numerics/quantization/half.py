@@ -40,7 +40,7 @@ def quantize(model: ModelProto, left_alone: Iterable[str]) -> ModelProto:
     try:
         with quiet():
             converted = float16.convert_float_to_float16(
-                onnxfile.infer(_with_own_outputs(model)),
+                onnxfile.infer(_with_own_weights(_with_own_outputs(model), apart)),
                 keep_io_types=True,
                 node_block_list=sorted(apart),
                 min_positive_val=SMALLEST,
@@ -66,6 +66,23 @@ def _with_own_outputs(model: ModelProto) -> ModelProto:
     for name, source in inner.items():
         twin.graph.node.append(onnx.helper.make_node("Identity", [source], [name], name=f"{name}:output"))
     return twin
+
+
+def _with_own_weights(model: ModelProto, apart: frozenset[str]) -> ModelProto:
+    """Give nodes that stay in float32 weights of their own, in place: the converter leaves shared ones in float32."""
+    weights = {item.name: item for item in model.graph.initializer if item.data_type == onnx.TensorProto.FLOAT}
+    readers = onnxfile.consumers(model.graph)
+
+    def stays(node: onnx.NodeProto) -> bool:
+        return node.op_type in float16.DEFAULT_OP_BLOCK_LIST or node.name in apart
+
+    for node in filter(stays, model.graph.node):
+        for place, name in enumerate(node.input):
+            if name in weights and not all(map(stays, readers[name])):
+                twin = model.graph.initializer.add()
+                twin.CopyFrom(weights[name])
+                twin.name = node.input[place] = f"{name}:{node.name or node.output[0]}:{place}"
+    return model
 
 
 def _check_magnitudes(model: ModelProto, apart: frozenset[str]) -> None:
