@@ -9,7 +9,7 @@ import pytest
 
 from commands import Shell, install_copy, write_recipe
 from modelpack import registry
-from modelpack.cli import command, console, output, quantities, tables
+from modelpack.cli import command, console, details, output, quantities, tables
 from modelpack.events import BudgetChecked, Metric, Note, Progress, RunFinished, RunStarted, StepFinished, StepStarted
 
 NAMES = [name for entries in command.CONTENTS.values() for name, _, _ in entries]
@@ -51,6 +51,10 @@ def test_the_version_is_told(shell):
     ("arguments", "text"),
     [
         (["chek"], "error: no command is called 'chek'\n  did you mean 'check'?\n"),
+        (
+            ["--json", "runs"],
+            "error: No such option: --json (Possible options: --version)\n  options come after the command, as in `modelpack runs --json`\n",
+        ),
         (["check"], "error: Missing argument 'RECIPE'\n  `modelpack check --help` explains it\n"),
         (
             ["check", "a", "--stroe", "x"],
@@ -166,6 +170,13 @@ def test_doctor_finds_something_about_everything(shell):
 )
 def test_figures_carry_their_unit(name, value, text):
     assert quantities.figure(name, value) == text
+
+
+def test_rows_inside_a_result_are_a_table_with_units_and_short_digests():
+    layers = [{"name": "base", "digest": "sha256:" + "ab" * 32, "size": 20_694_274, "unpacked": 56_921_600}]
+    lines = details.results({"image": {"compressed": 53_480_000, "layers": layers}}).splitlines()
+    assert lines[1].split() == ["compressed:", "53.5", "MB"]
+    assert lines[-1].split() == ["base", "abababababab", "20.7", "MB", "56.9", "MB"]
 
 
 def test_a_table_fits_the_terminal_and_loses_nothing(monkeypatch):

@@ -99,6 +99,19 @@ class TestUserCode:
         (copy / "pkg" / "deep.py").write_text("def twice(x):\n    return 20 * x\n")
         assert usercode.load("net.py:build", copy)(3) == 60, "each directory has its own siblings"
 
+    def test_code_that_ends_the_process_is_an_error_with_its_reason(self, code):
+        (code / "leave.py").write_text("import sys\n\ndef build():\n    sys.exit(3)\n")
+        with pytest.raises(RuntimeError, match=r"it called exit\(3\)"):
+            usercode.load("leave.py:build", code)()
+        (code / "gone.py").write_text("raise SystemExit(0)\n")
+        with pytest.raises(StageError, match="importing it failed: SystemExit"):
+            usercode.load("gone.py:build", code)
+
+    def test_a_callable_that_is_not_there_is_compared_with_those_that_are(self, code):
+        with pytest.raises(StageError, match="has no callable 'biuld'") as caught:
+            usercode.load("net.py:biuld", code)
+        assert caught.value.then == "did you mean 'build'?"
+
     def test_relative_imports_travel_too(self, code):
         (code / "pkg" / "__init__.py").write_text("from . import deep\nfrom .inner.leaf import half\n")
         (code / "pkg" / "inner").mkdir()

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelpack import canonical
-from modelpack.errors import StageError, UsageError
+from modelpack.errors import StageError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -173,21 +173,25 @@ def load(reference: str, base: Path) -> Callable[..., Any]:
     where, name = split(reference)
     try:
         module = _load_file(base / where) if where.endswith(".py") else importlib.import_module(where)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise StageError(f"importing it failed: {type(error).__name__}: {error}", where=where) from error
     target = getattr(module, name, None)
     if not callable(target):
-        raise StageError(f"has no callable '{name}'", where=where)
+        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise StageError(f"has no callable '{name}'", where=where, then=did_you_mean(name, known))
     return _among_siblings(target, (base / where).parent) if where.endswith(".py") else target
 
 
 def _among_siblings(function: Callable[..., Any], folder: Path) -> Callable[..., Any]:
-    """Let a function import its file's siblings when it is called, too."""
+    """Let a function import its file's siblings when it is called, too; it must not end the process."""
 
     @functools.wraps(function)
     def called(*args: Any, **kwargs: Any) -> Any:
-        with _siblings(folder):
-            return function(*args, **kwargs)
+        try:
+            with _siblings(folder):
+                return function(*args, **kwargs)
+        except SystemExit as error:
+            raise RuntimeError(f"it called exit({error.code!r})") from error
 
     return called
 

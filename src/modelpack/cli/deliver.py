@@ -206,7 +206,7 @@ def serve(
 
     Examples:
         modelpack serve quickstart --port 9000
-        curl localhost:9000/predict -H 'content-type: application/json' -d '{"instances": [...]}'
+        curl --json '{"instances": [...]}' localhost:9000/predict
     """
     from modelpack import inspection, server, subjects
     from modelpack.artifact import Kind

@@ -51,17 +51,28 @@ _SHAPES: Mapping[str, Callable[[Any], str]] = {"bench": pages.bench}
 
 def _result(name: str, value: Any) -> str:
     """Show any JSON value: rows as a table, names with values as a list, whatever is inside them below."""
-    if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+    if _rows(value):
         keys = dict.fromkeys(key for item in value for key in item)
         columns = sorted(keys, key=lambda key: not all(isinstance(item.get(key), str) for item in value))
-        cells = [[_cell(key, item.get(key)) for key in columns] for item in value]
+        cells = [[_short(_cell(key, item.get(key))) for key in columns] for item in value]
         right = [at for at, key in enumerate(columns) if any(_number(item.get(key)) for item in value)]
         return heading(name, table(columns, cells, right=right, indent="  "))
     if isinstance(value, Mapping):
-        flat = {key: _cell(key, item) for key, item in value.items() if not isinstance(item, Mapping)}
-        deep = [_result(f"{name}, {key}", item) for key, item in value.items() if isinstance(item, Mapping)]
-        return page(heading(name, facts(flat, indent="  ")), *deep)
+        deep = {key: item for key, item in value.items() if isinstance(item, Mapping) or _rows(item)}
+        flat = {key: _cell(key, item) for key, item in value.items() if key not in deep}
+        return page(
+            heading(name, facts(flat, indent="  ")), *(_result(f"{name}, {key}", item) for key, item in deep.items())
+        )
     return facts({name: _cell(name, value)})
+
+
+def _rows(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, Mapping) for item in value)
+
+
+def _short(text: str) -> str:
+    """Shorten a digest as ids are shortened, so that a table of them can be read."""
+    return text.removeprefix("sha256:")[:SHORT] if text.startswith("sha256:") else text
 
 
 def _number(value: Any) -> bool:

@@ -73,7 +73,11 @@ def _described(error: BaseException) -> tuple[dict[str, Any], int]:
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "modelpack"
         told = error.format_message()
-        body = {"type": "UsageError", "message": told.rstrip("."), "where": "", "then": f"`{path} --help` explains it"}
+        early = context is not None and context.parent is None and "option" in told
+        then = (
+            "options come after the command, as in `modelpack runs --json`" if early else f"`{path} --help` explains it"
+        )
+        body = {"type": "UsageError", "message": told.rstrip("."), "where": "", "then": then}
         return body, 2
     return {"type": kind, "message": str(error) or kind, "where": "", "then": ISSUES}, 1
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 MISSING = "–"
 
-_BYTES = re.compile(r"(^|_)(bytes|size)$")
+_BYTES = re.compile(r"(^|_)(bytes|size|compressed|unpacked)$")
 
 
 def figure(name: str, value: Any, *, like: str = "") -> str:
@@ -151,7 +151,7 @@ _UNITS: tuple[tuple[re.Pattern[str], Callable[[float], str]], ...] = (
     (re.compile(r"_(drop|drop_stderr)$"), lambda value: f"{value * 100:.2f} pp"),
     (
         re.compile(
-            r"^(accuracy|top5|precision|recall|f1|auroc|agreement|macs)(_reference|_stderr)?$|_(share|fraction)$"
+            r"^(quantize_)?(accuracy|top5|precision|recall|f1|auroc|agreement|macs)(_reference|_stderr)?$|_(share|fraction)$"
         ),
         percent,
     ),
