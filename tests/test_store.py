@@ -147,6 +147,16 @@ def test_a_damaged_artifact_is_replaced_when_it_is_made_again(store):
     assert list((store.root / "tmp").iterdir()) == []
 
 
+def test_a_cache_entry_that_is_no_text_is_told(store):
+    artifact = commit(store)
+    entry = store.root / "cache" / artifact.manifest.fingerprint
+    entry.write_bytes(b"\xb8" + entry.read_bytes()[1:])
+    with pytest.raises(StoreError, match="cache entry is damaged"):
+        store.find(artifact.manifest.fingerprint)
+    store.collect([artifact.id])
+    assert not entry.exists()
+
+
 def test_a_vanished_artifact_is_made_again(store):
     artifact = commit(store)
     subprocess.run(["rm", "-rf", str(artifact.path)], check=True)

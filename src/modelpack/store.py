@@ -216,7 +216,7 @@ class Store:
             StoreError: When the cache names an artifact that is damaged.
         """
         try:
-            identity = (self.root / "cache" / fingerprint).read_text()
+            identity = (self.root / "cache" / fingerprint).read_text(errors="replace")
         except OSError:
             return None
         if not re.fullmatch("[0-9a-f]{64}", identity):
@@ -278,7 +278,7 @@ class Store:
                 return doomed
             with writing(self.root):
                 for entry in (self.root / "cache").iterdir():
-                    if entry.read_text() not in kept:
+                    if entry.read_text(errors="replace") not in kept:
                         entry.unlink()
                 for path in [*doomed, *(self.root / "tmp").iterdir()]:
                     shutil.rmtree(path)
