@@ -20,6 +20,7 @@ CARD = {
     "description": "It reads & writes.",
     "metrics": {"accuracy": 0.98, "<script>": "</pre><script>alert(1)</script>"},
     "sizes": [1, 2],
+    "signature": {"inputs": {"x": {"shape": ["batch", 4]}}},
 }
 
 
@@ -75,6 +76,8 @@ def test_browsers_get_a_page_that_is_whole_and_inert(servers):
     assert all(link == "data:," or link.startswith("/") for link in page.links)
     for shown in ("digits &lt;b&gt;", "version 7", "int8", "reads &amp; writes", "[batch, 4]", "accuracy", "7e7e"):
         assert shown in body.decode()
+    assert "max body, bytes" in body.decode()
+    assert "signature" not in body.decode(), "the tensors have sections of their own"
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,9 @@ _LINKS = {
     "/livez": "is the process alive?",
     "/metrics": "Prometheus metrics",
 }
-_OWN = ("name", "version", "description", "inputs", "outputs", "limits", "routes")
+_OWN = ("name", "version", "description", "inputs", "outputs", "limits", "routes", "schema", "signature")
 _LIMITS = ("max_body", "max_rows", "queue", "deadline")
+_UNITS = {"size": "bytes", "max_body": "bytes", "deadline": "seconds"}
 
 _STYLE = """
 :root{--ink:#16202c;--soft:#5b6878;--line:#dfe5ec;--paper:#f6f8fa;--card:#fff;--accent:#0b6e6e;--code:#10202b;--glow:#e3f4f1}
@@ -51,7 +52,8 @@ overflow-x:auto}
 table{border-collapse:collapse;width:100%}td,th{text-align:left;vertical-align:top;padding:.5rem 1.2rem .5rem 0;
 border-top:1px solid var(--line)}tr:first-child>*{border-top:0}th{font-weight:600;white-space:nowrap;width:13rem}
 td table th{font-weight:400;color:var(--soft)}td table{margin-top:-.5rem}
-td.quiet,.quiet{color:var(--soft)}
+td{overflow-wrap:anywhere}td.quiet,.quiet{color:var(--soft)}
+@media (max-width:40rem){main{padding:2rem 1rem}section{padding:1.1rem}th{width:auto;white-space:normal}}
 code,pre{font:.86rem/1.6 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
 pre{margin:0;white-space:pre-wrap;overflow-wrap:anywhere}
 pre.run{background:var(--code);color:#dcebe8;border-radius:10px;padding:1rem 1.2rem}
@@ -159,7 +161,8 @@ def _value(value: Any, depth: int = 0) -> str:
 
 
 def _words(key: str) -> str:
-    return str(key).replace("_", " ")
+    unit = f", {_UNITS[key]}" if key in _UNITS else ""
+    return str(key).replace("_", " ") + unit
 
 
 def _section(title: str, content: str) -> str:
