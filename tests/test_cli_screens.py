@@ -179,6 +179,12 @@ def test_rows_inside_a_result_are_a_table_with_units_and_short_digests():
     assert lines[-1].split() == ["base", "abababababab", "20.7", "MB", "56.9", "MB"]
 
 
+def test_a_difference_shows_digests_as_ids():
+    row = {"step": "model", "name": "weights", "a": {"sha256": "ab" * 32}, "b": None}
+    text = details.difference({"a": "x@1", "b": "x@2", "recipe": "", "settings": [row], "metrics": []})
+    assert text.splitlines()[-1].split() == ["model", "weights", "{sha256:", "abababababab}", "–"]
+
+
 def test_a_table_fits_the_terminal_and_loses_nothing(monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     path = "/a/very/long/path/" + "x" * 60

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -170,7 +171,7 @@ def findings(found: Sequence[Row]) -> str:
 def difference(found: Row) -> str:
     """Show two runs side by side."""
     a, b = found["a"], found["b"]
-    settings = [(row["step"], row["name"], written(row["a"]), written(row["b"])) for row in found["settings"]]
+    settings = [(row["step"], row["name"], *_told_apart(row["a"], row["b"])) for row in found["settings"]]
     figures = [
         (
             row["step"],
@@ -186,6 +187,12 @@ def difference(found: Row) -> str:
         table(("step", "setting", a, b), settings) if settings else "the settings are the same",
         table(("step", "metric", a, b, "change"), figures, right=(2, 3, 4)) if figures else "",
     )
+
+
+def _told_apart(a: Any, b: Any) -> tuple[str, str]:
+    """Write two values with their digests shortened."""
+    one, other = (re.sub(r"\b[0-9a-f]{64}\b", lambda found: found[0][:SHORT], written(value)) for value in (a, b))
+    return one, other
 
 
 def written(value: Any) -> str:
