@@ -153,7 +153,7 @@ def test_a_cache_entry_that_is_no_text_is_told(store):
     entry.write_bytes(b"\xb8" + entry.read_bytes()[1:])
     with pytest.raises(StoreError, match="cache entry is damaged"):
         store.find(artifact.manifest.fingerprint)
-    store.collect([artifact.id])
+    store.collect(lambda: [artifact.id])
     assert not entry.exists()
 
 
@@ -203,6 +203,24 @@ def test_collecting_keeps_what_is_named_and_nothing_else(store):
     assert store.find(dropped.manifest.fingerprint) is None
     assert store.find(kept.manifest.fingerprint) == kept
     assert list((store.root / "tmp").iterdir()) == []
+
+
+def test_collecting_follows_no_link_and_leaves_what_is_not_its_own(store, tmp_path):
+    artifact = commit(store)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("kept")
+    for name in ("tmp", "scratch"):
+        (store.root / name / "link").symlink_to(tmp_path / "mine")
+        (store.root / name / "stray").write_text("")
+    (store.root / "cache" / "stray").write_text("")
+    artifact.path.rename(tmp_path / "moved")
+    artifact.path.symlink_to(tmp_path / "moved")
+    assert store.collect(list) == [artifact.path]
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "kept"
+    assert (tmp_path / "moved" / MANIFEST).exists()
+    assert [path for name in ("tmp", "scratch") for path in (store.root / name).iterdir()] == []
+    assert (store.root / "cache" / "stray").exists()
+    assert store.artifacts() == []
 
 
 def test_collecting_waits_for_nobody(store):

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 _SKELETON = ("artifacts", "cache", "runs", "scratch", "tmp", "lock", "store.json")
 _PREFIX = re.compile(r"[0-9a-f]{6,64}")
+_FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 _REASONS = {
     errno.ENOSPC: (
         "the disk is full",
@@ -219,7 +220,7 @@ class Store:
             identity = (self.root / "cache" / fingerprint).read_text(errors="replace")
         except OSError:
             return None
-        if not re.fullmatch("[0-9a-f]{64}", identity):
+        if not _FINGERPRINT.fullmatch(identity):
             raise StoreError(
                 "the cache entry is damaged",
                 where=str(self.root / "cache" / fingerprint),
@@ -278,12 +279,10 @@ class Store:
                 return doomed
             with writing(self.root):
                 for entry in (self.root / "cache").iterdir():
-                    if entry.read_text(errors="replace") not in kept:
+                    if _FINGERPRINT.fullmatch(entry.name) and entry.read_text(errors="replace") not in kept:
                         entry.unlink()
-                for path in [*doomed, *(self.root / "tmp").iterdir()]:
-                    shutil.rmtree(path)
-                for path in (self.root / "scratch").iterdir():
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                for path in [*doomed, *(self.root / "tmp").iterdir(), *(self.root / "scratch").iterdir()]:
+                    shutil.rmtree(path) if _is_directory(path) else path.unlink()
         return doomed
 
 
