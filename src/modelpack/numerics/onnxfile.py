@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 from google.protobuf.message import DecodeError, EncodeError
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 from modelpack.errors import StageError
 from modelpack.numerics import runtime
@@ -183,11 +183,6 @@ def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
         if item.name == name:
             return onnx.helper.get_attribute_value(item)
     return default
-
-
-def has_subgraph(node: NodeProto) -> bool:
-    """Whether a node runs graphs of its own."""
-    return any(item.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for item in node.attribute)
 
 
 def producers(graph: GraphProto) -> dict[str, NodeProto]:
