@@ -125,6 +125,16 @@ class TestUserCode:
         assert usercode.load("late.py:build", code)(2) == 4
         assert "parts" not in sys.modules
 
+    def test_a_generator_may_import_siblings_while_it_runs(self, code):
+        (code / "gen.py").write_text(
+            "def rows():\n    yield 1\n    import parts\n    yield parts.block(2)\n    exit('enough')\n"
+        )
+        rows = usercode.load("gen.py:rows", code)()
+        assert [next(rows), next(rows)] == [1, 4]
+        assert "parts" not in sys.modules
+        with pytest.raises(RuntimeError, match="enough"):
+            next(rows)
+
     def test_loading_leaves_no_byte_code_behind(self, code, monkeypatch):
         monkeypatch.setattr(sys, "dont_write_bytecode", False)
         monkeypatch.setattr(sys, "pycache_prefix", None)

@@ -14,6 +14,7 @@ import functools
 import importlib
 import importlib.metadata
 import importlib.util
+import inspect
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -187,13 +188,31 @@ def _among_siblings(function: Callable[..., Any], folder: Path) -> Callable[...,
 
     @functools.wraps(function)
     def called(*args: Any, **kwargs: Any) -> Any:
-        try:
-            with _siblings(folder):
-                return function(*args, **kwargs)
-        except SystemExit as error:
-            raise RuntimeError(f"it called exit({error.code!r})") from error
+        with _within(folder):
+            result = function(*args, **kwargs)
+        return _stepped(result, folder) if inspect.isgenerator(result) else result
 
     return called
+
+
+def _stepped(generator: Iterator[Any], folder: Path) -> Iterator[Any]:
+    """Give what a generator gives; its code runs only now, a step at a time."""
+    while True:
+        with _within(folder):
+            try:
+                item = next(generator)
+            except StopIteration:
+                return
+        yield item
+
+
+@contextlib.contextmanager
+def _within(folder: Path) -> Iterator[None]:
+    try:
+        with _siblings(folder):
+            yield
+    except SystemExit as error:
+        raise RuntimeError(f"it called exit({error.code!r})") from error
 
 
 @contextlib.contextmanager
@@ -211,8 +230,9 @@ def _siblings(folder: Path) -> Iterator[None]:
         # Local siblings must not stay importable under their plain names: the next file may bring others.
         for other in set(sys.modules) - before:
             file = Path(getattr(sys.modules[other], "__file__", None) or "")
-            own = other.startswith(_PRIVATE) or _installed(file)  # a virtual environment may lie beside the recipe
-            if not own and file.is_relative_to(folder):
+            # A virtual environment may lie beside the recipe.
+            local = file.is_relative_to(folder) and not _installed(file.relative_to(folder))
+            if local and not other.startswith(_PRIVATE):
                 del sys.modules[other]
 
 
