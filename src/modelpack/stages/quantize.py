@@ -42,6 +42,14 @@ class QuantizeConfig(StageConfig):
     percentile: float = Field(
         99.999, gt=50, le=100, description="With `ranges: percentile`, the share of values inside the range."
     )
+    reconstruct: bool = Field(
+        False,
+        description="With static: fit the 8-bit weights and biases to the float layers' outputs, one layer after the "
+        "other. Same size and speed, closer outputs, about a minute more for a network of 50 layers.",
+    )
+    reconstruct_rows: int = Field(
+        128, ge=8, description="How many calibration rows `reconstruct` reads, at most; it keeps them in memory."
+    )
     operators: tuple[Operator, ...] | None = Field(
         None, min_length=1, description="Quantize only these operators; chosen by the kind of network when absent."
     )
@@ -51,6 +59,8 @@ class QuantizeConfig(StageConfig):
     def _fits(self) -> Self:
         if self.method == "static" and self.data is None:
             raise ValueError("static quantization calibrates on data: add `data:`, or use `method: dynamic`")
+        if self.reconstruct and self.method != "static":
+            raise ValueError(f"`reconstruct` fits static quantization, not '{self.method}'; leave it out")
         wrong = sorted(set(self.operators or ()) - _USES[self.method])
         if wrong:
             able = ", ".join(sorted(_USES[self.method]))
@@ -75,12 +85,17 @@ def quantize(config: QuantizeConfig, job: Job) -> None:
     before = onnxfile.read(job.source.file(onnxfile.NAME))
     settings = engine.Settings(config.method, config.operators, config.exclude, config.ranges, config.percentile)
 
-    def passes(label: str) -> Iterator[Feed]:
+    def passes(label: str, limit: int = config.rows) -> Iterator[Feed]:
         assert config.data is not None
-        yield from job.track(rows.feeds(job.data[config.data].batches(), inputs, config.rows), label=label)
+        yield from job.track(rows.feeds(job.data[config.data].batches(), inputs, limit), label=label)
 
+    fit = engine.Fit(
+        feeds=lambda: passes("read rows to fit on", min(config.rows, config.reconstruct_rows)),
+        seed=job.seed,
+        track=lambda layers: job.track(layers, len(layers), "reconstruct layers"),
+    )
     _warn(config, job)
-    made = engine.quantize(before, settings, passes, job.device)
+    made = engine.quantize(before, settings, passes, job.device, fit if config.reconstruct else None)
     onnxfile.write(made.model, job.out)
     (job.out / "signature.json").write_bytes(job.source.file("signature.json").read_bytes())
     _report(made, job)
@@ -115,6 +130,8 @@ def _report(made: Result, job: Job) -> None:
     job.metric("quantized_layers", len(made.layers) - len(left))
     job.metric("quantize_shrink", made.shrunk)
     job.result("layers", [layer.to_json() for layer in made.layers])
+    if made.gains:
+        _report_gains(made, job)
     if made.floating:
         names = ", ".join(made.floating)
         job.warn(f"these layers have 8-bit weights, but onnxruntime computes them in floating point: {names}")
@@ -122,3 +139,12 @@ def _report(made: Result, job: Job) -> None:
         shown = "; ".join(f"{layer.name}: {layer.reason}" for layer in left[:4])
         more = f"; and {len(left) - 4} more" if len(left) > 4 else ""
         job.warn(f"{len(left)} of {len(made.layers)} layers were not quantized: {shown}{more}")
+
+
+def _report_gains(made: Result, job: Job) -> None:
+    """Say which layers reconstruction brought closer to the float ones."""
+    changed = [gain for gain in made.gains if gain.changed] if made.kept else []
+    job.metric("quantize_corrected_layers", len(changed))
+    job.result("reconstruction", [gain.to_json() for gain in made.gains])
+    if not made.kept:
+        job.warn("reconstruction brought each layer closer to the float one, but not the model: it was left out")

@@ -10,17 +10,18 @@ import numpy as np
 from modelpack.errors import StageError
 from modelpack.numerics import onnxfile, optimize, rows, runtime
 from modelpack.numerics.measure.comparison import Comparison
-from modelpack.numerics.quantization import dynamic, embedding, half, layers, ranges, static
+from modelpack.numerics.quantization import dynamic, embedding, half, layers, ranges, reconstruction, static
 from modelpack.numerics.quantization.prepare import prepare
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
     from onnx import ModelProto
 
     from modelpack.numerics.quantization.layers import Layer, Method
     from modelpack.numerics.quantization.ranges import Passes
+    from modelpack.numerics.quantization.reconstruction import Gain
     from modelpack.numerics.rows import Feed
     from modelpack.tensors import TensorSpec
 
@@ -48,6 +49,21 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class Fit:
+    """What a reconstruction works on.
+
+    Attributes:
+        feeds: Reads the rows.
+        seed: Seed of the choice of positions.
+        track: Passes the layers' names through, showing progress.
+    """
+
+    feeds: Callable[[], Iterable[Feed]]
+    seed: int = 0
+    track: Callable[[Sequence[str]], Iterable[str]] = iter
+
+
+@dataclass(frozen=True)
 class Result:
     """A quantized graph.
 
@@ -57,6 +73,8 @@ class Result:
         notes: What was done to the graph beforehand.
         shrunk: Its bytes, as a fraction of the float graph's.
         floating: Layers with 8-bit weights that onnxruntime nevertheless computes in floating point.
+        gains: What reconstruction did to each layer.
+        kept: Whether the reconstructed weights were better for the whole model too, and are in it.
     """
 
     model: ModelProto
@@ -64,9 +82,13 @@ class Result:
     notes: tuple[str, ...]
     shrunk: float
     floating: tuple[str, ...]
+    gains: tuple[Gain, ...] = ()
+    kept: bool = True
 
 
-def quantize(model: ModelProto, settings: Settings, passes: Passes, device: str = "cpu") -> Result:
+def quantize(
+    model: ModelProto, settings: Settings, passes: Passes, device: str = "cpu", fit: Fit | None = None
+) -> Result:
     """Quantize a graph.
 
     Args:
@@ -74,6 +96,7 @@ def quantize(model: ModelProto, settings: Settings, passes: Passes, device: str 
         settings: What to do.
         passes: Reads the calibration rows from the start; only ``static`` calls it.
         device: Where calibration runs.
+        fit: Rows to reconstruct layers on, for ``static``; weights are rounded to nearest when None.
 
     Raises:
         StageError: When the graph cannot be quantized, no layer was, or the file did not become smaller.
@@ -84,6 +107,10 @@ def quantize(model: ModelProto, settings: Settings, passes: Passes, device: str 
     if not chosen:
         raise StageError(f"no layer can be quantized by '{settings.method}'", then=_reasons(found))
     made = _rewritten(prepared, settings, found, passes, device)
+    gains: tuple[Gain, ...] = ()
+    kept = True
+    if fit is not None:
+        made, gains, kept = _fitted(prepared, made, chosen, fit, device)
     made = onnxfile.infer(made)
     onnxfile.check(made)
     shrunk = made.ByteSize() / model.ByteSize()
@@ -95,7 +122,17 @@ def quantize(model: ModelProto, settings: Settings, passes: Passes, device: str 
     if settings.method == "float16":
         _check_survival(made, device)
     floating = _floating(made, found) if settings.method == "static" else ()
-    return Result(made, tuple(found), tuple(notes), shrunk, floating)
+    return Result(made, tuple(found), tuple(notes), shrunk, floating, gains, kept)
+
+
+def _fitted(
+    model: ModelProto, plain: ModelProto, chosen: Sequence[str], fit: Fit, device: str
+) -> tuple[ModelProto, tuple[Gain, ...], bool]:
+    """Reconstruct layers, and say whether the whole model gained from what each of its layers gained from."""
+    feeds, twin = list(fit.feeds()), onnxfile.copied(plain)
+    gains = reconstruction.reconstruct(model, twin, chosen, feeds, seed=fit.seed, device=device, track=fit.track)
+    before, after = (reconstruction.noise(model, made, feeds, device) for made in (plain, twin))
+    return (twin, tuple(gains), True) if after <= before else (plain, tuple(gains), False)
 
 
 def _check_survival(made: ModelProto, device: str) -> None:

@@ -1,0 +1,313 @@
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+from pydantic import ValidationError
+
+import nets
+from modelpack.errors import StageError
+from modelpack.numerics import differences, onnxfile, rows, runtime
+from modelpack.numerics.quantization import correction, grid, layers, ranges, reconstruction, rounding, samples, static
+from modelpack.numerics.quantization.walk import Walk
+from modelpack.stages.export import export as export_stage
+from modelpack.stages.quantize import QuantizeConfig
+from modelpack.stages.quantize import quantize as quantize_stage
+from onnx_support import graph_of, onnx_artifact, torch_artifact, weights
+from support import Rows, run_stage
+
+FLOAT = TensorProto.FLOAT
+
+
+def problem(seed, groups=2, rows_=3, columns=5, positions=40):
+    """Correlated inputs, weights, and the scales that static quantization would give them."""
+    generator = np.random.default_rng(seed)
+    mixing = generator.standard_normal((groups, columns, columns))
+    inputs = generator.standard_normal((groups, positions, columns)) @ mixing + 0.5
+    real = generator.standard_normal((groups, rows_, columns))
+    scales = np.abs(real).max(axis=2) / generator.choice([3, 7, 127])
+    return inputs, real, scales, np.swapaxes(inputs, 1, 2) @ inputs
+
+
+# Rounding
+
+
+@given(st.integers(0, 10_000), st.integers(1, 3), st.integers(1, 4), st.sampled_from([1, 2, 9, 40, 150]))
+@settings(max_examples=40, deadline=None)
+def test_no_row_is_further_off_than_rounded_to_nearest(seed, groups, rows_, columns):
+    _, real, scales, moment = problem(seed, groups, rows_, columns, 2 * columns)
+    firm = rounding.damped(moment, 0.01)
+    steps, plain = rounding.rounded(real, scales, firm), rounding.nearest(real, scales)
+    assert np.array_equal(steps, np.rint(steps))
+    assert np.abs(steps).max() <= 127
+    off, plain_off = (rounding.error(item, real, scales, firm) for item in (steps, plain))
+    assert (off <= plain_off * (1 + 1e-9) + 1e-12).all()
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=20, deadline=None)
+def test_rounding_comes_near_the_best_of_all_neighbours(seed):
+    _, real, scales, moment = problem(seed, 1, 1, 4)
+    firm = rounding.damped(moment, 0.01)
+    down = np.floor(real / scales[:, :, None])
+    tried = [
+        rounding.error(np.clip(down + np.array(step), -127, 127), real, scales, firm)[0, 0]
+        for step in itertools.product([-1, 0, 1, 2], repeat=4)
+    ]
+    steps = rounding.rounded(real, scales, firm)
+    plain = rounding.error(rounding.nearest(real, scales), real, scales, firm)[0, 0]
+    off = rounding.error(steps, real, scales, firm)[0, 0]
+    assert off <= plain
+    assert off <= max(3 * min(tried), 1e-12) or off <= plain / 2
+
+
+def test_the_error_is_that_of_the_outputs():
+    inputs, real, scales, moment = problem(3)
+    steps = rounding.nearest(real, scales)
+    direct = np.square(inputs @ np.swapaxes(steps * scales[:, :, None] - real, 1, 2)).sum(axis=1)
+    np.testing.assert_allclose(rounding.error(steps, real, scales, moment), direct, rtol=1e-9)
+
+
+def test_correlated_inputs_gain_much():
+    _, real, scales, moment = problem(5, 1, 16, 64, 400)
+    firm = rounding.damped(moment, 0.001)
+    off, plain = (
+        rounding.error(made, real, scales, firm).sum()
+        for made in (rounding.rounded(real, scales, firm), rounding.nearest(real, scales))
+    )
+    assert off < 0.5 * plain
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=20, deadline=None)
+def test_weights_on_the_grid_stay(seed):
+    generator = np.random.default_rng(seed)
+    _, _, scales, moment = problem(seed)
+    steps = generator.integers(-127, 128, (2, 3, 5)).astype(np.float64)
+    firm = rounding.damped(moment, 0.01)
+    assert np.array_equal(rounding.rounded(steps * scales[:, :, None], scales, firm), steps)
+
+
+def test_inputs_that_never_occur_do_not_break_the_rounding():
+    _, real, scales, moment = problem(1)
+    moment[:, 2] = moment[:, :, 2] = 0
+    assert np.isfinite(rounding.rounded(real, scales, rounding.damped(moment, 0.01))).all()
+    nothing = rounding.damped(np.zeros_like(moment), 0.01)
+    assert np.array_equal(rounding.rounded(real, scales, nothing), rounding.nearest(real, scales))
+
+
+def test_fitted_weights_bring_the_wanted_outputs_out_of_other_inputs():
+    inputs, real, _, _ = problem(2, positions=300)
+    generator = np.random.default_rng(0)
+    seen = inputs + 0.3 * generator.standard_normal(inputs.shape)
+    wanted = inputs @ np.swapaxes(real, 1, 2)
+    moment, cross = np.swapaxes(seen, 1, 2) @ seen, np.swapaxes(wanted, 1, 2) @ seen
+    found = rounding.fitted(real, moment, cross, 1e-12)
+    for group in range(2):
+        exact = np.linalg.lstsq(seen[group], wanted[group], rcond=None)[0].T
+        np.testing.assert_allclose(found[group], exact, atol=1e-7)
+    np.testing.assert_allclose(rounding.fitted(real, moment, cross, 1e9), real, atol=1e-6)
+
+
+# Bias
+
+
+def test_a_bias_takes_the_mean_shift_back_unless_it_would_overflow():
+    bias = np.array([10, -5, grid.BIAS_LIMIT], np.int32)
+    moved = correction.corrected(bias, np.array([0.5, 0.1, 1.0]), np.array([1.0, -0.31, 50.0]))
+    assert moved.tolist() == [12, -8, grid.BIAS_LIMIT]
+
+
+# Samples
+
+
+@pytest.mark.parametrize(
+    ("axes", "group", "attributes"),
+    [
+        (2, 1, {}),
+        (2, 4, {"strides": [2, 1], "pads": [1, 0, 2, 1]}),
+        (2, 8, {"strides": [2, 2], "dilations": [2, 1], "pads": [2, 2, 2, 2]}),
+        (1, 2, {"strides": [2], "pads": [0, 2], "dilations": [2]}),
+    ],
+)
+def test_gathered_inputs_give_the_convolutions_outputs(axes, group, attributes):
+    generator = np.random.default_rng(4)
+    kernel = generator.integers(-9, 9, (8, 8 // group, *[3] * axes)).astype(np.float32)
+    values = generator.integers(0, 255, (3, 8, *[11] * axes)).astype(np.uint8)
+    node = helper.make_node("Conv", ["x", "w"], ["y"], group=group, **attributes)
+    shape = samples.shape(node, kernel)
+    made = graph_of([node], {"x": ([3, 8, *[11] * axes], FLOAT)}, {"y": [None] * (axes + 2)}, {"w": kernel})
+    whole = runtime.execute(runtime.session(onnxfile.encode(made)), {"x": values.astype(np.float32) - 7})["y"]
+    spots = samples.positions(whole.shape, channels_last=False, most=20, generator=generator)
+    assert len(spots[0]) == len(set(zip(*spots, strict=True))) == min(20, whole[:, 0].size)
+    inputs = shape.gather(values, spots, 7).astype(np.float64) - 7
+    got = inputs @ np.swapaxes(shape.split(kernel), 1, 2)
+    np.testing.assert_array_equal(got, samples.at(whole, spots, shape))
+    np.testing.assert_array_equal(shape.join(shape.split(kernel), kernel), kernel)
+
+
+def test_moments_and_measured_errors_are_those_of_a_float64_reference():
+    generator = np.random.default_rng(6)
+    inputs = generator.integers(-100, 155, (2, 5000, 4)).astype(np.int16)
+    wanted = generator.standard_normal((2, 5000, 3))
+    sums, held = samples.Moments.empty(2, 3, 4), samples.Held()
+    for part in (slice(0, 70), slice(70, 5000)):
+        sums.add(inputs[:, part], wanted[:, part])
+        held.inputs.append(inputs[:, part])
+        held.wanted.append(wanted[:, part])
+    exact = inputs.astype(np.int64)
+    assert sums.count == 5000
+    assert np.array_equal(sums.square, np.swapaxes(exact, 1, 2) @ exact)
+    square, cross = sums.centred()
+    middle = inputs - inputs.mean(axis=1, keepdims=True)
+    np.testing.assert_allclose(square, np.swapaxes(middle, 1, 2) @ middle, rtol=1e-9)
+    np.testing.assert_allclose(cross, np.swapaxes(wanted, 1, 2) @ middle, rtol=1e-6, atol=1e-6)
+    steps, scales, bias = generator.integers(-5, 5, (2, 3, 4)), np.full((2, 3), 0.01), np.ones((2, 3))
+    got = inputs @ np.swapaxes(steps, 1, 2) * 0.01 + 1
+    np.testing.assert_allclose(held.error(steps, scales, bias), np.square(got - wanted).mean(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(held.power(), np.square(wanted).mean(axis=1))
+
+
+# The walk and the sequence
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    root = tmp_path_factory.mktemp("exported")
+    wide = {
+        "cnn": ("nets.py:cnn", nets.IMAGE, {"arguments": {"width": 32}}),
+        "encoder": ("nets.py:encoder", nets.TOKENS, {"arguments": {"width": 64, "hidden": 128, "vocabulary": 500}}),
+        "grouped": ("nets.py:grouped", nets.PICTURE, {}),
+    }
+    return {
+        name: run_stage(root, export_stage, {}, model=torch_artifact(root, factory, inputs, **more))
+        for name, (factory, inputs, more) in wide.items()
+    }
+
+
+def quantized(root, artifact, count=48, **wanted):
+    drawn = Rows(rows.sample(runtime.signature(artifact)[0], count, 7), 16)
+    return run_stage(root, quantize_stage, {"data": "val", **wanted}, model=artifact, data={"val": drawn})
+
+
+@pytest.mark.parametrize("budget", [0, 20_000, 2**30])
+def test_a_walk_sees_what_the_whole_graph_gives(exported, budget):
+    artifact = exported["cnn"]
+    model = onnxfile.read(artifact.file("model.onnx"))
+    inputs, _ = runtime.signature(artifact)
+    feeds = [rows.sample(inputs, size, size) for size in (5, 3)]
+    walk = Walk(model, feeds, budget=budget)
+    kept = []
+    for place, node in enumerate(model.graph.node):
+        name = node.output[0]
+        if name not in walk.varying:
+            continue
+        tapped = runtime.session(onnxfile.encode(differences.tapped(model, [name])))
+        for feed, got in zip(feeds, walk.reach(place + 1, [name]), strict=True):
+            np.testing.assert_allclose(got[name], runtime.execute(tapped, feed)[name], atol=1e-4)
+        kept.append(sum(value.nbytes for feed in walk.held for value in feed.values()))
+    given = sum(value.nbytes for feed in feeds for value in feed.values())
+    assert max(kept) <= max(budget * 2, given)
+    assert (kept[-2] < given) == (budget > 0)
+
+
+@pytest.fixture(scope="module")
+def careless(tmp_path_factory):
+    """A network as depthwise ones are: one large weight a channel leaves few steps for the others."""
+    spread = weights(32, 1, 3, 3, seed=3)
+    spread[:, :, 1, 1] *= 60
+    nodes = [
+        helper.make_node("Conv", ["x", "stem", "stem.bias"], ["a"], name="stem", pads=[1] * 4, strides=[2, 2]),
+        helper.make_node("Relu", ["a"], ["b"], name="relu"),
+        helper.make_node("Conv", ["b", "wide", "wide.bias"], ["c"], name="depthwise", pads=[1] * 4, group=32),
+        helper.make_node("Conv", ["c", "project", "project.bias"], ["d"], name="project"),
+        helper.make_node("Relu", ["d"], ["e"], name="bend"),
+        helper.make_node("GlobalAveragePool", ["e"], ["f"], name="pool"),
+        helper.make_node("Flatten", ["f"], ["g"], name="flat"),
+        helper.make_node("Gemm", ["g", "head", "head.bias"], ["y"], name="classes"),
+    ]
+    constants = {
+        "stem": weights(32, 3, 3, 3),
+        "wide": spread,
+        "project": weights(48, 32, 1, 1, seed=4),
+        "head": weights(48, 10, seed=5),
+    }
+    biases = {"stem": 32, "wide": 32, "project": 48, "head": 10}
+    constants |= {f"{name}.bias": weights(size, seed=size) for name, size in biases.items()}
+    graph = graph_of(nodes, {"x": (["batch", 3, 12, 12], FLOAT)}, {"y": ["batch", 10]}, constants)
+    return onnx_artifact(tmp_path_factory.mktemp("careless"), graph)
+
+
+def test_coarse_depthwise_weights_are_made_up_for_at_the_same_size(tmp_path, careless):
+    plain = quantized(tmp_path, careless, count=64)
+    made = quantized(tmp_path, careless, count=64, reconstruct=True)
+    table = {item["layer"]: item for item in made.manifest.record["results"]["reconstruction"]}
+    assert made.metrics["quantize_sqnr_db"] > plain.metrics["quantize_sqnr_db"] + 3
+    assert list(table) == ["stem", "depthwise", "project", "classes"]
+    assert made.metrics["quantize_corrected_layers"] == len(table)
+    assert all(item["sqnr_db"] > item["sqnr_db_before"] for item in table.values())
+    assert made.file("model.onnx").stat().st_size == plain.file("model.onnx").stat().st_size
+    assert "quantize_corrected_layers" not in plain.metrics
+
+
+@pytest.mark.parametrize("name", ["grouped", "encoder"])
+def test_grouped_convolutions_and_products_come_closer(tmp_path, exported, name):
+    plain = quantized(tmp_path, exported[name], count=128)
+    made = quantized(tmp_path, exported[name], count=128, reconstruct=True)
+    assert made.metrics["quantize_corrected_layers"] > 0
+    assert made.metrics["quantize_sqnr_db"] > plain.metrics["quantize_sqnr_db"]
+
+
+def test_the_same_work_gives_the_same_bytes(tmp_path, careless):
+    one = quantized(tmp_path / "one", careless, reconstruct=True)
+    two = quantized(tmp_path / "two", careless, reconstruct=True)
+    assert one.id == two.id
+
+
+def test_only_constants_of_the_chosen_layers_change():
+    shared = weights(8, 8)
+    model = graph_of(
+        [
+            helper.make_node("MatMul", ["x", "w"], ["a"], name="one"),
+            helper.make_node("Relu", ["a"], ["b"], name="relu"),
+            helper.make_node("MatMul", ["b", "w"], ["c"], name="two"),
+            helper.make_node("Gemm", ["c", "v", "bias"], ["y"], name="last", transB=1),
+        ],
+        {"x": (["batch", 8], FLOAT)},
+        {"y": ["batch", 6]},
+        {"w": shared, "v": weights(6, 8, seed=1), "bias": weights(6, seed=2)},
+    )
+    chosen = [layer.name for layer in layers.choose(model, "static", None, ())]
+    feeds = [{"x": weights(16, 8, seed=seed)} for seed in range(4)]
+    marked = static.marks(model, chosen)
+    plain = static.quantize(model, chosen, marked, ranges.extents(model, marked.measured, lambda _label: feeds))
+    twin = onnxfile.copied(plain)
+    gains = reconstruction.reconstruct(model, twin, chosen, feeds)
+    assert [gain.layer for gain in gains] == ["last"]
+    before, after = ({item.name: onnxfile.array(item) for item in made.graph.initializer} for made in (plain, twin))
+    changed = {name for name, value in after.items() if not np.array_equal(value, before[name])}
+    assert changed <= {"v:rows:quantized", "last:bias:quantized"}
+    assert changed
+    assert reconstruction.noise(model, twin, feeds) < reconstruction.noise(model, plain, feeds)
+
+
+def test_a_model_that_becomes_worse_is_left_as_it_was(tmp_path, careless, monkeypatch):
+    plain = quantized(tmp_path, careless)
+    found = iter([1.0, 2.0])
+    monkeypatch.setattr(reconstruction, "noise", lambda *_: next(found))
+    made = quantized(tmp_path, careless, reconstruct=True)
+    assert made.file("model.onnx").read_bytes() == plain.file("model.onnx").read_bytes()
+    assert made.metrics["quantize_corrected_layers"] == 0
+    assert any("it was left out" in text for text in made.manifest.record["warnings"])
+
+
+def test_too_few_rows_are_refused(tmp_path, careless):
+    with pytest.raises(StageError, match="needs 8 rows or more, the data gave 5"):
+        quantized(tmp_path, careless, count=5, reconstruct=True)
+
+
+def test_only_static_can_be_reconstructed():
+    with pytest.raises(ValidationError, match="`reconstruct` fits static quantization, not 'dynamic'"):
+        QuantizeConfig.model_validate({"method": "dynamic", "reconstruct": True})
