@@ -411,6 +411,26 @@ def test_external_tensors_are_hashed_taken_in_and_contained(tmp_path):
         run_stage(tmp_path, onnx_model, {"onnx": "out.onnx"})
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("offset", "1000000", "external tensors cannot be read: .*exceeds"),
+        ("offset", "-4", "external tensors cannot be read"),
+        ("length", "many", "external tensors cannot be read"),
+        ("location", "m.data\0/../../secret", "outside the model's directory"),
+    ],
+)
+def test_nonsense_about_external_tensors_is_refused(tmp_path, key, value, says):
+    onnx.save(matmul(), tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    odd = onnx.load(tmp_path / "m.onnx", load_external_data=False)
+    entries = {entry.key: entry for entry in odd.graph.initializer[0].external_data}
+    entry = entries.get(key) or odd.graph.initializer[0].external_data.add(key=key)
+    entry.value = value
+    (tmp_path / "odd.onnx").write_bytes(odd.SerializeToString())
+    with pytest.raises(StageError, match=says):
+        run_stage(tmp_path, onnx_model, {"onnx": "odd.onnx"})
+
+
 def test_broken_onnx_files_are_refused(tmp_path):
     (tmp_path / "a.onnx").write_bytes(b"not a model")
     (tmp_path / "b.onnx").write_bytes(b"")

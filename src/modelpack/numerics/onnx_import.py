@@ -72,7 +72,12 @@ def _read(path: Path) -> tuple[onnx.ModelProto, bool]:
         raise StageError("holds no ONNX graph with outputs", where=str(path))
     external = _contain(model, path)
     if external:
-        external_data_helper.load_external_data_for_model(model, str(path.resolve().parent))
+        try:
+            external_data_helper.load_external_data_for_model(model, str(path.resolve().parent))
+        except (onnx.checker.ValidationError, OSError, ValueError) as error:
+            raise StageError(
+                f"its external tensors cannot be read: {runtime.reason(error)}", where=str(path)
+            ) from error
     for value in (*model.graph.input, *model.graph.output):
         kind = value.type.WhichOneof("value")
         if kind != "tensor_type" or value.type.tensor_type.elem_type == onnx.TensorProto.STRING:
@@ -104,8 +109,9 @@ def _contain(model: onnx.ModelProto, path: Path) -> bool:
     home = path.resolve().parent
     places = list(_external(model))
     for name, location in places:
-        target = (home / location).resolve()
-        if not location or not target.is_relative_to(home):
+        # No system allows NUL in a path, and Python raises on it.
+        target = (home / location.replace("\0", "")).resolve()
+        if not location or "\0" in location or not target.is_relative_to(home):
             raise StageError(f"tensor '{name}' is kept in '{location}', outside the model's directory", where=str(path))
         if not target.is_file():
             raise StageError(f"tensor '{name}' is kept in '{location}', which is missing", where=str(path))
