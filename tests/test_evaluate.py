@@ -51,7 +51,7 @@ def test_examples_in_the_documentation_hold():
 
 def test_the_recipe_knows_exactly_the_metrics_that_exist():
     names = set(typing.get_args(stage_module.MetricName))
-    assert names == metrics.OF_CLASSES | metrics.OF_DISTANCES | {evaluation.PAIRS}
+    assert names == metrics.OF_CLASSES | metrics.OF_DISTANCES | {evaluation.PAIRS, evaluation.SIMILARITY}
     assert stage_module.CLASSES == metrics.OF_CLASSES
 
 
@@ -105,6 +105,28 @@ def test_similarities_of_pairs_do_not_see_a_rotation():
     mixed = measure(Plan(("spearman_pairs",)), a=scores(40, seed=9), r_a=output).metrics
     assert turned["spearman_pairs"] == pytest.approx(1, abs=1e-6)
     assert abs(mixed["spearman_pairs"]) < 0.2
+
+
+def test_pairs_are_judged_by_their_similarity_in_whatever_order_they_come():
+    generator = np.random.default_rng(3)
+    one, noise = generator.normal(size=(2, 20, 5))
+    share = np.linspace(0, 1, 20)[:, None]
+    rows = np.concatenate([one, share * one + (1 - share) * noise]).astype(np.float32)
+    number = np.tile(np.arange(20), 2)
+    cosine = (rows[:20] * rows[20:]).sum(1) / np.linalg.norm(rows[:20], axis=1) / np.linalg.norm(rows[20:], axis=1)
+    order = generator.permutation(40)
+    plan = Plan(("similarity",), task="values")
+    given = {"a": rows[order], "r_a": -rows[order], "pair": number[order]}
+    found = measure(plan, np.tile(np.exp(cosine), 2)[order], **given).metrics
+    assert found["similarity"] == found["similarity_reference"] == pytest.approx(1)
+    assert found["similarity_drop"] == 0
+    assert measure(plan, np.tile(-cosine, 2), a=rows, pair=number).metrics == {"similarity": pytest.approx(-1)}
+    half = measure(plan, np.tile(cosine, 2)[:39], a=rows[:39], pair=number[:39])
+    assert half.warnings == ("1 rows had no other row of their pair: similarity leaves them out",)
+    with pytest.raises(StageError, match="under the key 'pair'"):
+        measure(plan, np.ones(40), a=rows)
+    with pytest.raises(StageError, match="20 pairs do not differ"):
+        measure(plan, np.ones(40), a=rows, pair=number)
 
 
 def test_pairs_are_bounded_and_say_so():

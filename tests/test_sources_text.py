@@ -103,6 +103,13 @@ def test_pairs_and_number_labels_from_csv(base):
     assert got["label"].dtype == np.float32
 
 
+def test_pairs_apart_are_two_rows_of_one_number(base):
+    got = read(text, base, settings("t.csv", pair="other", label="mark", pairing="apart"), ALL)
+    assert got["input_ids"].tolist() == [[2, 4, 1, 6, 3], [2, 6, 3, 0, 0], [2, 5, 3, 0, 0], [2, 7, 5, 3, 0]]
+    assert got["pair"].tolist() == [0, 0, 1, 1]
+    assert got["label"].tolist() == [1.5, 1.5, 2, 2]
+
+
 def test_class_labels_from_json_lines(base):
     got = read(text, base, settings("t.jsonl", label="mark"), IDS)
     assert got["label"].tolist() == [1, 0]

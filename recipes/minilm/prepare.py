@@ -74,7 +74,8 @@ def main() -> None:
     # The packaged file pads everything to 128 tokens; the recipe says how to pad.
     tokenizer["padding"] = tokenizer["truncation"] = None
     (options.output / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
-    (options.output / "wordsim353.tsv").write_bytes((texts / "wordsim353.tsv").read_bytes())
+    pairs = [line for line in (texts / "wordsim353.tsv").read_text(encoding="utf-8").splitlines() if line[:1] != "#"]
+    (options.output / "wordsim353.tsv").write_text("\n".join(["first\tsecond\tscore", *pairs]) + "\n", encoding="utf-8")
     news = (texts / "lee.cor").read_text(encoding="latin-1")
     (options.output / "news.txt").write_text(news, encoding="utf-8")
     print(f"wrote the weights, the tokenizer and the texts to {options.output}")

@@ -24,7 +24,7 @@ COMPARED = (
 
 AGAINST = (
     *((name, name) for name in ("accuracy", "top5", "precision", "recall", "f1", "auroc", "mse", "mae", "r2")),
-    *((name, name) for name in ("pearson", "spearman")),
+    *((name, name) for name in ("pearson", "spearman", "similarity")),
     ("latency", "latency_ms"),
 )
 """Figures given for the model and, as ``<metric>_reference``, for what it was compared with: label, metric."""

@@ -34,7 +34,12 @@ class TextConfig(LabelledConfig):
         description="A .txt file with one text a line (blank lines are passed over), .csv, .tsv or .jsonl."
     )
     column: str | None = Field(None, description="Column or key of the text; for all but .txt files.")
-    pair: str | None = Field(None, description="Column or key of a second text, encoded together with the first.")
+    pair: str | None = Field(None, description="Column or key of a second text.")
+    pairing: Literal["together", "apart"] = Field(
+        "together",
+        description="Whether both texts are encoded together in one row, or each in a row of its own, the two with the "
+        "same number in `pair` and the same label.",
+    )
     label: str | None = Field(None, description="Column or key of the truth: numbers, or names of classes.")
     tokenizer: FilePath = Field(description="The model's tokenizer.json, as the `tokenizers` library writes it.")
     length: int = Field(128, gt=0, description="Largest number of tokens a row has.")
@@ -130,21 +135,31 @@ class _Texts:
             labels = numbers([text.label for text in texts], config.classes, path, config.label)
         return cls(config, dtypes, texts, labels, _tokenizer(config))
 
+    @property
+    def _sides(self) -> int:
+        """Rows that each text, or pair of texts, gives."""
+        return 2 if self.config.pair is not None and self.config.pairing == "apart" else 1
+
     def __len__(self) -> int:
-        return len(self.texts)
+        return len(self.texts) * self._sides
+
+    def _text(self, row: int) -> str | tuple[str, str]:
+        text = self.texts[row // self._sides]
+        if text.second is None:
+            return text.first
+        return text.both[row % 2] if self._sides == 2 else text.both
 
     def read(self, rows: NDArray[np.intp]) -> Batch:
         """Tokenize these texts together, filled up to the same length."""
         import numpy as np
 
-        chosen = [self.texts[row] for row in rows]
-        found = self.tokenizer.encode_batch([text.first if text.second is None else text.both for text in chosen])
+        found = self.tokenizer.encode_batch([self._text(int(row)) for row in rows])
         if not self.config.truncation:
             for row, encoding in zip(rows, found, strict=True):
                 if sum(encoding.attention_mask) > self.config.length:
                     raise StageError(
                         f"the text has {sum(encoding.attention_mask)} tokens, more than `length: {self.config.length}`",
-                        where=place(self.config.path.path, int(row)),
+                        where=place(self.config.path.path, int(row) // self._sides),
                         then="raise `length`, or allow `truncation: true`",
                     )
         values = {
@@ -155,7 +170,9 @@ class _Texts:
         batch: Batch = {
             self.config.name(array): np.array(values[array], dtype=dtype) for array, dtype in self.dtypes.items()
         }
-        return batch if self.labels is None else {**batch, "label": self.labels[rows]}
+        if self._sides == 2:
+            batch["pair"] = (rows // 2).astype(np.int64)
+        return batch if self.labels is None else {**batch, "label": self.labels[rows // self._sides]}
 
 
 def _tokenizer(config: TextConfig) -> Tokenizer:
@@ -167,7 +184,7 @@ def _tokenizer(config: TextConfig) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:
         raise StageError(f"it is not a tokenizer file: {error}", where=str(path)) from error
-    special = tokenizer.num_special_tokens_to_add(config.pair is not None)
+    special = tokenizer.num_special_tokens_to_add(config.pair is not None and config.pairing == "together")
     if config.length <= special:
         raise StageError(
             f"`length: {config.length}` leaves no room for text beside {special} special tokens", where=str(path)

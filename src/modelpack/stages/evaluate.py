@@ -12,7 +12,7 @@ from modelpack.stage import DataRef, Job, StageConfig, StepRef, stage
 
 MetricName = Literal[
     "accuracy", "top5", "precision", "recall", "f1", "auroc",
-    "mse", "mae", "r2", "pearson", "spearman", "spearman_pairs",
+    "mse", "mae", "r2", "pearson", "spearman", "spearman_pairs", "similarity",
 ]  # fmt: skip
 CLASSES = frozenset({"accuracy", "top5", "precision", "recall", "f1", "auroc"})
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from modelpack.errors import StageError, did_you_mean
 from modelpack.numerics.measure.comparison import PAIRED_ROWS, Comparison
+from modelpack.numerics.measure.pairs import Similarities
 from modelpack.numerics.measure.statistics import paired_error, proportion_error
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from modelpack.numerics.runtime import Predictor
 
 PAIRS = "spearman_pairs"
+SIMILARITY = "similarity"
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Plan:
     """What to measure.
 
     Attributes:
-        metrics: Metrics against labels, and `PAIRS`.
+        metrics: Metrics against labels, `SIMILARITY` of pairs against labels, and `PAIRS` against another model.
         target: Key of the labels in a batch.
         output: Output that metrics look at; the first when empty.
         task: Whether the output's rows are scores of classes or plain values; ``auto`` decides by metrics and shape.
@@ -40,6 +42,11 @@ class Plan:
 
     @property
     def labelled(self) -> tuple[str, ...]:
+        """The metrics that compare each row with its label."""
+        return tuple(name for name in self.metrics if name not in (PAIRS, SIMILARITY))
+
+    @property
+    def told(self) -> tuple[str, ...]:
         """The metrics that need labels."""
         return tuple(name for name in self.metrics if name != PAIRS)
 
@@ -100,6 +107,9 @@ class _Pass:
             from modelpack.numerics.measure.metrics import LabelMetrics
 
             self.labelled = {name: LabelMetrics(plan.labelled, self._where(name)) for name in self.models}
+        self.similarities = (
+            {name: Similarities(self._where(name)) for name in self.models} if SIMILARITY in plan.metrics else {}
+        )
         self.comparisons: dict[str, Comparison] = {}
         if reference is not None:
             _check_same_outputs(subject, reference)
@@ -129,17 +139,20 @@ class _Pass:
         for name, outputs in answers.items():
             self._check_finite(outputs, name)
         if label is not None:
-            self._count(answers, label)
+            if self.labelled:
+                self._count(answers, label)
+            for name, similarities in self.similarities.items():
+                similarities.update(answers[name][self.output], batch, label)
         for name, comparison in self.comparisons.items():
             comparison.update(answers["reference"][name], answers["model"][name], rows)
         self.rows += rows
 
     def _label(self, batch: Mapping[str, NDArray[Any]]) -> NDArray[Any] | None:
-        if not self.plan.labelled:
+        if not self.plan.told:
             return None
         if self.plan.target not in batch:
             raise StageError(
-                f"the metrics {', '.join(self.plan.labelled)} need labels under the key '{self.plan.target}', "
+                f"the metrics {', '.join(self.plan.told)} need labels under the key '{self.plan.target}', "
                 f"the data have {', '.join(batch)}",
                 then="name the key with `target:`, or measure against another model without labels (`against:`)",
             )
@@ -171,11 +184,13 @@ class _Pass:
         warnings = {text for item in self.labelled.values() for text in item.warnings}
         if PAIRS in self.plan.metrics and self.rows > PAIRED_ROWS:
             warnings.add(f"{PAIRS} compares the first {PAIRED_ROWS} of {self.rows} rows")
+        if alone := max((len(item.waiting) for item in self.similarities.values()), default=0):
+            warnings.add(f"{alone} rows had no other row of their pair: {SIMILARITY} leaves them out")
         return Evaluation(self.rows, self.output, metrics, outputs, tuple(sorted(warnings)))
 
     def _label_figures(self) -> dict[str, float]:
         if not self.labelled:
-            return {}
+            return self._similarity()
         from modelpack.numerics.measure.metrics import COUNTED, FALLING
 
         figures = self.labelled["model"].compute()
@@ -193,7 +208,16 @@ class _Pass:
             figures["accuracy_stderr"] = proportion_error(figures["accuracy"] * decided, decided)
             if self.labelled["model"].class_axis is not None and reference:
                 figures["accuracy_drop_stderr"] = paired_error(self.lost, self.won, decided)
-        return figures
+        return figures | self._similarity()
+
+    def _similarity(self) -> dict[str, float]:
+        found = {name: item.compute() for name, item in self.similarities.items()}
+        if not found:
+            return {}
+        if "reference" not in found:
+            return {SIMILARITY: found["model"]}
+        drop = found["reference"] - found["model"]
+        return {SIMILARITY: found["model"], f"{SIMILARITY}_reference": found["reference"], f"{SIMILARITY}_drop": drop}
 
 
 def predict(model: Predictor, batch: Mapping[str, NDArray[Any]], rows: int) -> dict[str, NDArray[Any]]:
