@@ -9,6 +9,7 @@ import sys
 import textwrap
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -210,7 +211,31 @@ def test_two_at_once_share_the_work(folder):
     assert sum(not step.cached for run in results for step in run.steps) == 6
 
 
+def test_who_waits_for_another_process_is_told(folder):
+    go(folder)
+    store = Store(folder / "store")
+    changed = plan(desk(folder, ["stages.shrink.keep=0.4"]))[1]
+    events = []
+    with store.claim(changed.fingerprint):
+        thread = threading.Thread(target=lambda: go(folder, "stages.shrink.keep=0.4", events=events))
+        thread.start()
+        while not any("another process" in getattr(event, "text", "") for event in events):
+            assert thread.is_alive()
+            time.sleep(0.01)
+    thread.join()
+    assert executed(events)[0] == "shrink"
+
+
 class TestRuns:
+    def test_an_older_run_that_ends_later_does_not_become_current(self, folder):
+        go(folder)
+        runs = Runs(Store(folder / "store"))
+        first = runs.get("tiny@1")
+        with runs.begin(replace(first, status="running"), "") as older:
+            go(folder, "stages.shrink.keep=0.4")
+            older.update(status="succeeded")
+        assert (older.run.number, runs.current("tiny").number) == (2, 3)
+
     def test_references(self, folder):
         go(folder)
         go(folder, "stages.shrink.keep=0.4")

@@ -66,7 +66,8 @@ def copied(name: str, folder: str, place: Path) -> Path:
 def compressed(recipe: Path, *settings: str) -> dict[str, dict]:
     """Run a recipe in a store of its own, all but the image, and give its steps as the run tells them."""
     store = recipe.parents[1] / "store"
-    assignments = [part for setting in settings for part in ("--set", setting)]
+    # Timings never decide a test: another process may have the processor while bench runs.
+    assignments = [part for setting in (*settings, "budget.speedup=0.01") for part in ("--set", setting)]
     run("-m", "modelpack", "compress", recipe, "--until", "bench", "--store", store, *assignments)
     shown = run("-m", "modelpack", "show", recipe.stem, "--json", "--store", store)
     return {step["id"]: step for step in json.loads(shown.stdout)["steps"]}
@@ -207,7 +208,6 @@ def test_a_fashion_network_is_pruned_taught_and_quantized(tmp_path):
         "data.train.python.limit=12800",
         "data.test.python.limit=2000",
         "budget.accuracy_drop=0.1",
-        "budget.speedup=1",
     )
     assert steps["prune"]["metrics"]["macs"] == pytest.approx(0.4, abs=0.02)
     assert steps["quantize"]["metrics"]["model_bytes"] < 0.25 * steps["model"]["metrics"]["model_bytes"]

@@ -85,7 +85,11 @@ class Execution:
         """Run a stage and seal its result; another process may have done it while this one waited."""
         step, store = planned.step, self.desk.store
         assert planned.work is not None, "steps run in order, so every input is made"
-        with store.claim(planned.fingerprint) as scratch:
+
+        def waiting() -> None:
+            self.emit(Note(step.id, "another process is doing this step: waiting for it"))
+
+        with store.claim(planned.fingerprint, waiting) as scratch:
             if step.id not in self.desk.force:
                 artifact = store.find(planned.fingerprint)
                 if artifact is not None:

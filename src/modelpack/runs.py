@@ -74,7 +74,10 @@ class Runs:
 
     @contextlib.contextmanager
     def begin(self, run: Run, recipe_text: str) -> Iterator[Journal]:
-        """Take the next number and open its journal; `current` moves only if the run ends as ``succeeded``."""
+        """Take the next number and open its journal.
+
+        `current` moves to the run when it ends as ``succeeded``, unless a newer one has ended before it.
+        """
         with writing(self.root):
             directory = self._take_number(self.root / run.recipe)
             lock = (directory / "lock").open("w")
@@ -85,7 +88,8 @@ class Runs:
         try:
             journal.update()
             yield journal
-            if journal.run.status == "succeeded":
+            current = self.current(run.recipe)
+            if journal.run.status == "succeeded" and (current is None or current.number < journal.run.number):
                 with writing(directory):
                     write_atomic(directory.parent / "current", directory.name.encode())
         finally:

@@ -153,13 +153,22 @@ class Store:
             yield
 
     @contextlib.contextmanager
-    def claim(self, fingerprint: str) -> Iterator[Path]:
-        """Hold one piece of work, waiting for another process that is doing the same; gives its scratch directory."""
+    def claim(self, fingerprint: str, waiting: Callable[[], None] = lambda: None) -> Iterator[Path]:
+        """Hold one piece of work; gives its scratch directory.
+
+        Args:
+            fingerprint: The work.
+            waiting: Called when another process is doing the same, before waiting for it.
+        """
         with writing(self.root):
             scratch = self.root / "scratch" / fingerprint
             handle = (self.root / "scratch" / f"{fingerprint}.lock").open("w")
         with handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waiting()
+                fcntl.flock(handle, fcntl.LOCK_EX)
             with writing(self.root):
                 scratch.mkdir(exist_ok=True)
             yield scratch

@@ -94,7 +94,8 @@ def gc(
 ) -> None:
     """Remove artifacts that no kept run was made from.
 
-    The records of runs stay; an artifact that is needed again is made again.
+    What interrupted steps left for their next try goes too. The records of runs stay; an artifact that is needed again
+    is made again.
 
     Examples:
         modelpack gc --keep 3 --dry-run
