@@ -192,6 +192,17 @@ def test_prefixes_name_one_artifact_or_none(store):
             store.get(bad)
 
 
+def test_drafts_of_killed_processes_go_and_those_of_living_ones_stay(store):
+    left = store.root / "tmp" / "1-dead"
+    left.mkdir()
+    (left / "weights").write_bytes(b"x")
+    with store.draft() as living:
+        for path in (left, living.path):
+            os.utime(path, (1, 1))
+        with store.draft() as other:
+            assert {path.name for path in (store.root / "tmp").iterdir()} == {living.path.name, other.path.name}
+
+
 def test_collecting_keeps_what_is_named_and_nothing_else(store):
     kept = commit(store)
     dropped = commit(store, work={"stage": "old"})

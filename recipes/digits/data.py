@@ -6,6 +6,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 TEST_ROWS = 597
+VALIDATION_ROWS = 200
 
 
 def _split() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -23,6 +24,16 @@ def _split() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
 def train() -> dict[str, np.ndarray]:
     """Give 1,200 training rows: `image` (rows, 1, 8, 8) float32 from 0 to 1, and `label` (rows,) int64."""
     return _split()[0]
+
+
+def lesson() -> dict[str, np.ndarray]:
+    """Give the training rows that are not held back for `validation`."""
+    return {name: column[VALIDATION_ROWS:] for name, column in train().items()}
+
+
+def validation() -> dict[str, np.ndarray]:
+    """Give 200 of the training rows, to choose the best epoch by; the original network has seen them."""
+    return {name: column[:VALIDATION_ROWS] for name, column in train().items()}
 
 
 def test() -> dict[str, np.ndarray]:

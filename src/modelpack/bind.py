@@ -174,6 +174,8 @@ def _problem(root: Node, kind: type[BaseModel], detail: ErrorDetails) -> tuple[N
             choices = re.findall(r"'([^']*)'", str(context.get("expected", "")))
             word = node.text if isinstance(node, Scalar) else ""
             problem = node.problem(f"{name} cannot be '{word}'", did_you_mean(word, choices))
+        case "string_pattern_mismatch":
+            problem = node.problem(f"{name} has characters that are not allowed", f"it must match {context['pattern']}")
         case "value_error":
             problem = node.problem(str(context["error"]))
         case _:

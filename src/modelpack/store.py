@@ -21,6 +21,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SCHEMA = 1
+_SETTLED = 60.0
+"""Seconds after which a draft without an owner has been left behind."""
 _SKELETON = ("artifacts", "cache", "runs", "scratch", "tmp", "lock", "store.json")
 _PREFIX = re.compile(r"[0-9a-f]{6,64}")
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
@@ -132,7 +135,8 @@ class Store:
             for name in _SKELETON[:5]:
                 (self.root / name).mkdir(parents=True, exist_ok=True)
             if not os.access(self.root / "tmp", os.W_OK):
-                raise PermissionError(errno.EACCES, "permission denied", str(self.root))
+                sealed = os.statvfs(self.root).f_flag & os.ST_RDONLY
+                raise OSError(errno.EROFS if sealed else errno.EACCES, "not writable", str(self.root))
             if not (self.root / "store.json").exists():
                 write_atomic(self.root / "store.json", canonical.encode({"schema": SCHEMA}) + b"\n")
 
@@ -177,12 +181,29 @@ class Store:
     def draft(self) -> Iterator[Draft]:
         """Give an empty directory on the store's file system; it is removed unless committed."""
         with writing(self.root):
+            self._sweep()
             path = self.root / "tmp" / f"{os.getpid()}-{secrets.token_hex(4)}"
             path.mkdir()
+            handle = os.open(path, os.O_RDONLY)
         try:
+            fcntl.flock(handle, fcntl.LOCK_EX)  # until this process ends, however it ends: see `_sweep`
             yield Draft(path)
         finally:
+            os.close(handle)
             shutil.rmtree(path, ignore_errors=True)
+
+    def _sweep(self) -> None:
+        """Remove the drafts of processes that were killed: nobody holds them, and they are not just being made."""
+        for path in (self.root / "tmp").iterdir():
+            with contextlib.suppress(OSError):  # another process may be sweeping too
+                if not _is_directory(path) or time.time() - path.stat().st_mtime < _SETTLED:
+                    continue
+                handle = os.open(path, os.O_RDONLY)
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(path)
+                finally:
+                    os.close(handle)
 
     def commit(self, draft: Draft, kind: Kind, work: Mapping[str, Any], record: Mapping[str, Any]) -> Artifact:
         """Seal a draft: hash, sync, write the manifest last, point the cache at it, publish with one rename.
