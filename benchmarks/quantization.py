@@ -56,16 +56,19 @@ def arrays(name: str) -> dict[str, np.ndarray]:
 def candidates(folder: Path) -> dict[str, Path]:
     """Make every quantized file; the first one is the fp32 model."""
     whole = recipe.load(RECIPE)
-    steps = tuple(step for step in whole.steps if step.id in (MODEL, "export", "quantize"))
+    before = [step for step in whole.steps if step.id in (MODEL, "export")]
+    given = next(step for step in whole.steps if step.id == "quantize")
+    ways = {name: given.config.model_copy(update={"reconstruct": on}) for name, on in (("plain", False), ("fit", True))}
+    steps = (*before, *(dataclasses.replace(given, id=name, config=config) for name, config in ways.items()))
     store = Store(folder / "store")
     store.prepare()
     short = dataclasses.replace(whole, steps=steps, budget=Budget(), deciding={})
     run = engine.run(engine.open_desk(short, store, "cpu"), lambda _event: None)
-    fp32, ours = (store.get(run.step(step).artifact).file("model.onnx") for step in ("export", "quantize"))
+    fp32, ours, fitted = (store.get(run.step(step).artifact).file("model.onnx") for step in ("export", *ways))
     prepared = folder / "prepared.onnx"
     quant_pre_process(str(fp32), str(prepared))
     images = arrays("calibration")["image"]
-    made = {"fp32": fp32, "modelpack": ours}
+    made = {"fp32": fp32, "modelpack": ours, "modelpack, reconstructed": fitted}
     settings: dict[str, dict[str, Any]] = {
         "onnxruntime, its defaults": {},
         "onnxruntime, per channel, U8S8": BEST,

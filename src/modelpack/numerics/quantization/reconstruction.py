@@ -99,7 +99,7 @@ def reconstruct(
     Raises:
         StageError: When there are too few rows.
     """
-    total = sum(len(next(iter(feed.values()))) for feed in feeds)
+    total = sum(_rows(feed) for feed in feeds)
     if total < FEWEST:
         raise StageError(f"reconstruction needs {FEWEST} rows or more, the data gave {total}")
     floats, bytes_ = Walk(model, feeds, device), Walk(twin, feeds, device)
@@ -116,18 +116,29 @@ def reconstruct(
 
 
 def noise(model: ModelProto, twin: ModelProto, feeds: Iterable[Feed], device: str = "cpu") -> float:
-    """Sum the squared differences of both graphs' outputs, each output relative to its size."""
+    """Sum the squared differences of both graphs' outputs on rows kept out of the fit, relative to its size."""
     names = [item.name for item in model.graph.output]
-    total, power = np.zeros(len(names)), np.zeros(len(names))
+    total, power, seen = np.zeros(len(names)), np.zeros(len(names)), 0
     with onnxfile.loadable(model) as one, onnxfile.loadable(twin) as two:
         reference, subject = runtime.session(one, device), runtime.session(two, device)
         for feed in feeds:
             expected, got = runtime.execute(reference, feed, names), runtime.execute(subject, feed, names)
             for place, name in enumerate(names):
-                wanted = expected[name].astype(np.float64)
-                power[place] += float(np.square(wanted).sum())
-                total[place] += float(np.square(got[name].astype(np.float64) - wanted).sum())
+                wanted, given = (np.atleast_1d(side[name]).astype(np.float64) for side in (expected, got))
+                out = _kept_out(np.arange(len(wanted)) + seen)
+                power[place] += float(np.square(wanted[out]).sum())
+                total[place] += float(np.square(given[out] - wanted[out]).sum())
+            seen += _rows(feed)
     return float((total / np.where(power > 0, power, 1.0)).sum())
+
+
+def _rows(feed: Feed) -> int:
+    return len(next(iter(feed.values())))
+
+
+def _kept_out(rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Say which rows are measured on, by their number."""
+    return np.asarray(rows % KEPT_OUT == KEPT_OUT - 1)
 
 
 def _look(layer: _Layer, floats: Walk, bytes_: Walk, generator: np.random.Generator) -> None:
@@ -211,7 +222,7 @@ class _Layer:
         spots = samples.positions(goal.shape, channels_last=last, most=most, generator=generator)
         inputs = self.shape.gather(given, spots, self.zero).astype(np.int16) - np.int16(self.zero)
         wanted = samples.at(goal, spots, self.shape)
-        out = (spots[0] + seen) % KEPT_OUT == KEPT_OUT - 1
+        out = _kept_out(spots[0] + seen)
         self.fit.add(inputs[:, ~out], wanted[:, ~out])
         self.held.inputs.append(inputs[:, out])
         self.held.wanted.append(wanted[:, out])
