@@ -283,7 +283,8 @@ def test_a_full_disk_leaves_no_artifact_and_says_so(store, tmp_path):
         import resource
         from pathlib import Path
         from modelpack.errors import StoreError
-        from modelpack.store import Store, writing
+        from modelpack.disk import writing
+        from modelpack.store import Store
         import signal, errno
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         store = Store(Path({str(store.root)!r}))

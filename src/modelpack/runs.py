@@ -19,9 +19,9 @@ from typing import IO, TYPE_CHECKING, Any
 
 from modelpack import canonical
 from modelpack.artifact import Artifact, Kind
+from modelpack.disk import write_atomic, writing
 from modelpack.errors import StoreError, UsageError, did_you_mean
 from modelpack.record import decode, encode
-from modelpack.store import Store, write_atomic, writing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from modelpack.events import Event
     from modelpack.record import Run, StepRun
+    from modelpack.store import Store
 
 _REFERENCE = re.compile(r"(?P<name>[a-z0-9][a-z0-9._-]*)(@(?P<number>\d+))?")
 

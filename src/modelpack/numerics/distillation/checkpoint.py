@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from modelpack.disk import sync
 from modelpack.errors import StageError
 from modelpack.numerics import tensorfile
 
@@ -68,20 +68,12 @@ def save(
     tensorfile.write({name: value.contiguous() for name, value in tensors.items()}, draft / "state.safetensors")
     (draft / "progress.json").write_text(json.dumps(asdict(progress)))
     for path in (draft / "state.safetensors", draft / "progress.json", draft):
-        _sync(path)
+        sync(path)
     draft.rename(scratch / _NAME.format(progress.epoch))
-    _sync(scratch)
+    sync(scratch)
     for old in scratch.glob("epoch-*"):
         if old.name != _NAME.format(progress.epoch):
             shutil.rmtree(old)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def resume(
