@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 BASE := .cache/base.tar
 WORKERS ?= 2
+# Plain PyPI gives Linux the CUDA build of torch, gigabytes large; `make TORCH_INDEX=…` names the index of another build.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 
 .PHONY: help demo test models check docs format base system-deps clean
 
@@ -14,12 +17,14 @@ help:  ## list the targets
 $(VENV)/.demo: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --retries 1 --timeout 30 --index-url $(TORCH_INDEX) $(TORCH) || echo "$(TORCH_INDEX) has no $(TORCH): taking pip's own"
 	$(BIN)/python -m pip install --quiet --editable '.[demo]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --retries 1 --timeout 30 --index-url $(TORCH_INDEX) $(TORCH) || echo "$(TORCH_INDEX) has no $(TORCH): taking pip's own"
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@ $(VENV)/.demo
 
