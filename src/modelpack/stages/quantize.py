@@ -102,7 +102,7 @@ def quantize(config: QuantizeConfig, job: Job) -> None:
     feeds: Iterable[Feed] = (
         passes("compare outputs") if config.data is not None else rows.examples(None, inputs, 16, job.seed)
     )
-    figures = engine.fidelity(before, made.model, feeds, inputs)
+    figures = engine.fidelity(before, made.model, feeds, inputs, job.device)
     job.result("fidelity", figures)
     first = figures[before.graph.output[0].name]
     for name in ("sqnr_db", "cosine", "agreement"):
