@@ -213,6 +213,31 @@ def test_a_walk_sees_what_the_whole_graph_gives(exported, budget):
     assert (kept[-2] < given) == (budget > 0)
 
 
+def test_a_walk_keeps_what_a_branch_reads():
+    def branch(name, operator):
+        node = helper.make_node(operator, ["b"], [name])
+        return helper.make_graph([node], name, [], [helper.make_tensor_value_info(name, FLOAT, None)])
+
+    model = graph_of(
+        [
+            helper.make_node("Relu", ["x"], ["b"], name="relu"),
+            helper.make_node("ReduceMax", ["x"], ["top"], name="top", keepdims=0),
+            helper.make_node("Cast", ["top"], ["choice"], name="choice", to=TensorProto.BOOL),
+            helper.make_node("If", ["choice"], ["c"], then_branch=branch("t", "Exp"), else_branch=branch("e", "Neg")),
+            helper.make_node("Neg", ["c"], ["y"], name="last"),
+        ],
+        {"x": (["batch", 3], FLOAT)},
+        {"y": ["batch", 3]},
+        {},
+    )
+    feed = {"x": weights(4, 3)}
+    walk = Walk(model, [feed])
+    assert [list(got) for got in walk.reach(3, ["b"])] == [["b"]]
+    assert sorted(walk.held[0]) == ["b", "choice"]
+    (got,) = walk.reach(5, ["y"])
+    np.testing.assert_allclose(got["y"], -np.exp(np.maximum(feed["x"], 0)), rtol=1e-6)
+
+
 @pytest.fixture(scope="module")
 def careless(tmp_path_factory):
     """A network as depthwise ones are: one large weight a channel leaves few steps for the others."""
