@@ -199,6 +199,9 @@ class _Reader:
                 Problem(self.root.place, "missing key 'model'", self.root.line, 1, "where is the model?")
             )
             return None
+        if isinstance(node, Table) and node.get("onnx") and (key := node.key("factory")):
+            self.problems.append(key.problem("a model has a `factory` or is an `onnx` file, not both", "take one out"))
+            return None
         stage = self._importer()
         config = bind(node, stage.config, self.problems, base=self.base)
         return Step(MODEL, stage, config, None, (), (), node) if config else None
