@@ -165,6 +165,12 @@ def test_a_file_that_is_not_text_or_not_there(folder):
         recipes.load(folder / "none.yaml")
 
 
+def test_a_model_has_one_origin(folder):
+    both = RECIPE.replace("  weights: weights.txt\n", "  factory: a.py:b\n  onnx: c.onnx\n")
+    (found,) = [item for item in problems(folder, both) if item[0] == 3]
+    assert found[2] == "a model has a `factory` or is an `onnx` file, not both"
+
+
 def test_a_default_may_name_a_step(folder):
     (folder / "recipe.yaml").write_text(RECIPE.replace("{teacher: model}", "{}"))
     assert recipes.load(folder / "recipe.yaml").steps[2].steps == ("model",)
