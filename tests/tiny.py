@@ -32,6 +32,18 @@ def model(config: ModelConfig, job: Job) -> None:
     (job.out / "weights.safetensors").write_bytes(config.weights.path.read_bytes())
 
 
+class OnnxModelConfig(StageConfig):
+    """A model that is another text file."""
+
+    onnx: InputPath = Field(description="The file.")
+
+
+@stage(version=1, accepts=(), produces=Kind.ONNX)
+def onnx_model(config: OnnxModelConfig, job: Job) -> None:
+    """Bring a text in as the other kind."""
+    (job.out / "model.onnx").write_bytes(config.onnx.path.read_bytes())
+
+
 class ShrinkConfig(StageConfig):
     """How much to keep."""
 
@@ -172,7 +184,7 @@ class Here:
         return self.plugin
 
 
-STAGES = (model, shrink, heal, convert, squeeze, polish, score, pack)
+STAGES = (model, onnx_model, shrink, heal, convert, squeeze, polish, score, pack)
 
 
 @pytest.fixture
