@@ -46,21 +46,21 @@ def test_no_row_is_further_off_than_rounded_to_nearest(seed, groups, rows_, colu
     assert (off <= plain_off * (1 + 1e-9) + 1e-12).all()
 
 
-@given(st.integers(0, 10_000))
-@settings(max_examples=20, deadline=None)
-def test_rounding_comes_near_the_best_of_all_neighbours(seed):
-    _, real, scales, moment = problem(seed, 1, 1, 4)
-    firm = rounding.damped(moment, 0.01)
-    down = np.floor(real / scales[:, :, None])
-    tried = [
-        rounding.error(np.clip(down + np.array(step), -127, 127), real, scales, firm)[0, 0]
-        for step in itertools.product([-1, 0, 1, 2], repeat=4)
-    ]
-    steps = rounding.rounded(real, scales, firm)
-    plain = rounding.error(rounding.nearest(real, scales), real, scales, firm)[0, 0]
-    off = rounding.error(steps, real, scales, firm)[0, 0]
-    assert off <= plain
-    assert off <= max(3 * min(tried), 1e-12) or off <= plain / 2
+def test_rounding_comes_near_the_best_of_all_neighbours():
+    found, plain, least = [], [], []
+    for seed in range(40):
+        _, real, scales, moment = problem(seed, 1, 1, 4)
+        firm = rounding.damped(moment, 0.01)
+        down = np.floor(real / scales[:, :, None])
+
+        def off(steps, real=real, scales=scales, firm=firm):
+            return rounding.error(np.clip(steps, -127, 127), real, scales, firm)[0, 0]
+
+        found.append(off(rounding.rounded(real, scales, firm)))
+        plain.append(off(rounding.nearest(real, scales)))
+        least.append(min(off(down + np.array(step)) for step in itertools.product([-1, 0, 1, 2], repeat=4)))
+    assert np.mean(np.array(plain) / least) > 1.3
+    assert np.mean(np.array(found) / least) < 1.2
 
 
 def test_the_error_is_that_of_the_outputs():
