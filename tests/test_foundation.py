@@ -7,6 +7,7 @@ import math
 import sys
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -214,9 +215,9 @@ class TestBudget:
             ("accuracy_drop", 0.01, 0.011, False),
             ("accuracy", 0.9, 0.89, False),
             ("speedup", 2.0, 2.5, True),
-            ("size", budget.Size.parse("30%"), 300, True),
-            ("size", budget.Size.parse("30%"), 301, False),
-            ("image_size", budget.Size.parse("1 MB"), 1_000_001, False),
+            ("size", budget.Size.read("30%", Path()), 300, True),
+            ("size", budget.Size.read("30%", Path()), 301, False),
+            ("image_size", budget.Size.read("1 MB", Path()), 1_000_001, False),
         ],
     )
     def test_lines_know_their_direction(self, name, limit, measured, met):
@@ -225,7 +226,7 @@ class TestBudget:
     @pytest.mark.parametrize("text", ["", "much", "-5%", "0", "5 XB", "nan", "inf%"])
     def test_what_is_no_size_is_refused(self, text):
         with pytest.raises(ValueError, match="is no size"):
-            budget.Size.parse(text)
+            budget.Size.read(text, Path())
 
 
 class TestRegistry:

@@ -10,7 +10,7 @@ import re
 import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ValidationError
 from pydantic_core import core_schema
@@ -30,12 +30,28 @@ Arguments = Annotated[dict[str, Any], BeforeValidator(core)]
 """Free-form values, read by the YAML 1.2 core rules because no type says better."""
 
 
-class _FromText:
-    """Gives a class a pydantic schema that reads it from text relative to the ``base`` of the validation context."""
+class FromText:
+    """Gives a class a pydantic schema that reads it from text.
+
+    Attributes:
+        wanted: What is expected, for the error about anything else.
+        spelled: JSON Schema types that editors accept for it.
+    """
+
+    wanted: ClassVar[str] = "text is expected here"
+    spelled: ClassVar[str | list[str]] = "string"
 
     @classmethod
     def read(cls, text: str, base: Path) -> Self:
-        """Read it from what the user wrote; raises ValueError."""
+        """Read it from what the user wrote.
+
+        Args:
+            text: Not blank.
+            base: Directory that names are relative to.
+
+        Raises:
+            ValueError: When it makes no sense.
+        """
         raise NotImplementedError
 
     @classmethod
@@ -43,22 +59,24 @@ class _FromText:
         if isinstance(value, cls):
             return value
         if not isinstance(value, str) or not value.strip():
-            raise ValueError("text is expected here")
+            raise ValueError(cls.wanted)
         return cls.read(str(value), (info.context or {}).get("base", Path()))
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: object, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
-        return core_schema.with_info_plain_validator_function(cls._validate)
+        return core_schema.with_info_plain_validator_function(
+            cls._validate, serialization=core_schema.to_string_ser_schema()
+        )
 
     @classmethod
     def __get_pydantic_json_schema__(
         cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        return {"type": "string"}
+        return {"type": cls.spelled}
 
 
 @dataclass(frozen=True)
-class InputPath(_FromText):
+class InputPath(FromText):
     """A file or directory that the user names, relative to the recipe; known by its content, not by its name.
 
     Attributes:
@@ -87,7 +105,7 @@ class InputPath(_FromText):
 
 
 @dataclass(frozen=True)
-class UserCode(_FromText):
+class UserCode(FromText):
     """A Python callable that the user names; known by its source, not by its place.
 
     Attributes:

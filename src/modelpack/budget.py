@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from modelpack.bind import FromText
+
 if TYPE_CHECKING:
-    from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
-    from pydantic.json_schema import JsonSchemaValue
-    from pydantic_core import core_schema
+    from pathlib import Path
 
 _UNITS = {
     "B": 1,
@@ -37,23 +37,23 @@ Fraction = Annotated[float, BeforeValidator(_fraction, json_schema_input_type=fl
 
 
 @dataclass(frozen=True)
-class Size:
+class Size(FromText):
     """A limit on bytes: absolute, or a fraction of the original model."""
 
+    spelled: ClassVar[str | list[str]] = ["string", "number"]
     bytes: int | None
     fraction: float | None
     text: str
 
     @classmethod
-    def parse(cls, value: object) -> Size:
+    def read(cls, text: str, base: Path) -> Size:  # noqa: ARG003 - a size names no file
         """Read ``30%``, ``0.3``, ``5 MB`` or ``750KiB``.
 
-        >>> Size.parse("30%").fraction, Size.parse("5 MB").bytes
+        >>> from pathlib import Path
+        >>> Size.read("30%", Path()).fraction, Size.read("5 MB", Path()).bytes
         (0.3, 5000000)
         """
-        if isinstance(value, Size):
-            return value
-        text = str(value).strip()
+        text = text.strip()
         match = _BYTES.fullmatch(text)
         if match and match[2] in _UNITS:
             return cls(round(float(match[1]) * _UNITS[match[2]]), None, text)
@@ -68,18 +68,6 @@ class Size:
     def canonical(self) -> object:
         """Stand for the limit itself in every hash, not for its spelling."""
         return {"bytes": self.bytes, "fraction": self.fraction}
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: object, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
-        from pydantic_core import core_schema
-
-        return core_schema.no_info_plain_validator_function(cls.parse)
-
-    @classmethod
-    def __get_pydantic_json_schema__(
-        cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        return {"type": ["string", "number"]}
 
 
 AT_MOST: frozenset[str] = frozenset({"accuracy_drop", "size", "latency_ms", "macs", "image_size"})

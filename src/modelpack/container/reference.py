@@ -6,16 +6,11 @@ import ipaddress
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from pydantic_core import core_schema
+from typing import ClassVar
 
 from modelpack import canonical
+from modelpack.bind import FromText
 from modelpack.errors import UsageError
-
-if TYPE_CHECKING:
-    from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationInfo
-    from pydantic.json_schema import JsonSchemaValue
 
 FILES = ("oci", "oci-archive", "docker-archive", "rootfs")
 SCHEMES = ("docker", "docker-daemon", *FILES)
@@ -85,7 +80,7 @@ class ImageName:
 
 
 @dataclass(frozen=True)
-class BaseRef:
+class BaseRef(FromText):
     """Where a base image comes from.
 
     Attributes:
@@ -95,6 +90,7 @@ class BaseRef:
         tag: Which image inside a file that holds several; empty for the only one.
     """
 
+    wanted: ClassVar[str] = "a base image is expected, such as docker://python:3.11-slim"
     scheme: str
     name: str
     path: Path | None = None
@@ -162,26 +158,9 @@ class BaseRef:
         return {"base": self.label, "tag": self.tag, "sha256": canonical.tree_digest(self.path)}
 
     @classmethod
-    def _read(cls, value: object, info: ValidationInfo) -> BaseRef:
-        if isinstance(value, BaseRef):
-            return value
-        if not isinstance(value, str) or not value.strip():
-            raise ValueError("a base image is expected, such as docker://python:3.11-slim")
+    def read(cls, text: str, base: Path) -> BaseRef:
+        """Read it from a recipe; files are relative to `base`."""
         try:
-            return cls.parse(value, (info.context or {}).get("base"))
+            return cls.parse(text, base)
         except UsageError as error:
             raise ValueError(error.what) from error
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: object, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
-        """Read it from text, files relative to the ``base`` of the validation context."""
-        return core_schema.with_info_plain_validator_function(
-            cls._read, serialization=core_schema.to_string_ser_schema()
-        )
-
-    @classmethod
-    def __get_pydantic_json_schema__(
-        cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        """Show editors a string."""
-        return {"type": "string"}
