@@ -70,6 +70,9 @@ def _load_plain(path: Path) -> object:
 
 
 def _reason(text: str) -> str:
+    code = re.search(r"GLOBAL (\S+)", text)
+    if code is not None:
+        return f"it holds '{code[1]}', which is code"
     found = re.search(r"(Unsupported (?:global|class|operand)[^\n]*|Trying to [^\n]*)", text)
     return _first_line(found.group(0) if found else text)
 

@@ -160,7 +160,7 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=2048)
     except (OSError, UnicodeError) as error:
-        raise StartError(f"cannot listen on {host}:{port}: {error}") from None
+        raise StartError(f"cannot listen on {host}:{port}: {error}; --port chooses another") from None
 
 
 def _read_card(folder: Path) -> dict[str, Any]:
