@@ -156,7 +156,17 @@ def test_training_digits_lowers_the_loss_and_writes_weights_that_fit(tmp_path):
 @pytest.mark.slow
 def test_the_quickstart_keeps_its_promises_and_gives_the_same_artifacts_twice(tmp_path):
     steps = compressed(copied("quickstart.yaml", "digits", tmp_path))
-    assert list(steps) == ["model", "prune", "recover", "distill", "export", "optimize", "quantize", "evaluate", "bench"]
+    assert list(steps) == [
+        "model",
+        "prune",
+        "recover",
+        "distill",
+        "export",
+        "optimize",
+        "quantize",
+        "evaluate",
+        "bench",
+    ]
     figures = steps["evaluate"]["metrics"]
     assert figures["accuracy"] >= 0.96
     assert figures["accuracy"] + figures["accuracy_drop"] >= 0.97
