@@ -6,7 +6,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import pytest
 
-from modelpack import device
+from modelpack import device, registry
 from tiny import folder, tiny
 
 __all__ = ["folder", "tiny"]
@@ -16,6 +16,17 @@ __all__ = ["folder", "tiny"]
 def wide(monkeypatch):
     """Give tables all the room they want; pytest-xdist says that its workers' terminals are 80 columns wide."""
     monkeypatch.delenv("COLUMNS", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def plugins():
+    """Look for plugins anew in every test: some tests install one, and the next must not see it."""
+    real = registry.stages, registry.sources
+    for found in real:
+        found.cache_clear()
+    yield
+    for found in real:
+        found.cache_clear()
 
 
 def pytest_runtest_setup(item):
