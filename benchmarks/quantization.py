@@ -58,7 +58,10 @@ def candidates(folder: Path) -> dict[str, Path]:
     whole = recipe.load(RECIPE)
     before = [step for step in whole.steps if step.id in (MODEL, "export")]
     given = next(step for step in whole.steps if step.id == "quantize")
-    ways = {name: given.config.model_copy(update={"reconstruct": on}) for name, on in (("plain", False), ("fit", True))}
+    ways = {
+        name: given.config.model_copy(update={"correction": how})
+        for name, how in (("plain", "none"), ("fit", "rounding"))
+    }
     steps = (*before, *(dataclasses.replace(given, id=name, config=config) for name, config in ways.items()))
     store = Store(folder / "store")
     store.prepare()

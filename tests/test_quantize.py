@@ -13,7 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 import nets
 from modelpack.errors import StageError
 from modelpack.numerics import graph, onnxfile, optimize, rows, runtime
-from modelpack.numerics.quantization import embedding, engine, grid, layers, prepare, ranges, static
+from modelpack.numerics.quantization import embedding, engine, grid, layers, prepare, qdq, ranges
+from modelpack.numerics.quantization.settings import Evidence, Settings
 from modelpack.stages.export import export as export_stage
 from modelpack.stages.optimize import optimize as optimize_stage
 from modelpack.stages.quantize import QuantizeConfig
@@ -120,7 +121,7 @@ def chain():
 
 def passes_over(columns, batch):
     source = Rows(columns, batch)
-    return lambda _label: source.batches()
+    return lambda _label, _limit=None: source.batches()
 
 
 def test_extents_are_those_of_a_float64_reference(chain):
@@ -257,9 +258,8 @@ def test_a_pattern_that_matches_nothing_is_an_error(tmp_path, exported):
 
 
 def test_the_same_work_gives_the_same_bytes(tmp_path, exported):
-    for method in ("static", "float16"):
-        one = quantized(tmp_path / "one", exported["cnn"], method=method, ranges="percentile")
-        two = quantized(tmp_path / "two", exported["cnn"], method=method, ranges="percentile")
+    for way in ({"ranges": "percentile"}, {"method": "float16"}):
+        one, two = (quantized(tmp_path / name, exported["cnn"], **way) for name in ("one", "two"))
         assert one.id == two.id
 
 
@@ -275,7 +275,7 @@ def test_tensors_behind_a_reshape_share_its_grid():
         {"y": ["batch", 10]},
         {"w": weights(16, 3, 3, 3), "v": weights(64, 10)},
     )
-    marked = static.marks(proto, ["conv", "head"])
+    marked = qdq.marks(proto, ["conv", "head"])
     assert marked.measured == ("c", "x")
     assert marked.carried == {"m": "c", "f": "c"}
     assert marked.made == {"c", "m", "f"}
@@ -310,7 +310,7 @@ def test_products_follow_a_float64_reference_of_the_rounding(transposed):
         {"y": ["batch", 40]},
         {"w": w.T.copy() if transposed else w, "b": b},
     )
-    made = engine.quantize(proto, engine.Settings(), passes_over({"x": x}, 4))
+    made = engine.quantize(proto, Settings(), Evidence(passes_over({"x": x}, 4))).outcome
     got = runtime.execute(runtime.session(onnxfile.encode(made.model)), {"x": x})["y"]
     spot = grid.asymmetric(float(x.min()), float(x.max()))
     steps = np.clip(np.rint(x / spot.scale) + int(spot.zero_point), 0, 255) - int(spot.zero_point)
@@ -565,12 +565,13 @@ def test_every_single_module_of_the_onnx_suite_works_or_is_refused(method, monke
         try:
             inputs = {name: TensorSpec.model_validate(spec) for name, spec in graph.signature(proto)["inputs"].items()}
             feeds = [rows.sample(inputs, 2, seed) for seed in range(2)]
-            made = engine.quantize(proto, engine.Settings(method=method), lambda _label, feeds=feeds: iter(feeds))
+            evidence = Evidence(lambda _label, _limit, feeds=feeds: iter(feeds))
+            made = engine.quantize(proto, Settings(method=method), evidence).outcome
             figures = engine.fidelity(proto, made.model, feeds, inputs)
         except StageError:
             continue
         assert min(item["sqnr_db"] for item in figures.values()) > (40 if method == "float16" else 15), path
-        assert not made.floating, path
+        assert not made.warnings, path
         done += 1
     assert done >= {"static": 25, "dynamic": 2, "float16": 25}[method]
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 import nets
 from modelpack.errors import StageError
 from modelpack.numerics import differences, onnxfile, rows, runtime
-from modelpack.numerics.quantization import correction, grid, layers, ranges, reconstruction, rounding, samples, static
+from modelpack.numerics.quantization import correction, grid, layers, qdq, ranges, reconstruction, rounding, samples
 from modelpack.numerics.quantization.walk import Walk
 from modelpack.stages.export import export as export_stage
 from modelpack.stages.quantize import QuantizeConfig
@@ -267,8 +267,8 @@ def careless(tmp_path_factory):
 
 def test_coarse_depthwise_weights_are_made_up_for_at_the_same_size(tmp_path, careless):
     plain = quantized(tmp_path, careless, count=64)
-    made = quantized(tmp_path, careless, count=64, reconstruct=True)
-    table = {item["layer"]: item for item in made.manifest.record["results"]["reconstruction"]}
+    made = quantized(tmp_path, careless, count=64, correction="rounding")
+    table = {item["layer"]: item for item in made.manifest.record["results"]["correction"]}
     assert made.metrics["quantize_sqnr_db"] > plain.metrics["quantize_sqnr_db"] + 3
     assert list(table) == ["stem", "depthwise", "project", "classes"]
     assert made.metrics["quantize_corrected_layers"] == len(table)
@@ -280,14 +280,14 @@ def test_coarse_depthwise_weights_are_made_up_for_at_the_same_size(tmp_path, car
 @pytest.mark.parametrize("name", ["grouped", "encoder"])
 def test_grouped_convolutions_and_products_come_closer(tmp_path, exported, name):
     plain = quantized(tmp_path, exported[name], count=128)
-    made = quantized(tmp_path, exported[name], count=128, reconstruct=True)
+    made = quantized(tmp_path, exported[name], count=128, correction="rounding")
     assert made.metrics["quantize_corrected_layers"] > 0
     assert made.metrics["quantize_sqnr_db"] > plain.metrics["quantize_sqnr_db"]
 
 
 def test_the_same_work_gives_the_same_bytes(tmp_path, careless):
-    one = quantized(tmp_path / "one", careless, reconstruct=True)
-    two = quantized(tmp_path / "two", careless, reconstruct=True)
+    one = quantized(tmp_path / "one", careless, correction="rounding")
+    two = quantized(tmp_path / "two", careless, correction="rounding")
     assert one.id == two.id
 
 
@@ -306,8 +306,8 @@ def test_only_constants_of_the_chosen_layers_change():
     )
     chosen = [layer.name for layer in layers.choose(model, "static", None, ())]
     feeds = [{"x": weights(16, 8, seed=seed)} for seed in range(4)]
-    marked = static.marks(model, chosen)
-    plain = static.quantize(model, chosen, marked, ranges.extents(model, marked.measured, lambda _label: feeds))
+    marked = qdq.marks(model, chosen)
+    plain = qdq.quantize(model, chosen, marked, ranges.extents(model, marked.measured, lambda _label: feeds))
     twin = onnxfile.copied(plain)
     gains = reconstruction.reconstruct(model, twin, chosen, feeds)
     assert [gain.layer for gain in gains] == ["last"]
@@ -322,7 +322,7 @@ def test_a_model_that_becomes_worse_is_left_as_it_was(tmp_path, careless, monkey
     plain = quantized(tmp_path, careless)
     found = iter([1.0, 2.0])
     monkeypatch.setattr(reconstruction, "noise", lambda *_: next(found))
-    made = quantized(tmp_path, careless, reconstruct=True)
+    made = quantized(tmp_path, careless, correction="rounding")
     assert made.file("model.onnx").read_bytes() == plain.file("model.onnx").read_bytes()
     assert made.metrics["quantize_corrected_layers"] == 0
     assert any("it was left out" in text for text in made.manifest.record["warnings"])
@@ -330,9 +330,9 @@ def test_a_model_that_becomes_worse_is_left_as_it_was(tmp_path, careless, monkey
 
 def test_too_few_rows_are_refused(tmp_path, careless):
     with pytest.raises(StageError, match="needs 8 rows or more, the data gave 5"):
-        quantized(tmp_path, careless, count=5, reconstruct=True)
+        quantized(tmp_path, careless, count=5, correction="rounding")
 
 
 def test_only_static_can_be_reconstructed():
-    with pytest.raises(ValidationError, match="`reconstruct` fits static quantization, not 'dynamic'"):
-        QuantizeConfig.model_validate({"method": "dynamic", "reconstruct": True})
+    with pytest.raises(ValidationError, match="`correction` fits static, not 'dynamic'"):
+        QuantizeConfig.model_validate({"method": "dynamic", "correction": "rounding"})

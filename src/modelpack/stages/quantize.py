@@ -2,74 +2,155 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from modelpack.artifact import Kind
-from modelpack.stage import DataRef, Job, StageConfig, stage
+from modelpack.stage import DataRef, Job, StageConfig, StepName, stage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from modelpack.numerics.quantization.engine import Result
     from modelpack.numerics.rows import Feed
 
-Operator = Literal["Conv", "Gemm", "MatMul", "Gather"]
+Method = Literal["static", "dynamic", "weight_only", "float16", "bfloat16"]
+Operator = Literal["Conv", "ConvTranspose", "Gemm", "MatMul", "Gather"]
+CalibrationRef = Annotated[str, StepName(frozenset({Kind.CALIBRATION}))]
 
-_USES: dict[str, frozenset[Operator]] = {
+_STATIC = frozenset({"static"})
+_HALF = frozenset({"float16", "bfloat16"})
+_ONLY_FOR: dict[str, frozenset[str]] = {
+    **dict.fromkeys(("calibration", "ranges", "percentile", "equalize", "smooth"), _STATIC),
+    **dict.fromkeys(("correction", "correction_rows", "wide", "target", "portable", "budget"), _STATIC),
+    **dict.fromkeys(("bits", "group", "rounding", "form"), frozenset({"weight_only"})),
+    "keep_operators": _HALF,
+    "backend": frozenset({"static", "dynamic"}),
+}
+"""Setting → methods that it fits."""
+
+_OPERATORS: dict[str, frozenset[Operator]] = {
     "static": frozenset({"Conv", "Gemm", "MatMul", "Gather"}),
     "dynamic": frozenset({"Gemm", "MatMul", "Gather"}),
-    "float16": frozenset({"Conv", "Gemm", "MatMul", "Gather"}),
 }
+"""Method → operators that it can quantize, where not all."""
+
+_UNBUILT = frozenset(
+    {"calibration", "equalize", "smooth", "wide", "target", "portable", "budget", "bits", "group", "rounding", "form",
+     "keep_operators", "backend", "verify", "allow_slower"}
+)  # fmt: skip
+
+
+class QualityBudget(BaseModel):
+    """How close the quantized model must stay to the float one: exactly one of these."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sqnr_db: float | None = Field(None, gt=0, description="Signal-to-noise ratio of the first output, at least.")
+    agreement: float | None = Field(None, gt=0, le=1, description="Share of rows with the same answer, at least.")
+    accuracy_drop: float | None = Field(None, ge=0, le=1, description="Accuracy lost, at most; needs labels.")
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if sum(value is not None for value in (self.sqnr_db, self.agreement, self.accuracy_drop)) != 1:
+            raise ValueError("give one of sqnr_db, agreement and accuracy_drop")
+        return self
 
 
 class QuantizeConfig(StageConfig):
     """Which numbers become smaller, and how their ranges are found."""
 
-    method: Literal["static", "dynamic", "float16"] = Field(
+    method: Method = Field(
         "static",
         description="static: 8-bit weights and activations, calibrated on data; dynamic: 8-bit weights, activations "
-        "rounded at run time; float16: half precision, for accelerators.",
+        "rounded at run time; weight_only: 8- or 4-bit weights, float activations; float16, bfloat16: half precision.",
     )
     data: DataRef | None = Field(
         None, description="Calibration rows, which the result is also compared on; static needs them."
     )
     rows: int = Field(256, gt=0, description="How many calibration rows to read, at most.")
-    ranges: Literal["minmax", "percentile"] = Field(
-        "minmax", description="How static finds the range of an activation: all values, or nearly all."
+    calibration: CalibrationRef | None = Field(
+        None, description="With static: the calibrate step to take ranges from; one is made when absent."
+    )
+    ranges: Literal["minmax", "percentile", "entropy", "mse"] = Field(
+        "minmax", description="How static finds the range of an activation: all values, or what serves nearly all best."
     )
     percentile: float = Field(
         99.999, gt=50, le=100, description="With `ranges: percentile`, the share of values inside the range."
     )
-    reconstruct: bool = Field(
-        False,
-        description="With static: fit the 8-bit weights and biases to the float layers' outputs, one layer after the "
-        "other. Same size and speed, closer outputs, about a minute more for a network of 50 layers.",
+    equalize: bool = Field(
+        False, description="With static: even out the ranges of channels between layers first (cross-layer)."
     )
-    reconstruct_rows: int = Field(
-        128, ge=8, description="How many calibration rows `reconstruct` reads, at most; it keeps them in memory."
+    smooth: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="With static: move this share of the activations' outliers into the weights (SmoothQuant); 0.5 is "
+        "usual, for transformers.",
+    )
+    correction: Literal["none", "bias", "sequential", "rounding", "adaround"] = Field(
+        "none",
+        description="With static, what brings layers back to the float ones' outputs, at the same size and speed: "
+        "bias: biases, all at once; sequential: biases, layer after layer; rounding: weights and biases, layer after "
+        "layer; adaround: the same with learned rounding, slowest.",
+    )
+    correction_rows: int = Field(
+        128, ge=8, description="How many calibration rows `correction` reads, at most; it keeps them in memory."
+    )
+    wide: tuple[str, ...] = Field((), description="With static: names of layers whose activations take 16 bits.")
+    target: Literal["auto", "vnni", "amx", "avx2", "neon", "cuda"] = Field(
+        "auto", description="With static: the hardware it shall run on; auto is this machine's."
+    )
+    portable: bool = Field(
+        False,
+        description="With static: narrow the weights of the layers that would overflow 16 bits on processors with AVX2 "
+        "and no VNNI, so that all machines give the same.",
+    )
+    budget: QualityBudget | None = Field(
+        None, description="With static: keep as few layers as possible at higher precision to stay this close."
+    )
+    bits: Literal[8, 4] = Field(4, description="With weight_only: bits of a weight.")
+    group: Literal[16, 32, 64, 128, 256] = Field(32, description="With weight_only: weights that share one scale.")
+    rounding: Literal["nearest", "hqq", "gptq"] = Field(
+        "nearest", description="With weight_only: how weights are rounded; gptq needs data."
+    )
+    form: Literal["nbits", "qdq"] = Field(
+        "nbits", description="With weight_only: onnxruntime's MatMulNBits, or standard DequantizeLinear in blocks."
     )
     operators: tuple[Operator, ...] | None = Field(
         None, min_length=1, description="Quantize only these operators; chosen by the kind of network when absent."
     )
     exclude: tuple[str, ...] = Field((), description="Names of layers to leave alone; * and ? match anything.")
+    keep_operators: tuple[str, ...] = Field(
+        (), description="With float16 and bfloat16: operators that stay float32, such as Softmax."
+    )
+    backend: Literal["builtin", "ort", "nncf"] = Field(
+        "builtin", description="Whose quantizer: this one, onnxruntime's or NNCF's, for comparison."
+    )
+    verify: bool = Field(True, description="Examine the result for silent failures, and refuse it where one is found.")
+    allow_slower: bool = Field(False, description="Accept a result that is slower than the float model.")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        for name in sorted(self.model_fields_set):
+            fits = _ONLY_FOR.get(name)
+            if fits is not None and self.method not in fits:
+                raise ValueError(f"`{name}` fits {' and '.join(sorted(fits))}, not '{self.method}'; leave it out")
+            if name in _UNBUILT:
+                raise ValueError(f"`{name}` is not there yet")
         if self.method == "static" and self.data is None:
             raise ValueError("static quantization calibrates on data: add `data:`, or use `method: dynamic`")
-        if self.reconstruct and self.method != "static":
-            raise ValueError(f"`reconstruct` fits static quantization, not '{self.method}'; leave it out")
-        wrong = sorted(set(self.operators or ()) - _USES[self.method])
-        if wrong:
-            able = ", ".join(sorted(_USES[self.method]))
-            raise ValueError(f"'{self.method}' cannot quantize {', '.join(wrong)}; it can: {able}")
+        able = _OPERATORS.get(self.method)
+        wrong = sorted(set(self.operators or ()) - able) if able else []
+        if able and wrong:
+            known = ", ".join(sorted(able))
+            raise ValueError(f"'{self.method}' cannot quantize {', '.join(wrong)}; it can: {known}")
         return self
 
 
 @stage(
-    version=1,
+    version=2,
     accepts={Kind.ONNX},
     produces=Kind.ONNX,
     needs=("onnx", "onnxruntime", "onnxconverter-common", "torch"),
@@ -77,32 +158,40 @@ class QuantizeConfig(StageConfig):
     refuses={"quantized"},
 )
 def quantize(config: QuantizeConfig, job: Job) -> None:
-    """Store weights in 8 bits (or 16), and compute with them; every layer left out is listed with the reason."""
+    """Store weights in 16, 8 or 4 bits, and compute with them; every layer left out is listed with the reason."""
     from modelpack.numerics import onnxfile, rows, runtime
     from modelpack.numerics.quantization import engine
+    from modelpack.numerics.quantization.settings import Evidence, Settings
 
     inputs, _ = runtime.signature(job.source)
     before = onnxfile.read(job.source.file(onnxfile.NAME))
-    settings = engine.Settings(config.method, config.operators, config.exclude, config.ranges, config.percentile)
-
-    def passes(label: str, limit: int = config.rows) -> Iterator[Feed]:
-        assert config.data is not None
-        yield from job.track(rows.feeds(job.data[config.data].batches(), inputs, limit), label=label)
-
-    fit = engine.Fit(
-        feeds=lambda: passes("read rows to fit on", min(config.rows, config.reconstruct_rows)),
-        seed=job.seed,
-        track=lambda layers: job.track(layers, len(layers), "reconstruct layers"),
+    settings = Settings(
+        method=config.method,
+        operators=config.operators,
+        exclude=config.exclude,
+        ranges=config.ranges,
+        percentile=config.percentile,
+        correction=config.correction,
+        correction_rows=config.correction_rows,
     )
+
+    def read(label: str, limit: int | None = None) -> Iterator[Feed]:
+        assert config.data is not None
+        most = config.rows if limit is None else min(limit, config.rows)
+        yield from job.track(rows.feeds(job.data[config.data].batches(), inputs, most), label=label)
+
+    def track(names: Sequence[str], label: str) -> Iterable[str]:
+        return job.track(names, len(names), label)
+
     _warn(config, job)
-    made = engine.quantize(before, settings, passes, job.device, fit if config.reconstruct else None)
-    onnxfile.write(made.model, job.out)
+    made = engine.quantize(before, settings, Evidence(read, job.seed, job.device, track))
+    onnxfile.write(made.outcome.model, job.out)
     (job.out / "signature.json").write_bytes(job.source.file("signature.json").read_bytes())
     _report(made, job)
     feeds: Iterable[Feed] = (
-        passes("compare outputs") if config.data is not None else rows.examples(None, inputs, 16, job.seed)
+        read("compare outputs") if config.data is not None else rows.examples(None, inputs, 16, job.seed)
     )
-    figures = engine.fidelity(before, made.model, feeds, inputs, job.device)
+    figures = engine.fidelity(before, made.outcome.model, feeds, inputs, job.device)
     job.result("fidelity", figures)
     first = figures[before.graph.output[0].name]
     for name in ("sqnr_db", "cosine", "agreement"):
@@ -122,29 +211,21 @@ def _warn(config: QuantizeConfig, job: Job) -> None:
 
 
 def _report(made: Result, job: Job) -> None:
-    """Say how many layers were quantized, and which were not."""
-    for note in made.notes:
-        job.note(note)
+    """Say what the method has to tell, how many layers were quantized, and which were not."""
     left = [layer for layer in made.layers if not layer.quantized]
     job.metric("quantizable_layers", len(made.layers))
     job.metric("quantized_layers", len(made.layers) - len(left))
     job.metric("quantize_shrink", made.shrunk)
     job.result("layers", [layer.to_json() for layer in made.layers])
-    if made.gains:
-        _report_gains(made, job)
-    if made.floating:
-        names = ", ".join(made.floating)
-        job.warn(f"these layers have 8-bit weights, but onnxruntime computes them in floating point: {names}")
+    for name, figure in made.outcome.metrics.items():
+        job.metric(name, figure)
+    for name, value in made.outcome.results.items():
+        job.result(name, value)
+    for note in made.outcome.notes:
+        job.note(note)
+    for warning in made.outcome.warnings:
+        job.warn(warning)
     if left:
         shown = "; ".join(f"{layer.name}: {layer.reason}" for layer in left[:4])
         more = f"; and {len(left) - 4} more" if len(left) > 4 else ""
         job.warn(f"{len(left)} of {len(made.layers)} layers were not quantized: {shown}{more}")
-
-
-def _report_gains(made: Result, job: Job) -> None:
-    """Say which layers reconstruction brought closer to the float ones."""
-    changed = [gain for gain in made.gains if gain.changed] if made.kept else []
-    job.metric("quantize_corrected_layers", len(changed))
-    job.result("reconstruction", [gain.to_json() for gain in made.gains])
-    if not made.kept:
-        job.warn("reconstruction brought each layer closer to the float one, but not the model: it was left out")

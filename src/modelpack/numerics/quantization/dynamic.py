@@ -14,16 +14,27 @@ import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from modelpack.numerics import onnxfile
-from modelpack.numerics.quantization import grid
+from modelpack.numerics.quantization import embedding, grid
 from modelpack.numerics.quantization.layers import channel_axis
+from modelpack.numerics.quantization.settings import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
+    from modelpack.numerics.quantization.layers import Layer
+    from modelpack.numerics.quantization.settings import Evidence, Settings
 
-def quantize(model: ModelProto, chosen: Iterable[str]) -> ModelProto:
+
+def quantize(model: ModelProto, found: Sequence[Layer], _settings: Settings, _evidence: Evidence) -> Outcome:
+    """Rewrite the chosen layers of a prepared graph, embeddings included; the given one stays as it is."""
+    chosen = [layer for layer in found if layer.quantized]
+    model = embedding.quantize(model, [layer.name for layer in chosen if layer.operator == "Gather"])
+    return Outcome(rewritten(model, [layer.name for layer in chosen if layer.operator != "Gather"]))
+
+
+def rewritten(model: ModelProto, chosen: Iterable[str]) -> ModelProto:
     """Rewrite the chosen layers.
 
     Args:

@@ -11,18 +11,39 @@ from onnxconverter_common import float16
 
 from modelpack.errors import StageError
 from modelpack.numerics import onnxfile, runtime
+from modelpack.numerics.quantization.settings import Outcome
 from modelpack.numerics.silence import quiet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from onnx import ModelProto
+
+    from modelpack.numerics.quantization.layers import Layer
+    from modelpack.numerics.quantization.settings import Evidence, Settings
 
 LARGEST = float(np.finfo(np.float16).max)
 SMALLEST = float(np.finfo(np.float16).smallest_subnormal)
 
 
-def quantize(model: ModelProto, left_alone: Iterable[str]) -> ModelProto:
+def quantize(model: ModelProto, found: Sequence[Layer], _settings: Settings, evidence: Evidence) -> Outcome:
+    """Convert weights and computation to float16; layers that are not chosen stay as they are.
+
+    Raises:
+        StageError: When a weight is too large for float16, the converter fails, or onnxruntime cannot open the result.
+    """
+    made = converted(model, [layer.name for layer in found if not layer.quantized])
+    # Its rules for float16 on processors are young: some graphs crash the whole process instead of failing.
+    with onnxfile.loadable(made) as place:
+        if not runtime.survives(place, evidence.device):
+            raise StageError(
+                f"onnxruntime {runtime.ort.__version__} crashes when it opens the float16 graph on {evidence.device}",
+                then="use `method: static` or `method: dynamic`, or exclude layers",
+            )
+    return Outcome(made)
+
+
+def converted(model: ModelProto, left_alone: Iterable[str]) -> ModelProto:
     """Convert weights and computation to float16; inputs and outputs stay float32.
 
     Args:
@@ -39,7 +60,7 @@ def quantize(model: ModelProto, left_alone: Iterable[str]) -> ModelProto:
     _check_magnitudes(model, apart)
     try:
         with quiet():
-            converted = float16.convert_float_to_float16(
+            fresh: ModelProto = float16.convert_float_to_float16(
                 onnxfile.infer(_with_own_weights(_with_own_outputs(model), apart)),
                 keep_io_types=True,
                 node_block_list=sorted(apart),
@@ -48,7 +69,6 @@ def quantize(model: ModelProto, left_alone: Iterable[str]) -> ModelProto:
             )
     except Exception as error:  # the converter raises plain exceptions of many kinds
         raise StageError(f"the float16 converter failed: {runtime.reason(error)}") from error
-    fresh: ModelProto = converted
     _turn_casts(fresh, {node.name for node in model.graph.node} - apart)
     _in_order(fresh)
     return fresh

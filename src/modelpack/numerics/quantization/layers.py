@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
@@ -15,7 +15,7 @@ from modelpack.numerics import onnxfile
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-Method = Literal["static", "dynamic", "float16"]
+    from modelpack.numerics.quantization.settings import Method
 
 WEIGHTED = {
     "Conv": 1,

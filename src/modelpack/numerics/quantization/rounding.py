@@ -5,7 +5,8 @@ moment, with two differences: weights are rounded towards those that bring the *
 *quantized* inputs, and steps that still lower the error are taken afterwards. Groups of a convolution are problems of
 their own, solved side by side.
 
-Shapes: ``g`` groups, ``r`` rows (outputs of a group), ``k`` columns (inputs of one output).
+Shapes: ``g`` groups, ``r`` rows (outputs of a group), ``k`` columns (inputs of one output). Scales and bounds hold for
+a row ``(g, r)`` or for each weight ``(g, r, k)``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     Reals = NDArray[np.float64]
 
-LIMIT = 127
+LIMIT = np.float64(127)
 """Largest magnitude of a rounded weight."""
 
 BLOCK = 128
@@ -50,39 +51,47 @@ def fitted(weights: Reals, moment: Reals, cross: Reals, share: float) -> Reals:
     return np.swapaxes(np.linalg.solve(firm, np.swapaxes(right, 1, 2)), 1, 2)
 
 
-def nearest(weights: Reals, scales: Reals) -> Reals:
-    """Round weights ``(g, r, k)`` to the nearest of the integers -127 to 127 times their row's scale ``(g, r)``."""
-    return np.clip(np.rint(weights / scales[:, :, None]), -LIMIT, LIMIT)
+def nearest(weights: Reals, scales: Reals, low: Reals = -LIMIT, high: Reals = LIMIT) -> Reals:
+    """Round weights ``(g, r, k)`` to the nearest of the integers from `low` to `high` times their scale."""
+    return np.clip(np.rint(weights / _each(scales, weights)), _each(low, weights), _each(high, weights))
+
+
+def _each(values: Reals, weights: Reals) -> Reals:
+    """View scales or bounds with one value per weight."""
+    return np.broadcast_to(values[:, :, None] if np.ndim(values) == 2 else values, weights.shape)
 
 
 def error(steps: Reals, weights: Reals, scales: Reals, moment: Reals) -> Reals:
     """Give each row's squared error of the outputs, ``(g, r)``, summed over the rows of inputs behind the moment."""
-    gap = steps * scales[:, :, None] - weights
+    gap = steps * _each(scales, weights) - weights
     return np.asarray(((gap @ moment) * gap).sum(axis=2), dtype=np.float64)
 
 
-def rounded(weights: Reals, scales: Reals, moment: Reals) -> Reals:
+def rounded(weights: Reals, scales: Reals, moment: Reals, low: Reals = -LIMIT, high: Reals = LIMIT) -> Reals:
     """Round weights so that the outputs move little; no row moves more than rounding to nearest would have it.
 
     Args:
         weights: Real weights, ``(g, r, k)``.
-        scales: Step of each row, ``(g, r)``.
+        scales: Step of each row or weight.
         moment: Second moment of the inputs, ``(g, k, k)``, positive definite (see `damped`).
+        low: Smallest integer of each row or weight.
+        high: Largest integer of each row or weight.
 
     Returns:
-        Integers -127 to 127 as float64, ``(g, r, k)``.
+        Integers from `low` to `high` as float64, ``(g, r, k)``.
     """
-    plain = nearest(weights, scales)
+    plain = nearest(weights, scales, low, high)
     order = np.argsort(-np.diagonal(moment, axis1=1, axis2=2), axis=1, kind="stable")  # largest inputs first
     across = order[:, None, :]
     sorted_moment = np.take_along_axis(np.take_along_axis(moment, order[:, :, None], 1), across, 2)
-    walked = _walk(np.take_along_axis(weights, across, 2), scales, sorted_moment)
+    parts = (np.take_along_axis(_each(item, weights), across, 2) for item in (weights, scales, low, high))
+    walked = _walk(sorted_moment, *parts)
     steps = np.take_along_axis(walked, np.argsort(order, axis=1)[:, None, :], 2)
     worse = error(steps, weights, scales, moment) > error(plain, weights, scales, moment)
-    return _polished(np.where(worse[:, :, None], plain, steps), weights, scales, moment)
+    return polished(np.where(worse[:, :, None], plain, steps), weights, scales, moment, low, high)
 
 
-def _walk(weights: Reals, scales: Reals, moment: Reals) -> Reals:
+def _walk(moment: Reals, weights: Reals, scales: Reals, low: Reals, high: Reals) -> Reals:
     """Round column after column, the error of each spread over the later ones."""
     lower = np.linalg.cholesky(np.linalg.inv(moment))
     columns = weights.shape[2]
@@ -91,28 +100,33 @@ def _walk(weights: Reals, scales: Reals, moment: Reals) -> Reals:
         stop = min(start + BLOCK, columns)
         errors = np.empty((*weights.shape[:2], stop - start))
         for column in range(start, stop):
-            steps[:, :, column] = np.clip(np.rint(left[:, :, column] / scales), -LIMIT, LIMIT)
-            gap = (left[:, :, column] - steps[:, :, column] * scales) / lower[:, column, column][:, None]
+            scale = scales[:, :, column]
+            step = np.clip(np.rint(left[:, :, column] / scale), low[:, :, column], high[:, :, column])
+            gap = (left[:, :, column] - step * scale) / lower[:, column, column][:, None]
             left[:, :, column:stop] -= gap[:, :, None] * lower[:, None, column:stop, column]
-            errors[:, :, column - start] = gap
+            steps[:, :, column], errors[:, :, column - start] = step, gap
         left[:, :, stop:] -= errors @ np.swapaxes(lower[:, stop:, start:stop], 1, 2)
     return steps
 
 
-def _polished(steps: Reals, weights: Reals, scales: Reals, moment: Reals) -> Reals:
-    """Move single weights by whole steps while that lowers the error."""
+def polished(
+    steps: Reals, weights: Reals, scales: Reals, moment: Reals, low: Reals = -LIMIT, high: Reals = LIMIT
+) -> Reals:
+    """Move single weights by whole steps while that lowers the error; shapes as in `rounded`."""
     steps = steps.copy()
-    slope = (steps * scales[:, :, None] - weights) @ moment
+    scale, least, most = (_each(item, weights) for item in (scales, low, high))
+    slope = (steps * scale - weights) @ moment
     for _ in range(SWEEPS):
         moved = False
         for column in range(weights.shape[2]):
-            wanted = np.rint(slope[:, :, column] / (scales * moment[:, column, column][:, None]))
-            new = np.clip(steps[:, :, column] - wanted, -LIMIT, LIMIT)
+            step = scale[:, :, column]
+            wanted = np.rint(slope[:, :, column] / (step * moment[:, column, column][:, None]))
+            new = np.clip(steps[:, :, column] - wanted, least[:, :, column], most[:, :, column])
             change = new - steps[:, :, column]
             if change.any():
                 moved = True
                 steps[:, :, column] = new
-                slope += (change * scales)[:, :, None] * moment[:, None, column, :]
+                slope += (change * step)[:, :, None] * moment[:, None, column, :]
         if not moved:
             break
     return steps

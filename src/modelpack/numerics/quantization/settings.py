@@ -1,0 +1,84 @@
+"""What a quantization is told, what it may look at, and what it gives back: the same for every method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from onnx import ModelProto
+
+    from modelpack.numerics.rows import Feed
+
+Method = Literal["static", "dynamic", "weight_only", "float16", "bfloat16"]
+RangeRule = Literal["minmax", "percentile", "entropy", "mse"]
+Correction = Literal["none", "bias", "sequential", "rounding", "adaround"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to do.
+
+    Attributes:
+        method: What becomes of weights and activations.
+        operators: Quantize only these operators; chosen by the kind of network when None.
+        exclude: Patterns of names of layers to leave alone.
+        ranges: How static finds the range of an activation.
+        percentile: Share of the values that a range holds, in per cent, for ``percentile``.
+        correction: What static does to rounded weights and biases afterwards, to follow the float layers.
+        correction_rows: How many rows that may look at.
+    """
+
+    method: Method = "static"
+    operators: tuple[str, ...] | None = None
+    exclude: tuple[str, ...] = ()
+    ranges: RangeRule = "minmax"
+    percentile: float = 99.999
+    correction: Correction = "none"
+    correction_rows: int = 128
+
+
+def _no_rows(_label: str, _limit: int | None) -> Iterable[Feed]:
+    return ()
+
+
+def _quietly(names: Sequence[str], _label: str) -> Iterable[str]:
+    return names
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What data say about a model.
+
+    Attributes:
+        read: Reads the rows once more from the start: what for, as a progress label, and how many at most.
+        seed: Seed of everything random.
+        device: Where models run.
+        track: Passes names through, showing progress under a label.
+    """
+
+    read: Callable[[str, int | None], Iterable[Feed]] = _no_rows
+    seed: int = 0
+    device: str = "cpu"
+    track: Callable[[Sequence[str], str], Iterable[str]] = _quietly
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A quantized graph and what its method has to tell.
+
+    Attributes:
+        model: The graph.
+        results: Tables and other JSON values, by name.
+        metrics: Figures, by name.
+        notes: What needs no action.
+        warnings: What deserves attention.
+    """
+
+    model: ModelProto
+    results: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
