@@ -1,13 +1,13 @@
 """The grids of integers that real numbers are rounded to: ``real = scale * (integer - zero_point)``.
 
-Activations use unsigned bytes with a zero point, weights signed bytes around zero: the pair that x86 processors
-multiply fastest (ONNX ``QuantizeLinear``, opset 13 and later).
+Activations take the integers that the hardware multiplies fastest (`hardware`), weights signed bytes around zero (ONNX
+``QuantizeLinear``, opset 13 and later; 16-bit integers from opset 21 on).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,48 +21,80 @@ BIAS_LIMIT = 2**30
 """Largest magnitude of a quantized bias; half of int32, so that products can be added to it."""
 
 
+FULL = 127
+"""Largest magnitude of a quantized weight."""
+
+NARROW = 63
+"""Largest magnitude of a weight in seven bits: two products with unsigned bytes fit into 16 bits, and a step more."""
+
+Integer = type[np.uint8 | np.int8 | np.uint16 | np.int16]
+
+
 @dataclass(frozen=True)
 class Grid:
-    """One scale and zero point for a whole tensor of unsigned bytes."""
+    """One scale and zero point for a whole tensor; the zero point's type is that of the integers."""
 
     scale: np.float32
-    zero_point: np.uint8
+    zero_point: np.integer[Any]
 
 
-def asymmetric(low: float, high: float) -> Grid:
-    """Spread 256 steps over a range of activations, widened to contain zero exactly.
+def asymmetric(low: float, high: float, integer: Integer = np.uint8) -> Grid:
+    """Spread all values of an integer type over a range of activations, widened to contain zero exactly.
 
     Zero must be on the grid, because padding and ReLU produce it.
 
     >>> asymmetric(0.0, 255.0)
     Grid(scale=np.float32(1.0), zero_point=np.uint8(0))
+    >>> asymmetric(0.0, 255.0, np.int8)
+    Grid(scale=np.float32(1.0), zero_point=np.int8(-128))
 
     Raises:
         ValueError: When a bound is not finite.
     """
-    if not (np.isfinite(low) and np.isfinite(high)):
-        raise ValueError(f"no grid spans {low} to {high}")
-    low, high = min(float(low), 0.0), max(float(high), 0.0)
+    low, high = _range(low, high)
+    least, most = np.iinfo(integer).min, np.iinfo(integer).max
     if low == high:
-        return Grid(np.float32(1.0), np.uint8(0))
-    scale = np.float32(max((high - low) / 255.0, SMALLEST_SCALE))
-    zero_point = np.uint8(np.clip(np.rint(-low / float(scale)), 0, 255))
+        return Grid(np.float32(1.0), integer(least))
+    scale = np.float32(max((high - low) / (most - least), SMALLEST_SCALE))
+    zero_point = integer(np.clip(least + np.rint(-low / float(scale)), least, most))
     return Grid(scale, zero_point)
 
 
-def symmetric_scales(weights: NDArray[np.float32], axis: int | None) -> NDArray[np.float32]:
-    """Give the scales that map the largest magnitude to 127: one per slice along `axis`, or one in all for None.
+def symmetric(low: float, high: float, integer: Integer = np.int8) -> Grid:
+    """Spread a signed integer type over a range of activations with zero as the zero point.
+
+    >>> symmetric(-12.7, 3.0).zero_point
+    np.int8(0)
+
+    Raises:
+        ValueError: When a bound is not finite.
+    """
+    low, high = _range(low, high)
+    largest = max(-low, high)
+    scale = max(largest / np.iinfo(integer).max, SMALLEST_SCALE) if largest else 1.0
+    return Grid(np.float32(scale), integer(0))
+
+
+def _range(low: float, high: float) -> tuple[float, float]:
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ValueError(f"no grid spans {low} to {high}")
+    return min(float(low), 0.0), max(float(high), 0.0)
+
+
+def symmetric_scales(weights: NDArray[np.float32], axis: int | None, limit: int = FULL) -> NDArray[np.float32]:
+    """Give the scales that map the largest magnitude to `limit`: one per slice along `axis`, or one in all for None.
 
     Args:
         weights: Any shape.
         axis: The axis of output channels.
+        limit: The largest integer.
 
     Returns:
         Shape ``(channels,)``, or ``()`` for None.
     """
     others = None if axis is None else tuple(place for place in range(weights.ndim) if place != axis)
     largest = np.abs(weights.astype(np.float64)).max(axis=others, initial=0.0)
-    return np.maximum(np.where(largest == 0.0, 1.0, largest / 127.0), SMALLEST_SCALE).astype(np.float32)
+    return np.maximum(np.where(largest == 0.0, 1.0, largest / limit), SMALLEST_SCALE).astype(np.float32)
 
 
 def to_int8(weights: NDArray[np.float32], scales: NDArray[np.float32], axis: int | None) -> NDArray[np.int8]:
