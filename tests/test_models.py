@@ -23,6 +23,7 @@ from modelpack.artifact import Kind
 from modelpack.bind import bind
 from modelpack.errors import StageError
 from modelpack.numerics import macs, models, rows, tensorfile
+from modelpack.numerics.calling import call
 from modelpack.stages.model import ModelConfig, OnnxModelConfig, model, onnx_model
 from modelpack.tensors import TensorSpec
 from support import run_stage
@@ -51,7 +52,7 @@ def feed_for(artifact, count=3, seed=5):
 
 def outputs(module, feed):
     with torch.no_grad():
-        return models.call(module, feed)
+        return call(module, feed)
 
 
 def same(one, other):

@@ -16,6 +16,7 @@ from torch.nn import functional
 import nets
 from modelpack.errors import StageError
 from modelpack.numerics import macs, models, pruning
+from modelpack.numerics.calling import call
 from modelpack.numerics.distillation.batches import Rows as DataRows
 from modelpack.numerics.randomness import seeded
 from modelpack.stages.model import model
@@ -116,7 +117,7 @@ def test_taylor_judges_frozen_weights_like_the_others():
             feed = {"image": torch.rand(4, 1, 16, 16)}
 
         def loss(net, batch):
-            return next(iter(models.call(net, batch).values())).square().sum()
+            return next(iter(call(net, batch).values())).square().sum()
 
         taylor = pruning.Taylor([feed], loss)
         kept.append(pruning.prune(module, feed, keep_macs=0.6, method="taylor", taylor=taylor).layers)

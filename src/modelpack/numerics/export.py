@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +10,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from modelpack.errors import StageError
-from modelpack.numerics import differences, models, naming, onnxfile, rows
+from modelpack.numerics import differences, models, naming, onnxfile
+from modelpack.numerics.calling import call
 from modelpack.numerics.differences import Case, Tolerance
 from modelpack.numerics.silence import quiet
+from modelpack.numerics.tracing import capture, reason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
     from onnx import ModelProto
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from modelpack.tensors import TensorSpec
 
 _ENDLESS = 2**31
-_RECURRENT = (torch.ops.aten.gru.input, torch.ops.aten.lstm.input)
-_COLOR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass(frozen=True)
@@ -46,18 +44,6 @@ class Exported:
     limits: Mapping[str, str]
 
 
-class _Positional(nn.Module):
-    """A module seen as the exporter needs it: tensors in by position, a tuple of tensors out, in a fixed order."""
-
-    def __init__(self, module: nn.Module, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-        super().__init__()
-        self.module, self.inputs, self.outputs = module, tuple(inputs), tuple(outputs)
-
-    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        found = models.call(self.module, dict(zip(self.inputs, tensors, strict=True)))
-        return tuple(found[name] for name in self.outputs)
-
-
 def export(
     module: nn.Module, example: Feed, inputs: Mapping[str, TensorSpec], outputs: Mapping[str, Any], opset: int
 ) -> Exported:
@@ -73,37 +59,9 @@ def export(
     Raises:
         StageError: When torch cannot export the module, with torch's reason.
     """
-    for name in inputs.keys() & outputs.keys():
-        raise StageError(
-            f"the input '{name}' and an output have the same name, which ONNX does not allow",
-            then=f"name every output in `model: outputs:`, such as new_{name}",
-        )
-    dimensions = {name: torch.export.Dim(name) for spec in inputs.values() for name in spec.dynamic.values()}
-    shapes = tuple({axis: dimensions[name] for axis, name in spec.dynamic.items()} for spec in inputs.values())
-    arguments = tuple(torch.from_numpy(np.array(example[name])) for name in inputs)
-    try:
-        with quiet(), torch.no_grad(), _recurrence_anew():
-            program = torch.onnx.export(
-                _Positional(module, list(inputs), list(outputs)).eval(),
-                arguments,
-                dynamo=True,
-                opset_version=opset,
-                input_names=[f"{naming.RESERVED}input.{place}" for place in range(len(inputs))],
-                output_names=[f"{naming.RESERVED}output.{place}" for place in range(len(outputs))],
-                dynamic_shapes=(shapes,),
-                verbose=False,
-            )
-            assert program is not None
-            assert program.exported_program is not None
-            model = program.model_proto
-    except StageError:
-        raise
-    except Exception as error:  # the exporter lets through whatever it or the model's code raises
-        raise StageError(
-            f"torch cannot export the model: {_reason(error)}",
-            then="the model's forward() must not depend on the values of tensors, and dimensions that it fixes "
-            "must be numbers in `inputs:`",
-        ) from error
+    program = capture(module, example, inputs, outputs, opset)
+    model = program.model_proto
+    assert program.exported_program is not None, "checked when it was captured"
     if onnxfile.opset(model) != opset:
         raise StageError(
             f"asked for opset {opset}, the exporter could only give {onnxfile.opset(model)}",
@@ -111,22 +69,6 @@ def export(
         )
     limits = _limits(program.exported_program, inputs)
     return Exported(_tidied(model, list(inputs), outputs), program.exported_program, limits)
-
-
-@contextlib.contextmanager
-def _recurrence_anew() -> Iterator[None]:
-    """Let the exporter put its own form of recurrent layers in place, which holds for any length.
-
-    torch remembers what it once chose for an operator: without this, whatever came first in the process stays.
-    """
-    remembered = [getattr(operator, "_dispatch_cache", {}) for operator in _RECURRENT]
-    for choices in remembered:
-        choices.clear()
-    try:
-        yield
-    finally:
-        for choices in remembered:
-            choices.clear()
 
 
 def _limits(program: ExportedProgram, inputs: Mapping[str, TensorSpec]) -> dict[str, str]:
@@ -151,15 +93,6 @@ def _limits(program: ExportedProgram, inputs: Mapping[str, TensorSpec]) -> dict[
                 upper = f"to {bounds.upper}" if bounds.upper < _ENDLESS else "and more"
                 found[dimension] = f"{max(1, int(bounds.lower))} {upper}"
     return found
-
-
-def _reason(error: BaseException) -> str:
-    """Find what went wrong underneath the exporter's own wrapping, in its first lines."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in _COLOR.sub("", str(error)).splitlines() if line.strip()]
-    text = " ".join(lines[:3])
-    return f"{type(error).__name__}: {text if len(text) <= 400 else text[:397] + '...'}"
 
 
 def _tidied(model: ModelProto, inputs: Sequence[str], outputs: Mapping[str, Any]) -> ModelProto:
@@ -189,13 +122,13 @@ def cases(module: nn.Module, feeds: Iterable[Feed], outputs: Iterable[str]) -> l
     for feed in feeds:
         try:
             with torch.inference_mode():
-                given = models.call(module, models.tensors(feed, torch.device("cpu")))
+                given = call(module, models.tensors(feed, torch.device("cpu")))
         except StageError:
             raise
         except Exception as error:  # the user's forward() may raise anything
             shapes = Case(feed, {}).shapes
             raise StageError(
-                f"the torch model fails on {shapes}: {_reason(error)}", then="name real rows with `data:`"
+                f"the torch model fails on {shapes}: {reason(error)}", then="name real rows with `data:`"
             ) from error
         found.append(Case(feed, {name: given[name].detach().numpy() for name in names}))
     return found
@@ -259,13 +192,3 @@ class _Recorder(fx.Interpreter):
         if isinstance(value, Tensor):
             self.seen[n.name] = value.detach().clone().numpy()
         return value
-
-
-def traceable(example: Feed, inputs: Mapping[str, TensorSpec], seed: int) -> Feed:
-    """Give an example whose named dimensions have two entries or more, and whose batch is small."""
-    sizes: dict[str, int] = {}
-    for name, spec in inputs.items():
-        for axis, dimension in spec.dynamic.items():
-            sizes[dimension] = max(2, example[name].shape[axis])
-    counted = rows.batch_name(inputs)
-    return rows.sample(inputs, 2, seed, {name: size for name, size in sizes.items() if name != counted})

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from modelpack.numerics import models
+from modelpack.numerics.calling import call
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -40,7 +40,7 @@ def count_by_module(module: nn.Module, feed: Mapping[str, Tensor]) -> dict[str, 
     """Count the multiply-accumulates of one forward pass, by module path; the whole module has the path ``""``."""
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad(), _plain_operators(module):
-        models.call(module, feed)
+        call(module, feed)
     totals = {
         name.partition(".")[2]: sum(by_operator.values()) // 2
         for name, by_operator in counter.get_flop_counts().items()

@@ -12,8 +12,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,16 +21,15 @@ from torch import Tensor, nn
 from modelpack import canonical, usercode
 from modelpack.errors import ModelpackError, StageError
 from modelpack.numerics import checkpoints, edits, signatures, tensorfile
+from modelpack.numerics.calling import call, name_outputs
 from modelpack.numerics.randomness import seeded
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from modelpack.artifact import Artifact
     from modelpack.tensors import TensorSpec
-
-_NAMES = "_modelpack_outputs"
 
 
 def load(artifact: Artifact, device: str | torch.device = "cpu") -> nn.Module:
@@ -44,7 +41,7 @@ def load(artifact: Artifact, device: str | torch.device = "cpu") -> nn.Module:
     module = _rebuild(artifact)
     edits.apply(module, artifact.read_json("edits.json"))
     edits.put(module, load_file(artifact.file("weights.safetensors")))
-    _name_outputs(module, tuple(artifact.read_json("signature.json")["outputs"]))
+    name_outputs(module, tuple(artifact.read_json("signature.json")["outputs"]))
     return module.to(device).eval()
 
 
@@ -100,28 +97,12 @@ def write(
     fresh = _build(usercode.load(reference, base), arguments, seed, reference)
     _write_state(module, fresh, out)
     described = signatures.probe(module.eval(), inputs, outputs, seed, call)
-    _name_outputs(module, tuple(described))
+    name_outputs(module, tuple(described))
     for name, data in usercode.closure(reference, base).items():
         _write(out / "code" / name, data)
     _write(out / "model.json", canonical.encode({"factory": reference, "arguments": dict(arguments), "seed": seed}))
     _write(out / "signature.json", signatures.encode(inputs, described))
     return module, notes
-
-
-def call(module: nn.Module, feed: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Call a module with named tensors and name what it returns.
-
-    Inputs go by keyword where `forward` has all the names, else by position in the feed's order. A tensor is called
-    ``output``, the members of a tuple ``output_0``, ``output_1``, …, those of a dict by their keys; names that the
-    recipe gave replace these. None is left out.
-
-    Raises:
-        StageError: When something other than tensors is returned.
-    """
-    returned = module(**feed) if _by_keyword(module, feed) else module(*feed.values())
-    found = dict(_flatten(returned, ""))
-    names: tuple[str, ...] | None = getattr(module, _NAMES, None)
-    return signatures.rename(found, names) if names is not None else found
 
 
 @contextlib.contextmanager
@@ -218,37 +199,3 @@ def _write_state(module: nn.Module, fresh: nn.Module, out: Path) -> None:
 def _write(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
-
-
-def _name_outputs(module: nn.Module, names: tuple[str, ...]) -> None:
-    setattr(module, _NAMES, names)
-
-
-def _by_keyword(module: nn.Module, feed: Mapping[str, Tensor]) -> bool:
-    parameters = inspect.signature(module.forward).parameters.values()
-    named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    if set(feed) <= named:
-        return True
-    positions = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
-    kinds = {p.kind for p in parameters}
-    return (
-        inspect.Parameter.VAR_KEYWORD in kinds
-        and inspect.Parameter.VAR_POSITIONAL not in kinds
-        and positions < len(feed)
-    )
-
-
-def _flatten(value: object, name: str) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(value, Tensor):
-        yield name or "output", value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _flatten(item, f"{name}_{key}" if name else str(key))
-    elif isinstance(value, (list, tuple)):
-        for index, item in enumerate(value):
-            yield from _flatten(item, f"{name or 'output'}_{index}")
-    elif value is not None:
-        raise StageError(
-            f"the model returns a {type(value).__name__} as '{name or 'output'}', which is no tensor",
-            then="wrap the model in a factory whose forward returns tensors only",
-        )

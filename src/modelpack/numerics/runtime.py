@@ -234,14 +234,14 @@ class TorchPredictor:
         """Predict with torch, without gradients."""
         import torch
 
-        from modelpack.numerics import models
+        from modelpack.numerics.calling import call
 
         tensors = {
             name: torch.from_numpy(np.ascontiguousarray(value)).to(self.device)
             for name, value in feed(batch, self.inputs).items()
         }
         with _torch_threads(self.threads), torch.inference_mode():
-            outputs = models.call(self.module, tensors)
+            outputs = call(self.module, tensors)
             return {name: outputs[name].detach().cpu().numpy() for name in self.outputs}
 
 

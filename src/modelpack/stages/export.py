@@ -29,7 +29,7 @@ class ExportConfig(StageConfig):
 def export(config: ExportConfig, job: Job) -> None:
     """Write the model as ONNX and compare it with torch at every optimization level of onnxruntime."""
     from modelpack.numerics import export as exporting
-    from modelpack.numerics import models, onnxfile, rows, runtime
+    from modelpack.numerics import models, onnxfile, rows, runtime, tracing
     from modelpack.numerics.differences import Tolerance
 
     inputs, outputs = runtime.signature(job.source)
@@ -39,7 +39,7 @@ def export(config: ExportConfig, job: Job) -> None:
         job.warn("the export was compared with torch on made-up inputs; name real ones with `data:`")
     batches = job.data[config.data].batches() if config.data is not None else None
     examples = rows.examples(batches, inputs, config.rows, job.seed)
-    traced = exporting.traceable(examples[0], inputs, job.seed)
+    traced = tracing.traceable(examples[0], inputs, job.seed)
     exported = exporting.export(module, traced, inputs, described, config.opset)
     if exported.limits:
         job.warn(exporting.branches(exported))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from modelpack.errors import StageError
 from modelpack.numerics import models
+from modelpack.numerics.calling import call
 from modelpack.numerics.distillation import checkpoint, losses
 from modelpack.numerics.distillation.batches import Rows, split
 from modelpack.numerics.distillation.checkpoint import Progress
@@ -185,9 +186,9 @@ def _step(
 def _losses(
     student: nn.Module, teacher: nn.Module, inputs: dict[str, Tensor], truth: Tensor | None, goal: Goal
 ) -> dict[str, Tensor]:
-    outputs = models.call(student, inputs)
+    outputs = call(student, inputs)
     with torch.no_grad():
-        wanted = models.call(teacher, inputs)
+        wanted = call(teacher, inputs)
     parts: dict[str, Tensor] = {}
     if goal.task == "none" or truth is None:
         parts["imitation"] = losses.imitation_loss(outputs, wanted, None, goal)
@@ -218,8 +219,8 @@ def evaluate(student: nn.Module, lesson: Lesson) -> float:
     for batch in lesson.held_out.picked():
         inputs, truth = split(batch, lesson.device)
         with models.blamed("the model fails on the evaluation data"), _autocast(lesson):
-            outputs = models.call(student, inputs)
-            wanted = models.call(lesson.teacher, inputs) if goal.task == "none" else {}
+            outputs = call(student, inputs)
+            wanted = call(lesson.teacher, inputs) if goal.task == "none" else {}
         if goal.task == "none":
             loss = losses.imitation_loss(outputs, wanted, None, goal)
         elif truth is None:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from modelpack.numerics import models
+from modelpack.numerics.calling import call
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -37,7 +38,7 @@ def reestimate_all(module: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -
         layer.train()
     for batch in batches:
         with models.blamed("the statistics of batch norms cannot be measured"):
-            models.call(module, batch)
+            call(module, batch)
     for layer, momentum in zip(norms, before, strict=True):
         layer.momentum = momentum
     module.eval()

@@ -15,6 +15,7 @@ import numpy as np
 
 from modelpack.artifact import Artifact
 from modelpack.numerics import runtime
+from modelpack.numerics.calling import call
 from modelpack.numerics.measure.statistics import FEWEST_ROUNDS
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ Bind = Callable[["Mapping[str, NDArray[Any]]"], Timer]
 _TURN_MS = 20.0
 _MOST_CALLS = 50
 _SLOW_MS = 100.0
-_NO_SPINNING = {"session.force_spinning_stop": "1"}
+NO_SPINNING = {"session.force_spinning_stop": "1"}
 """One model's idle threads must not take the processor from the model whose turn it is."""
 
 
@@ -44,8 +45,8 @@ def opened(subject: Subject, device: str, threads: int, level: str) -> Bind:
         StageError: When it cannot be loaded.
     """
     if subject.kind == "onnx":
-        session = runtime.session(subject.path, device, threads=threads, level=level, entries=_NO_SPINNING)
-        return lambda feed: _onnx_on_cuda(session, feed, device) if device != "cpu" else _onnx(session, feed)
+        session = runtime.session(subject.path, device, threads=threads, level=level, entries=NO_SPINNING)
+        return lambda feed: of_session(session, feed, device)
     import torch
 
     from modelpack.numerics import models
@@ -58,6 +59,11 @@ def opened(subject: Subject, device: str, threads: int, level: str) -> Bind:
         return _torch_on_cuda(module, tensors) if device != "cpu" else _torch(module, tensors)
 
     return bind
+
+
+def of_session(session: Any, feed: Mapping[str, NDArray[Any]], device: str = "cpu") -> Timer:
+    """Make a timer of an onnxruntime session on fixed inputs."""
+    return _onnx_on_cuda(session, feed, device) if device != "cpu" else _onnx(session, feed)
 
 
 def _onnx(session: Any, feed: Mapping[str, NDArray[Any]]) -> Timer:
@@ -93,12 +99,10 @@ def _onnx_on_cuda(session: Any, feed: Mapping[str, NDArray[Any]], device: str) -
 def _torch(module: Any, tensors: Mapping[str, Any]) -> Timer:
     import torch
 
-    from modelpack.numerics import models
-
     def once() -> float:
         with torch.inference_mode():
             start = time.perf_counter_ns()
-            models.call(module, tensors)
+            call(module, tensors)
             return (time.perf_counter_ns() - start) / 1e6
 
     return once
@@ -108,15 +112,13 @@ def _torch_on_cuda(module: Any, tensors: Mapping[str, Any]) -> Timer:
     """Read the device's own clock: a call returns before the work is done."""
     import torch
 
-    from modelpack.numerics import models
-
     event: Any = torch.cuda.Event
 
     def once() -> float:
         start, end = event(enable_timing=True), event(enable_timing=True)
         with torch.inference_mode():
             start.record()
-            models.call(module, tensors)
+            call(module, tensors)
             end.record()
         end.synchronize()
         return float(start.elapsed_time(end))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from modelpack.errors import StageError, did_you_mean
 from modelpack.numerics import macs, models
+from modelpack.numerics.calling import call
 from modelpack.numerics.distillation import losses
 from modelpack.numerics.distillation.batches import TRUTH, split
 from modelpack.numerics.distillation.losses import Goal
@@ -99,7 +100,7 @@ def taylor_from(data: Rows, limit: int, device: str | torch.device, seed: int) -
                 return
 
     def loss(module: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        outputs = models.call(module, {name: value for name, value in batch.items() if name != TRUTH})
+        outputs = call(module, {name: value for name, value in batch.items() if name != TRUTH})
         if goal.task == "none":
             return losses.sensitivity(outputs, directions)
         return losses.task_loss(outputs, batch[TRUTH], goal)

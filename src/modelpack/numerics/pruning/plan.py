@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from modelpack.numerics import models
+from modelpack.numerics.calling import call
 from modelpack.numerics.pruning import surgery
 from modelpack.numerics.pruning.surgery import Side, UncutError, twin
 
@@ -78,9 +78,9 @@ def flaw(module: nn.Module, removals: Sequence[Removal], feed: Mapping[str, Tens
         surgery.silence(silent, removal.group.members, removal.roots)
     # Shortened mantissas on CUDA would pass for a flaw.
     with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-        wanted = models.call(silent, feed)
+        wanted = call(silent, feed)
         try:
-            found = models.call(apply(module, removals), feed)
+            found = call(apply(module, removals), feed)
         except UncutError as error:
             return str(error)
         except Exception as error:  # noqa: BLE001  the user's forward may raise anything

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from modelpack.errors import StageError
-from modelpack.numerics import models
+from modelpack.numerics.calling import call
 from modelpack.numerics.pruning.surgery import MATRICES
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def trace(module: nn.Module, feed: Mapping[str, Tensor], ends: list[Tensor]) -> 
 
     def forward(model: nn.Module, example: Mapping[str, Tensor]) -> list[Tensor]:
         ends.clear()
-        outputs = models.call(model, example).values()
+        outputs = call(model, example).values()
         return [value for value in (*outputs, *ends) if value.grad_fn is not None]
 
     try:

@@ -1,0 +1,68 @@
+"""How a module is called: named tensors in, named tensors out, whatever its forward() takes and returns."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from modelpack.errors import StageError
+from modelpack.numerics import signatures
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_NAMES = "_modelpack_outputs"
+
+
+def call(module: nn.Module, feed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Call a module with named tensors and name what it returns.
+
+    Inputs go by keyword where `forward` has all the names, else by position in the feed's order. A tensor is called
+    ``output``, the members of a tuple ``output_0``, ``output_1``, …, those of a dict by their keys; names that the
+    recipe gave replace these. None is left out.
+
+    Raises:
+        StageError: When something other than tensors is returned.
+    """
+    returned = module(**feed) if _by_keyword(module, feed) else module(*feed.values())
+    found = dict(_flatten(returned, ""))
+    names: tuple[str, ...] | None = getattr(module, _NAMES, None)
+    return signatures.rename(found, names) if names is not None else found
+
+
+def name_outputs(module: nn.Module, names: tuple[str, ...]) -> None:
+    """Let `call` give what a module returns under these names, in order."""
+    setattr(module, _NAMES, names)
+
+
+def _by_keyword(module: nn.Module, feed: Mapping[str, Tensor]) -> bool:
+    parameters = inspect.signature(module.forward).parameters.values()
+    named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    if set(feed) <= named:
+        return True
+    positions = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
+    kinds = {p.kind for p in parameters}
+    return (
+        inspect.Parameter.VAR_KEYWORD in kinds
+        and inspect.Parameter.VAR_POSITIONAL not in kinds
+        and positions < len(feed)
+    )
+
+
+def _flatten(value: object, name: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield name or "output", value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _flatten(item, f"{name}_{key}" if name else str(key))
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _flatten(item, f"{name or 'output'}_{index}")
+    elif value is not None:
+        raise StageError(
+            f"the model returns a {type(value).__name__} as '{name or 'output'}', which is no tensor",
+            then="wrap the model in a factory whose forward returns tensors only",
+        )
