@@ -25,6 +25,7 @@ EXTRAS = {
     "tables": "Parquet and CSV files in the data source table",
     "text": "the data source text, with tokenizers",
     "slim": "the tool onnxslim of the stage optimize",
+    "peers": "backend nncf of the stage quantize, and what benchmarks compare with",
     "serve": "modelpack serve, the image's server on this machine",
 }
 """What each optional extra brings."""

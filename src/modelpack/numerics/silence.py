@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import sys
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
+
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -27,3 +30,21 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+class Terminal:
+    """Where output goes now, for items that a silenced library pulls later: what making them shows is shown."""
+
+    def __init__(self) -> None:
+        self.out, self.errors = sys.stdout, sys.stderr
+
+    def passing(self, items: Iterable[T]) -> Iterator[T]:
+        """Pass items through, each made while output goes to the terminal again."""
+        rest = iter(items)
+        while True:
+            with contextlib.redirect_stdout(self.out), contextlib.redirect_stderr(self.errors):
+                try:
+                    item = next(rest)
+                except StopIteration:
+                    return
+            yield item

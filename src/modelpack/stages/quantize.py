@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from modelpack.artifact import Kind
-from modelpack.stage import DataRef, Job, StageConfig, StepName, stage
+from modelpack.errors import MissingError
+from modelpack.stage import DataRef, Job, Outside, StageConfig, StepName, stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -30,6 +31,14 @@ _ONLY_FOR: dict[str, frozenset[str]] = {
 }
 """Setting → methods that it fits."""
 
+_BACKENDS: dict[str, dict[str, frozenset[str]]] = {
+    "ort": {"static": frozenset({"operators", "ranges", "percentile"}), "dynamic": frozenset({"operators"})},
+    "nncf": {"static": frozenset()},
+}
+"""Other project's quantizer → method → settings that it knows, beside those that choose rows and layers."""
+
+_EVERY_BACKEND = frozenset({"method", "data", "rows", "exclude", "backend", "verify", "allow_slower"})
+
 _OPERATORS: dict[str, frozenset[Operator]] = {
     "static": frozenset({"Conv", "Gemm", "MatMul", "Gather"}),
     "dynamic": frozenset({"Gemm", "MatMul", "Gather"}),
@@ -38,7 +47,7 @@ _OPERATORS: dict[str, frozenset[Operator]] = {
 
 _UNBUILT = frozenset(
     {"calibration", "equalize", "smooth", "wide", "target", "portable", "budget", "bits", "group", "rounding", "form",
-     "keep_operators", "backend", "verify", "allow_slower"}
+     "keep_operators", "verify", "allow_slower"}
 )  # fmt: skip
 
 
@@ -139,6 +148,7 @@ class QuantizeConfig(StageConfig):
                 raise ValueError(f"`{name}` fits {' and '.join(sorted(fits))}, not '{self.method}'; leave it out")
             if name in _UNBUILT:
                 raise ValueError(f"`{name}` is not there yet")
+        self._fits_backend()
         if self.method == "static" and self.data is None:
             raise ValueError("static quantization calibrates on data: add `data:`, or use `method: dynamic`")
         able = _OPERATORS.get(self.method)
@@ -148,14 +158,36 @@ class QuantizeConfig(StageConfig):
             raise ValueError(f"'{self.method}' cannot quantize {', '.join(wrong)}; it can: {known}")
         return self
 
+    def _fits_backend(self) -> None:
+        if self.backend == "builtin":
+            return
+        methods = _BACKENDS[self.backend]
+        if self.method not in methods:
+            raise ValueError(f"`backend: {self.backend}` has {' and '.join(methods)}, not '{self.method}'")
+        strange = sorted(self.model_fields_set - methods[self.method] - _EVERY_BACKEND)
+        if strange:
+            raise ValueError(f"`backend: {self.backend}` does not know `{strange[0]}`; leave it out")
+        if self.ranges == "mse":
+            raise ValueError(
+                f"`backend: {self.backend}` does not know `ranges: mse`; it has minmax, percentile, entropy"
+            )
+
+
+def _preflight(config: QuantizeConfig, _outside: Outside) -> None:
+    from importlib.util import find_spec
+
+    if config.backend == "nncf" and find_spec("nncf") is None:
+        raise MissingError("nncf is not installed", then="pip install 'modelpack[peers]'")
+
 
 @stage(
     version=2,
     accepts={Kind.ONNX},
     produces=Kind.ONNX,
-    needs=("onnx", "onnxruntime", "onnxconverter-common", "torch"),
+    needs=("onnx", "onnxruntime", "onnxconverter-common", "torch", "nncf"),
     marks={"quantized"},
     refuses={"quantized"},
+    preflight=_preflight,
 )
 def quantize(config: QuantizeConfig, job: Job) -> None:
     """Store weights in 16, 8 or 4 bits, and compute with them; every layer left out is listed with the reason."""
@@ -167,6 +199,7 @@ def quantize(config: QuantizeConfig, job: Job) -> None:
     before = onnxfile.read(job.source.file(onnxfile.NAME))
     settings = Settings(
         method=config.method,
+        backend=config.backend,
         operators=config.operators,
         exclude=config.exclude,
         ranges=config.ranges,

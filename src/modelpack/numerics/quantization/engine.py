@@ -10,7 +10,7 @@ import numpy as np
 from modelpack.errors import StageError
 from modelpack.numerics import onnxfile, rows, runtime
 from modelpack.numerics.measure.comparison import Comparison
-from modelpack.numerics.quantization import dynamic, half, layers, static
+from modelpack.numerics.quantization import backends, dynamic, half, layers, static
 from modelpack.numerics.quantization.prepare import prepare
 
 if TYPE_CHECKING:
@@ -66,9 +66,12 @@ def quantize(model: ModelProto, settings: Settings, evidence: Evidence) -> Resul
     found = layers.choose(prepared, settings.method, settings.operators, settings.exclude)
     if not any(layer.quantized for layer in found):
         raise StageError(f"no layer can be quantized by '{settings.method}'", then=_reasons(found))
-    outcome = METHODS[settings.method](prepared, found, settings, evidence)
+    functions = METHODS if settings.backend == "builtin" else backends.BACKENDS[settings.backend]
+    outcome = functions[settings.method](prepared, found, settings, evidence)
     made = onnxfile.infer(outcome.model)
     onnxfile.check(made)
+    if settings.backend != "builtin":
+        found = backends.quantized(found, made)
     shrunk = made.ByteSize() / model.ByteSize()
     if shrunk > SMALLER:
         raise StageError(

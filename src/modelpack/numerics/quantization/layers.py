@@ -100,6 +100,11 @@ def choose(model: ModelProto, method: Method, operators: Sequence[str] | None, e
     return layers
 
 
+def excluded(found: Sequence[Layer], patterns: Sequence[str]) -> list[str]:
+    """Name the layers that a pattern (``*``, ``?``) leaves out."""
+    return [layer.name for layer in found if any(fnmatch.fnmatchcase(layer.name, pattern) for pattern in patterns)]
+
+
 def _default_operators(model: ModelProto, method: Method) -> frozenset[str]:
     # In attention, masks of large negative numbers and long-tailed sums share tensors with the values that matter.
     if method == "static" and has_attention(model.graph):

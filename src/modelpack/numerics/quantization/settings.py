@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from modelpack.numerics.rows import Feed
 
 Method = Literal["static", "dynamic", "weight_only", "float16", "bfloat16"]
+Backend = Literal["builtin", "ort", "nncf"]
 RangeRule = Literal["minmax", "percentile", "entropy", "mse"]
 Correction = Literal["none", "bias", "sequential", "rounding", "adaround"]
 
@@ -23,6 +24,7 @@ class Settings:
 
     Attributes:
         method: What becomes of weights and activations.
+        backend: Whose quantizer does it: ours, or one of `backends`.
         operators: Quantize only these operators; chosen by the kind of network when None.
         exclude: Patterns of names of layers to leave alone.
         ranges: How static finds the range of an activation.
@@ -32,6 +34,7 @@ class Settings:
     """
 
     method: Method = "static"
+    backend: Backend = "builtin"
     operators: tuple[str, ...] | None = None
     exclude: tuple[str, ...] = ()
     ranges: RangeRule = "minmax"
