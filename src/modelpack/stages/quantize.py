@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from modelpack.artifact import Kind
-from modelpack.errors import MissingError
-from modelpack.stage import DataRef, Job, Outside, StageConfig, StepName, stage
+from modelpack.errors import MissingError, StageError
+from modelpack.stage import CalibrationRef, DataRef, Implied, Job, Outside, StageConfig, stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from modelpack.numerics.quantization.calibration.record import Calibration
     from modelpack.numerics.quantization.engine import Result
     from modelpack.numerics.rows import Feed
 
 Method = Literal["static", "dynamic", "weight_only", "float16", "bfloat16"]
 Operator = Literal["Conv", "ConvTranspose", "Gemm", "MatMul", "Gather"]
-CalibrationRef = Annotated[str, StepName(frozenset({Kind.CALIBRATION}))]
 
 _STATIC = frozenset({"static"})
 _HALF = frozenset({"float16", "bfloat16"})
@@ -46,7 +46,7 @@ _OPERATORS: dict[str, frozenset[Operator]] = {
 """Method → operators that it can quantize, where not all."""
 
 _UNBUILT = frozenset(
-    {"calibration", "equalize", "smooth", "wide", "target", "portable", "budget", "bits", "group", "rounding", "form",
+    {"equalize", "smooth", "wide", "target", "portable", "budget", "bits", "group", "rounding", "form",
      "keep_operators", "verify", "allow_slower"}
 )  # fmt: skip
 
@@ -142,13 +142,13 @@ class QuantizeConfig(StageConfig):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        self._fits_backend()
         for name in sorted(self.model_fields_set):
             fits = _ONLY_FOR.get(name)
             if fits is not None and self.method not in fits:
                 raise ValueError(f"`{name}` fits {' and '.join(sorted(fits))}, not '{self.method}'; leave it out")
             if name in _UNBUILT:
                 raise ValueError(f"`{name}` is not there yet")
-        self._fits_backend()
         if self.method == "static" and self.data is None:
             raise ValueError("static quantization calibrates on data: add `data:`, or use `method: dynamic`")
         able = _OPERATORS.get(self.method)
@@ -163,7 +163,7 @@ class QuantizeConfig(StageConfig):
             return
         methods = _BACKENDS[self.backend]
         if self.method not in methods:
-            raise ValueError(f"`backend: {self.backend}` has {' and '.join(methods)}, not '{self.method}'")
+            raise ValueError(f"`backend: {self.backend}` can do {' and '.join(methods)}, not '{self.method}'")
         strange = sorted(self.model_fields_set - methods[self.method] - _EVERY_BACKEND)
         if strange:
             raise ValueError(f"`backend: {self.backend}` does not know `{strange[0]}`; leave it out")
@@ -180,6 +180,19 @@ def _preflight(config: QuantizeConfig, _outside: Outside) -> None:
         raise MissingError("nncf is not installed", then="pip install 'modelpack[peers]'")
 
 
+def _implied(config: QuantizeConfig) -> Implied | None:
+    """Calibrate first, where no step did."""
+    if config.method != "static" or config.backend != "builtin" or config.calibration is not None:
+        return None
+    settings = {
+        "data": config.data,
+        "rows": config.rows,
+        "histograms": config.ranges != "minmax",
+        "operators": config.operators and [name for name in config.operators if name != "Gather"] or None,
+    }
+    return Implied("calibrate", settings, "calibration")
+
+
 @stage(
     version=2,
     accepts={Kind.ONNX},
@@ -188,6 +201,7 @@ def _preflight(config: QuantizeConfig, _outside: Outside) -> None:
     marks={"quantized"},
     refuses={"quantized"},
     preflight=_preflight,
+    implies=_implied,
 )
 def quantize(config: QuantizeConfig, job: Job) -> None:
     """Store weights in 16, 8 or 4 bits, and compute with them; every layer left out is listed with the reason."""
@@ -217,7 +231,7 @@ def quantize(config: QuantizeConfig, job: Job) -> None:
         return job.track(names, len(names), label)
 
     _warn(config, job)
-    made = engine.quantize(before, settings, Evidence(read, job.seed, job.device, track))
+    made = engine.quantize(before, settings, Evidence(read, _calibration(config, job), job.seed, job.device, track))
     onnxfile.write(made.outcome.model, job.out)
     (job.out / "signature.json").write_bytes(job.source.file("signature.json").read_bytes())
     _report(made, job)
@@ -232,9 +246,30 @@ def quantize(config: QuantizeConfig, job: Job) -> None:
             job.metric(f"quantize_{name}", first[name])
 
 
+def _calibration(config: QuantizeConfig, job: Job) -> Calibration | None:
+    """Read the calibration that the settings name.
+
+    Raises:
+        StageError: When it is damaged, or is another model's.
+    """
+    from modelpack.numerics.quantization.calibration import record
+
+    if config.calibration is None:
+        return None
+    artifact = job.steps[config.calibration]
+    found = record.read(artifact.file(record.FACTS), artifact.file(record.ARRAYS))
+    if found.model != job.source.id:
+        raise StageError(
+            f"'{config.calibration}' calibrated another model than the one to quantize",
+            where="calibration",
+            then="let both steps read the same step, or leave `calibration:` out",
+        )
+    return found
+
+
 def _warn(config: QuantizeConfig, job: Job) -> None:
-    if config.data in job.synthetic and config.data is not None:
-        job.warn(f"calibrated on made-up rows: '{config.data}' is random data, its ranges are not those of real inputs")
+    if config.data in job.synthetic and config.method != "static":
+        job.warn(f"compared with the float model on made-up rows: '{config.data}' is random data")
     if config.data is None:
         job.warn("the quantized model was compared with the float one on made-up inputs; name real ones with `data:`")
     if config.method == "float16" and job.device == "cpu":
