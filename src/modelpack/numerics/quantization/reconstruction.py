@@ -1,40 +1,41 @@
-"""Reconstruction: layer after layer, weights and bias that bring the float layer's outputs out of quantized inputs.
+"""Corrections: constants of a quantized graph that bring the float layers' outputs out of quantized inputs.
 
 Each layer is fitted with every layer before it already quantized and corrected, so that errors are made up for where
 they arise and do not add up. Correcting several layers at once, each as if the others were still float, makes networks
-worse. A channel is changed only where the error that is measured on rows kept out of the fit falls.
+worse; only `bias` does so, which takes back no more than each layer's own shift. A channel is changed only where the
+error that is measured on rows kept out of the fit falls, and the model only where its outputs come closer.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-from onnx import TensorProto, numpy_helper
 
 from modelpack.errors import StageError
 from modelpack.numerics import onnxfile, runtime
 from modelpack.numerics.measure.comparison import decibels
-from modelpack.numerics.quantization import correction, rounding, samples
-from modelpack.numerics.quantization.walk import Walk
+from modelpack.numerics.quantization import adaround, fast_bias, rounding, samples
+from modelpack.numerics.quantization.subject import KEPT_OUT, Graph, Subject, kept_out, obstacle
+from modelpack.numerics.quantization.walk import Walk, opened
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from typing import Literal
 
     from numpy.typing import NDArray
-    from onnx import ModelProto, NodeProto
+    from onnx import ModelProto
 
-    from modelpack.numerics.quantization.samples import Shape
     from modelpack.numerics.rows import Feed
 
     Reals = NDArray[np.float64]
+    Correction = Literal["bias", "sequential", "rounding", "adaround"]
+    Rounder = Callable[[Reals, Reals, Reals], Reals]
 
 POSITIONS = 20_000
 """Positions of a layer's output that are looked at, about."""
-
-KEPT_OUT = 4
-"""One row in this many is measured on instead of fitted to."""
 
 DAMPING = 0.01
 """Share of the mean diagonal that is added to the moments' diagonal."""
@@ -42,13 +43,10 @@ DAMPING = 0.01
 FEWEST = 2 * KEPT_OUT
 """Rows without which nothing can be fitted and measured."""
 
-WIDEST = 8192
-"""Inputs of one output above which a layer is left alone: its moments would take over half a gigabyte."""
-
 
 @dataclass(frozen=True)
 class Gain:
-    """What reconstruction did to a layer.
+    """What a correction did to a layer.
 
     Attributes:
         layer: The node's name.
@@ -56,13 +54,15 @@ class Gain:
         after: The same afterwards.
         changed: How many channels were changed.
         channels: How many it has.
+        reason: Why it, or its weights, were left alone; empty when they were not.
     """
 
     layer: str
-    before: float
-    after: float
-    changed: int
-    channels: int
+    before: float | None = None
+    after: float | None = None
+    changed: int = 0
+    channels: int = 0
+    reason: str = ""
 
     def to_json(self) -> dict[str, object]:
         """Give the gain as one JSON object."""
@@ -72,28 +72,52 @@ class Gain:
             "sqnr_db": self.after,
             "channels": self.channels,
             "changed_channels": self.changed,
+            "reason": self.reason,
         }
 
 
-def reconstruct(
+@dataclass(frozen=True)
+class Corrected:
+    """A corrected graph.
+
+    Attributes:
+        model: The graph; the one given when its outputs did not come closer to the float graph's.
+        gains: What was done to each layer.
+        kept: Whether the corrections are in it.
+        before: Noise of the outputs on rows kept out, relative to their power, before.
+        after: The same with the corrections.
+    """
+
+    model: ModelProto
+    gains: tuple[Gain, ...] = field(repr=False)
+    kept: bool
+    before: float
+    after: float
+
+
+def correct(
     model: ModelProto,
-    twin: ModelProto,
+    plain: ModelProto,
     chosen: Iterable[str],
     feeds: Sequence[Feed],
+    correction: Correction,
     *,
     seed: int = 0,
     device: str = "cpu",
     track: Callable[[Sequence[str]], Iterable[str]] = iter,
-) -> list[Gain]:
-    """Fit a statically quantized graph's layers to the float graph. Changes the constants of `twin`.
+) -> Corrected:
+    """Fit a statically quantized graph's constants to the float graph.
 
     Args:
         model: The float graph.
-        twin: What `static.quantize` made of it, with the same names of layers.
-        chosen: Names of the quantized layers; those whose weights others share are left alone.
+        plain: The quantized graph, with the same names of layers; it stays as it is.
+        chosen: Names of the quantized layers.
         feeds: Rows to fit on and to measure with.
+        correction: ``bias``: take back every layer's own shift, from one pass over the float graph;
+            ``sequential``: biases layer after layer; ``rounding``: weights rounded together (see `rounding`), then
+            biases; ``adaround``: weights by learned rounding (see `adaround`), then biases.
         seed: Seed of the choice of positions.
-        device: Where both graphs run.
+        device: Where both graphs run, and where rounding is learned.
         track: Passes the layers' names through, showing progress.
 
     Raises:
@@ -101,170 +125,120 @@ def reconstruct(
     """
     total = sum(_rows(feed) for feed in feeds)
     if total < FEWEST:
-        raise StageError(f"reconstruction needs {FEWEST} rows or more, the data gave {total}")
-    floats, bytes_ = Walk(model, feeds, device), Walk(twin, feeds, device)
-    layers = [layer for name in chosen if (layer := _Layer.find(name, floats, bytes_)) is not None]
-    layers.sort(key=lambda layer: layer.place)
-    found = {layer.node.name: layer for layer in layers}
-    gains = []
-    for number, name in enumerate(track(list(found))):
-        layer = found[name]
-        _look(layer, floats, bytes_, np.random.default_rng([seed, number]))
-        gains.append(layer.improve())
-        layer.forget()
-    return gains
+        raise StageError(f"`correction: {correction}` needs {FEWEST} rows or more, the data gave {total}")
+    twin = onnxfile.copied(plain)
+    graph, names = Graph(model, twin), list(chosen)
+    left = {name: reason for name in names if (reason := obstacle(name, graph))}
+    subjects = sorted((Subject(name, graph) for name in names if name not in left), key=lambda item: item.place)
+    floats = Walk(model, feeds, device)
+    bytes_ = None if correction == "bias" else Walk(twin, feeds, device)
+    rounder = _rounder(correction, device)
+    gains = {name: Gain(name, reason=reason) for name, reason in left.items()}
+    for number, name in enumerate(track([item.name for item in subjects])):
+        subject, generator = subjects[number], np.random.default_rng([seed, number])
+        pairs = fast_bias.pairs(subject, floats) if bytes_ is None else _pairs(subject, floats, bytes_)
+        _look(subject, pairs, -(-POSITIONS // len(feeds)), generator, products=rounder is not None)
+        gains[name] = improve(subject, rounder)
+        subject.forget()
+    before, after = noise(model, [plain, twin], feeds, device)
+    kept = after <= before
+    return Corrected(twin if kept else plain, tuple(gains[name] for name in names), kept, before, after)
 
 
-def noise(model: ModelProto, twin: ModelProto, feeds: Iterable[Feed], device: str = "cpu") -> float:
-    """Sum the squared differences of both graphs' outputs on rows kept out of the fit, relative to its size."""
+def _rounder(correction: Correction, device: str) -> Rounder | None:
+    if correction == "adaround":
+        return partial(adaround.learned, device=device)
+    return rounding.rounded if correction == "rounding" else None
+
+
+def noise(model: ModelProto, twins: Sequence[ModelProto], feeds: Iterable[Feed], device: str = "cpu") -> list[float]:
+    """Sum the squared differences of graphs' outputs from the float one's, relative to their size, on rows kept out."""
     names = [item.name for item in model.graph.output]
-    total, power, seen = np.zeros(len(names)), np.zeros(len(names)), 0
-    with onnxfile.loadable(model) as one, onnxfile.loadable(twin) as two:
-        reference, subject = runtime.session(one, device), runtime.session(two, device)
-        for feed in feeds:
-            expected, got = runtime.execute(reference, feed, names), runtime.execute(subject, feed, names)
+    reference, *subjects = (opened(item, device) for item in (model, *twins))
+    total, power, seen = np.zeros((len(twins), len(names))), np.zeros(len(names)), 0
+    for feed in feeds:
+        expected = runtime.execute(reference, feed, names)
+        for number, subject in enumerate(subjects):
+            got = runtime.execute(subject, feed, names)
             for place, name in enumerate(names):
                 wanted, given = (np.atleast_1d(side[name]).astype(np.float64) for side in (expected, got))
-                out = _kept_out(np.arange(len(wanted)) + seen)
-                power[place] += float(np.square(wanted[out]).sum())
-                total[place] += float(np.square(given[out] - wanted[out]).sum())
-            seen += _rows(feed)
-    return float((total / np.where(power > 0, power, 1.0)).sum())
+                out = kept_out(np.arange(len(wanted)) + seen)
+                power[place] += float(np.square(wanted[out]).sum()) if number == 0 else 0.0
+                total[number, place] += float(np.square(given[out] - wanted[out]).sum())
+        seen += _rows(feed)
+    return [float(item) for item in (total / np.where(power > 0, power, 1.0)).sum(axis=1)]
 
 
 def _rows(feed: Feed) -> int:
     return len(next(iter(feed.values())))
 
 
-def _kept_out(rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Say which rows are measured on, by their number."""
-    return np.asarray(rows % KEPT_OUT == KEPT_OUT - 1)
+def _pairs(subject: Subject, floats: Walk, bytes_: Walk) -> Iterator[tuple[NDArray[np.generic], NDArray[np.generic]]]:
+    """Run both graphs on to a layer; give, batch by batch, what it sees and what it should give."""
+    goals = floats.reach(subject.float_place + 1, [subject.goal])
+    for goal, given in zip(goals, bytes_.reach(subject.place, [subject.source]), strict=True):
+        yield given[subject.source], goal[subject.goal]
 
 
-def _look(layer: _Layer, floats: Walk, bytes_: Walk, generator: np.random.Generator) -> None:
-    """Run both graphs up to a layer, and gather what it sees and should give."""
-    wanted = layer.float_node.output[0]
-    pairs = zip(floats.reach(layer.float_place + 1, [wanted]), bytes_.reach(layer.place, [layer.source]), strict=True)
-    most, seen = -(-POSITIONS // len(floats.held)), 0
-    for goal, given in pairs:
-        layer.see(given[layer.source], goal[wanted], most, seen, generator)
-        seen += len(goal[wanted])
+def _look(
+    subject: Subject,
+    pairs: Iterable[tuple[NDArray[np.generic], NDArray[np.generic]]],
+    most: int,
+    generator: np.random.Generator,
+    *,
+    products: bool,
+) -> None:
+    """Gather some positions of each batch."""
+    last, seen = not subject.shape.kernel, 0
+    for given, goal in pairs:
+        values, wanted = np.atleast_2d(given, goal) if last else (given, goal)
+        spots = samples.positions(wanted.shape, channels_last=last, most=most, generator=generator)
+        subject.see(values, wanted, spots, products=products and not subject.fixed, seen=seen)
+        seen += len(wanted)
 
 
-class _Layer:
-    """A layer in both graphs, its constants, and what was gathered about it."""
+def improve(subject: Subject, rounder: Rounder | None) -> Gain:
+    """Try other constants, keep each channel's where its measured error falls, and write them into the graph."""
+    steps, bias = subject.steps(), _present(subject)
+    first = best = subject.error(steps, bias)
+    changed = np.zeros(first.shape, np.bool_)
+    for candidate in _candidates(subject, steps, rounder):
+        moved = _shifted(subject, candidate, bias)
+        error = subject.error(candidate, moved)
+        falls = error < best
+        steps = np.where(falls[:, :, None], candidate, steps)
+        bias = np.where(falls.reshape(-1), moved, bias)
+        best, changed = np.where(falls, error, best), changed | falls
+    subject.write(steps, bias)
+    power = float(subject.held.power().sum())
+    before, after = (decibels(power, float(error.sum())) for error in (first, best))
+    return Gain(subject.name, before, after, int(changed.sum()), changed.size, _reason(subject, rounder))
 
-    def __init__(self, node: NodeProto, place: int, other: NodeProto, float_place: int, source: str) -> None:
-        self.node, self.place, self.float_node, self.float_place = node, place, other, float_place
-        self.source = source
 
-    @classmethod
-    def find(cls, name: str, floats: Walk, bytes_: Walk) -> _Layer | None:
-        """Look a layer up; None when it cannot be reconstructed."""
-        places = [
-            next((place for place, node in enumerate(walk.model.graph.node) if node.name == name), None)
-            for walk in (floats, bytes_)
-        ]
-        if places[0] is None or places[1] is None:
-            return None
-        node, other = bytes_.model.graph.node[places[1]], floats.model.graph.node[places[0]]
-        layer = cls(node, places[1], other, places[0], bytes_.rounded(node.input[0]))
-        return layer if layer._read(floats, bytes_) else None
+def _reason(subject: Subject, rounder: Rounder | None) -> str:
+    """Say what could not be fitted."""
+    parts = [f"its weights were left alone: {subject.fixed}"] if rounder is not None and subject.fixed else []
+    return "; ".join([*parts, "it has no bias of its own"] if subject.bias is None else parts)
 
-    def _read(self, floats: Walk, bytes_: Walk) -> bool:
-        """Find scales and constants; False where something is not as static quantization makes it."""
-        graph = bytes_.model.graph
-        readers, self.tensors = onnxfile.consumers(graph), {item.name: item for item in graph.initializer}
-        rounded = [bytes_.makers.get(name) for name in self.node.input if name]
-        if any(node is None or node.op_type != "DequantizeLinear" for node in rounded):
-            return False
-        made = [node for node in rounded if node is not None]
-        table = made[1].input[0]
-        if len(readers[made[1].output[0]]) + len(readers[table]) > 2:
-            return False
-        self.table, self.bias = table, made[2].input[0] if len(made) > 2 else ""
-        self.scale, zero = (float(self._constant(name)) for name in made[0].input[1:3])
-        self.zero = int(zero)
-        scales = self._constant(made[1].input[1]).astype(np.float64)
-        self.bias_steps = self._constant(made[2].input[1]).astype(np.float64) if self.bias else np.zeros(1)
-        weights = onnxfile.array(onnxfile.constants(floats.model.graph)[self.float_node.input[1]])
-        shape = samples.shape(self.float_node, weights)
-        if shape is None or weights.size // scales.size > WIDEST:
-            return False
-        self.shape: Shape = shape
-        self.weights = np.asarray(shape.split(weights), dtype=np.float64)
-        self.scales = scales.reshape(self.weights.shape[:2])
-        self.forget()
-        return True
 
-    def _constant(self, name: str) -> NDArray[np.generic]:
-        return onnxfile.array(self.tensors[name])
+def _present(subject: Subject) -> Reals:
+    return np.zeros(subject.scales.size) if subject.bias is None else subject.bias.real()
 
-    def forget(self) -> None:
-        """Free what was gathered."""
-        self.fit = samples.Moments.empty(0, 0, 0)
-        self.held = samples.Held()
 
-    def see(
-        self,
-        given: NDArray[np.generic],
-        goal: NDArray[np.generic],
-        most: int,
-        seen: int,
-        generator: np.random.Generator,
-    ) -> None:
-        """Take positions of one batch: every `KEPT_OUT`-th row is kept out of the fit."""
-        last = not self.shape.kernel
-        if last:
-            given, goal = np.atleast_2d(given, goal)
-        if self.fit.count == 0 and not self.fit.inputs.size:
-            self.fit = samples.Moments.empty(*self.weights.shape)
-        spots = samples.positions(goal.shape, channels_last=last, most=most, generator=generator)
-        inputs = self.shape.gather(given, spots, self.zero).astype(np.int16) - np.int16(self.zero)
-        wanted = samples.at(goal, spots, self.shape)
-        out = _kept_out(spots[0] + seen)
-        self.fit.add(inputs[:, ~out], wanted[:, ~out])
-        self.held.inputs.append(inputs[:, out])
-        self.held.wanted.append(wanted[:, out])
+def _candidates(subject: Subject, steps: Reals, rounder: Rounder | None) -> Iterator[Reals]:
+    """Give weights to try, each with the bias that suits it: those that are there, and fitted ones."""
+    if subject.bias is not None:
+        yield steps
+    if rounder is not None and not subject.fixed and subject.fit is not None:
+        square, cross = subject.fit.about(subject.zero) if subject.bias is None else subject.fit.centred()
+        target = rounding.fitted(subject.weights, square, cross / subject.input_scale, DAMPING)
+        yield rounder(target, subject.scales, rounding.damped(square, DAMPING))
 
-    def improve(self) -> Gain:
-        """Round again, correct the bias, and keep each where it helps."""
-        old = self._constant(self.table)
-        steps = np.asarray(self.shape.split(old), dtype=np.float64)
-        bias = self._constant(self.bias).astype(np.int32) if self.bias else np.zeros(self.scales.size, np.int32)
-        first = best = self._error(steps, bias)
-        changed = np.zeros(self.scales.shape, np.bool_)
-        for candidate in (steps, self._rounded()):
-            moved = self._shifted(candidate, bias)
-            error = self._error(candidate, moved)
-            falls = correction.better(best, error)
-            steps = np.where(falls[:, :, None], candidate, steps)
-            bias = np.where(falls.reshape(-1), moved, bias)
-            best, changed = np.where(falls, error, best), changed | falls
-        self._write(self.table, self.shape.join(steps.astype(np.int8), old))
-        if self.bias:
-            self._write(self.bias, bias)
-        power = float(self.held.power().sum())
-        before, after = (decibels(power, float(error.sum())) for error in (first, best))
-        return Gain(self.node.name, before, after, int(changed.sum()), changed.size)
 
-    def _rounded(self) -> Reals:
-        square, cross = self.fit.centred() if self.bias else (self.fit.square, self.fit.cross)
-        target = rounding.fitted(self.weights, square, cross / self.scale, DAMPING)
-        return rounding.rounded(target, self.scales, rounding.damped(square, DAMPING))
-
-    def _shifted(self, steps: Reals, bias: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Correct the bias for these weights."""
-        if not self.bias or not self.fit.count:
-            return bias
-        products = (steps @ self.fit.inputs[:, :, None])[:, :, 0] * self.scales * self.scale
-        shift = (self.fit.outputs - products).reshape(-1) / self.fit.count - bias * self.bias_steps
-        return correction.corrected(bias, self.bias_steps, shift)
-
-    def _error(self, steps: Reals, bias: NDArray[np.int32]) -> Reals:
-        real = (bias * self.bias_steps).reshape(self.scales.shape)
-        return self.held.error(steps, self.scales * self.scale, real)
-
-    def _write(self, name: str, values: NDArray[np.generic]) -> None:
-        tensor: TensorProto = self.tensors[name]
-        tensor.CopyFrom(numpy_helper.from_array(np.asarray(values), name))
+def _shifted(subject: Subject, steps: Reals, bias: Reals) -> Reals:
+    """Give the bias that takes the mean of *wanted minus got* back, for these weights."""
+    if subject.bias is None or subject.fit is None or not subject.fit.count:
+        return bias
+    inputs, outputs = subject.fit.means(subject.zero)
+    products = (steps @ inputs[:, :, None])[:, :, 0] * subject.scales * subject.input_scale
+    return subject.bias.settled((outputs - products).reshape(-1))

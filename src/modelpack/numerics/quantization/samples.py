@@ -184,7 +184,8 @@ class Moments:
 
     def centred(self) -> tuple[Reals, Reals]:
         """Give square and cross with the means taken out, since a bias takes care of those."""
-        assert self.square is not None and self.cross is not None
+        assert self.square is not None
+        assert self.cross is not None
         mean = self.inputs / max(self.count, 1)
         return (
             self.square - self.inputs[:, :, None] * mean[:, None, :],

@@ -20,6 +20,15 @@ BUDGET = 256 * 2**20
 """Bytes of values that are kept between pieces; where more would be needed, the next piece begins further back."""
 
 
+_PATIENT = {"session.intra_op.allow_spinning": "0"}
+
+
+def opened(model: ModelProto, device: str = "cpu") -> runtime.ort.InferenceSession:
+    """Open a graph that runs between other work: its threads do not burn the processor's time while they wait."""
+    with onnxfile.loadable(model) as content:
+        return runtime.session(content, device, entries=_PATIENT)
+
+
 class Walk:
     """The values of one graph on some rows, as far as it was computed."""
 
@@ -41,14 +50,11 @@ class Walk:
         wanted = dict.fromkeys([*names, *needed])
         missing = [name for name in wanted if name not in self.held[0]]
         piece = self._piece(missing) if missing else None
-        opened, fits = None, False
-        if piece is not None:
-            with onnxfile.loadable(piece) as content:
-                opened = runtime.session(content, self.device)
+        session, fits = None if piece is None else opened(piece, self.device), False
         for number, feed in enumerate(self.held):
             found = dict(feed)
-            if opened is not None and piece is not None:
-                found |= runtime.execute(opened, {item.name: feed[item.name] for item in piece.graph.input}, missing)
+            if session is not None and piece is not None:
+                found |= runtime.execute(session, {item.name: feed[item.name] for item in piece.graph.input}, missing)
             if number == 0:
                 fits = sum(found[name].nbytes for name in needed) * len(self.held) <= self.budget
             if fits:
