@@ -17,15 +17,12 @@ if TYPE_CHECKING:
 SMALLEST_SCALE = float(np.float32(2.0**-100))
 """A grid finer than this would overflow when it is inverted in float32."""
 
+_TIE = 1e-3
+"""Steps by which zero may be off the middle of two others: there onnxruntime takes no clip for part of the rounding."""
+
 BIAS_LIMIT = 2**30
 """Largest magnitude of a quantized bias; half of int32, so that products can be added to it."""
 
-
-FULL = 127
-"""Largest magnitude of a quantized weight."""
-
-NARROW = 63
-"""Largest magnitude of a weight in seven bits: two products with unsigned bytes fit into 16 bits, and a step more."""
 
 Integer = type[np.uint8 | np.int8 | np.uint16 | np.int16]
 
@@ -56,6 +53,8 @@ def asymmetric(low: float, high: float, integer: Integer = np.uint8) -> Grid:
     if low == high:
         return Grid(np.float32(1.0), integer(least))
     scale = np.float32(max((high - low) / (most - least), SMALLEST_SCALE))
+    if abs(-low / float(scale) % 1.0 - 0.5) < _TIE:
+        scale = np.float32(scale * (1.0 - _TIE / 2))
     zero_point = integer(np.clip(least + np.rint(-low / float(scale)), least, most))
     return Grid(scale, zero_point)
 
@@ -81,20 +80,19 @@ def _range(low: float, high: float) -> tuple[float, float]:
     return min(float(low), 0.0), max(float(high), 0.0)
 
 
-def symmetric_scales(weights: NDArray[np.float32], axis: int | None, limit: int = FULL) -> NDArray[np.float32]:
-    """Give the scales that map the largest magnitude to `limit`: one per slice along `axis`, or one in all for None.
+def symmetric_scales(weights: NDArray[np.float32], axis: int | None) -> NDArray[np.float32]:
+    """Give the scales that map the largest magnitude to 127: one per slice along `axis`, or one in all for None.
 
     Args:
         weights: Any shape.
         axis: The axis of output channels.
-        limit: The largest integer.
 
     Returns:
         Shape ``(channels,)``, or ``()`` for None.
     """
     others = None if axis is None else tuple(place for place in range(weights.ndim) if place != axis)
     largest = np.abs(weights.astype(np.float64)).max(axis=others, initial=0.0)
-    return np.maximum(np.where(largest == 0.0, 1.0, largest / limit), SMALLEST_SCALE).astype(np.float32)
+    return np.maximum(np.where(largest == 0.0, 1.0, largest / 127.0), SMALLEST_SCALE).astype(np.float32)
 
 
 def to_int8(weights: NDArray[np.float32], scales: NDArray[np.float32], axis: int | None) -> NDArray[np.int8]:

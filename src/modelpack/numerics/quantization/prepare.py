@@ -47,7 +47,7 @@ def prepare(model: ModelProto) -> tuple[ModelProto, list[str]]:
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
     if onnxfile.opset(model) < OLDEST:
-        model = _converted(model)
+        model = raised(model, TARGET)
         notes.append(f"converted from an older opset to {TARGET}")
     frozen = _freeze(model.graph)
     onnxfile.modernize(model)
@@ -69,15 +69,27 @@ def prepare(model: ModelProto) -> tuple[ModelProto, list[str]]:
     return model, notes
 
 
-def _converted(model: ModelProto) -> ModelProto:
+def raised(model: ModelProto, opset: int) -> ModelProto:
+    """Convert a model to a later opset, if it is older.
+
+    Returns:
+        A new model; the given one stays as it is.
+
+    Raises:
+        StageError: When it cannot be converted.
+    """
+    if onnxfile.opset(model) >= opset:
+        return onnxfile.copied(model)
     try:
-        return onnx.version_converter.convert_version(model, TARGET)
+        made = onnx.version_converter.convert_version(model, opset)
     except (RuntimeError, onnx.version_converter.ConvertError) as error:
         raise StageError(
-            f"opset {onnxfile.opset(model)} is too old to quantize ({OLDEST} is the first that can be) and cannot be "
-            f"converted: {runtime.reason(error)}",
+            f"this needs opset {opset}, and the graph cannot be converted from {onnxfile.opset(model)}: "
+            f"{runtime.reason(error)}",
             then="export the model again with a newer opset",
         ) from error
+    made.ir_version = max(made.ir_version, onnx.helper.find_min_ir_version_for(made.opset_import))
+    return made
 
 
 def _freeze(graph: GraphProto) -> list[str]:

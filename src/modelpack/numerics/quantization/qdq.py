@@ -1,15 +1,15 @@
-"""Static quantization: weights as signed bytes per channel, activations as unsigned bytes with calibrated ranges.
+"""Marks of rounding in a graph that stays float on paper: ``QuantizeLinear`` and ``DequantizeLinear`` pairs (QDQ).
 
-The graph stays float on paper: ``QuantizeLinear`` and ``DequantizeLinear`` pairs mark what is rounded (QDQ), and
 onnxruntime fuses each marked layer into one integer kernel. What must be marked for that:
 
 1. the input of every chosen layer;
 2. its weights, along the axis of output channels; its bias, as 32-bit integers on the grid of the products;
 3. the output of a convolution, after a ReLU or clip that the rounding absorbs, and that of a matrix product before a
    ReLU or clip: otherwise there is no integer kernel, or the float one takes the ReLU and wins;
-4. operators between marked tensors that work on bytes as well (`NEIGHBOURS`), where a marked layer reads them.
+4. operators between marked tensors that work on bytes as well (`kernels`), where a marked layer reads them.
 
 Any other matrix product gives floats unless something in 1 or 4 reads them: that costs no speed and loses nothing.
+Layers without integer kernels get 8-bit weights and nothing else.
 """
 
 from __future__ import annotations
@@ -21,24 +21,23 @@ import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
 from modelpack.numerics import onnxfile
-from modelpack.numerics.quantization import grid
+from modelpack.numerics.quantization import grid, kernels, narrowing
+from modelpack.numerics.quantization.composites import COMPOSED
+from modelpack.numerics.quantization.hardware import PROFILES
 from modelpack.numerics.quantization.layers import channel_axis
+from modelpack.numerics.quantization.prepare import raised
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
+    from modelpack.numerics.quantization.extent import Extent
     from modelpack.numerics.quantization.grid import Grid
-    from modelpack.numerics.quantization.ranges import Extent
+    from modelpack.numerics.quantization.hardware import Profile
 
-NEIGHBOURS = frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu"})
-"""Operators that onnxruntime computes on bytes when all of their inputs and their output are marked."""
-
-CARRIERS = frozenset({"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"})
-"""Operators that only move values: their output is on the grid of their first input."""
-
-_ABSORBED = frozenset({"Relu", "Clip"})
+WIDE_OPSET = 21
+"""First opset whose ``QuantizeLinear`` gives 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -74,55 +73,40 @@ def marks(model: ModelProto, chosen: Iterable[str], *, neighbours: bool = True) 
     ready: dict[str, str] = {}  # tensor → the tensor whose grid it takes, itself when measured
     wanted: dict[str, str] = {}
     made: set[str] = set()
-    flowing: list[NodeProto] = []
+    names: set[str] = set()
+    flowing: list[tuple[NodeProto, list[str]]] = []
     for node in graph.node:
-        if node.name in layers:
+        if node.name in layers and node.op_type in kernels.PRODUCTS:
+            names.add(node.name)
             wanted[node.input[0]] = ready.setdefault(node.input[0], node.input[0])
-            output = _absorbed(node, readers, fixed, given)
+            output = kernels.absorbed(node, readers, fixed, given)
             if node.op_type == "Conv" or output != node.output[0]:
                 ready[output] = wanted[output] = output
                 made.add(output)
-        elif neighbours and _passes_bytes(node, ready, fixed):
-            output = _absorbed(node, readers, fixed, given)
-            ready[output] = ready[node.input[0]] if node.op_type in CARRIERS else output
-            flowing.append(node)
-    needed, names = dict(wanted), set(layers)
-    for node in reversed(flowing):
-        output = _absorbed(node, readers, fixed, given)
-        if output in needed:
-            needed |= {name: ready[name] for name in _values(node)}
+        elif neighbours and kernels.passes_bytes(node, ready, fixed):
+            outputs = [kernels.absorbed(node, readers, fixed, given), *node.output[1:]]
+            ready |= {name: ready[node.input[0]] if node.op_type in kernels.CARRIERS else name for name in outputs}
+            flowing.append((node, outputs))
+    needed = dict(wanted)
+    for node, outputs in reversed(flowing):
+        if any(output in needed for output in outputs):
+            needed |= {name: ready[name] for name in [*kernels.values(node), *outputs] if name in ready}
             names.add(node.name)
-            made.add(output)
+            made |= set(outputs)
     carried = {name: source for name, source in sorted(needed.items()) if name != source}
     return Marks(tuple(sorted(set(needed.values()))), carried, frozenset(made), frozenset(names))
 
 
-def _passes_bytes(node: NodeProto, ready: Mapping[str, str], fixed: Mapping[str, object]) -> bool:
-    if node.op_type in CARRIERS:
-        return node.input[0] in ready and len([name for name in node.output if name]) == 1
-    if node.op_type not in NEIGHBOURS:
-        return False
-    return all(name in ready and name not in fixed for name in node.input)
-
-
-def _absorbed(
-    node: NodeProto, readers: Mapping[str, list[NodeProto]], fixed: Mapping[str, object], given: set[str]
-) -> str:
-    """Give the tensor to round after a node: behind the ReLU or clip that alone reads it, else its own output."""
-    output = str(node.output[0])
-    after = readers.get(output, [])
-    if len(after) != 1 or output in given or node.op_type in CARRIERS or after[0].op_type not in _ABSORBED:
-        return output
-    bounds_known = all(not name or name in fixed for name in after[0].input[1:])
-    return str(after[0].output[0]) if bounds_known and after[0].input[0] == output else output
-
-
-def _values(node: NodeProto) -> list[str]:
-    """List the inputs of a neighbour or carrier that hold activations."""
-    return list(node.input[:1] if node.op_type in CARRIERS else node.input)
-
-
-def quantize(model: ModelProto, chosen: Iterable[str], marked: Marks, seen: Mapping[str, Extent]) -> ModelProto:
+def quantize(
+    model: ModelProto,
+    chosen: Iterable[str],
+    marked: Marks,
+    seen: Mapping[str, Extent],
+    *,
+    profile: Profile = PROFILES["vnni"],
+    wide: Collection[str] = (),
+    narrow: Collection[str] = (),
+) -> ModelProto:
     """Insert the QDQ pairs.
 
     Args:
@@ -130,17 +114,26 @@ def quantize(model: ModelProto, chosen: Iterable[str], marked: Marks, seen: Mapp
         chosen: Names of the layers to quantize.
         marked: Activations to round, from `marks`.
         seen: Ranges of the measured ones.
+        profile: The hardware it shall run on.
+        wide: Names of layers that read 16-bit activations.
+        narrow: Names of layers whose products must fit into 16 bits in pairs.
 
     Returns:
         A new model; the given one stays as it is.
+
+    Raises:
+        StageError: When `wide` needs a later opset that the graph cannot be converted to.
     """
-    twin = onnxfile.copied(model)
-    grids = {name: grid.asymmetric(seen[name].low, seen[name].high) for name in marked.measured}
-    grids |= {name: grids[source] for name, source in marked.carried.items()}
+    twin = raised(model, WIDE_OPSET) if wide else onnxfile.copied(model)
     layers = frozenset(chosen)
+    read = {node.input[0] for node in twin.graph.node if node.name in wide and node.name in layers}
+    broad = {marked.carried.get(name, name) for name in read}
+    grids = {name: profile.grid(seen[name].low, seen[name].high, wide=name in broad) for name in marked.measured}
+    grids |= {name: grids[source] for name, source in marked.carried.items()}
     writer = _Writer(twin.graph)
     for group in _by_weights(twin.graph, layers).values():
-        writer.weights(group, grids)
+        writer.weights(group, grids, narrow)
+    writer.operands(marked, profile)
     writer.activations(grids, marked)
     writer.finish()
     return twin
@@ -162,12 +155,14 @@ class _Writer:
         self.tensors = onnxfile.constants(graph)
         self.before: list[NodeProto] = []
         self.after: dict[str, list[NodeProto]] = {}
+        self.worth: dict[str, float] = {}  # tensor → what a unit of it is worth, where that is not one
 
     def constant(self, name: str, values: NDArray[np.generic]) -> str:
         self.graph.initializer.append(numpy_helper.from_array(np.asarray(values), name))
+        self.tensors[name] = self.graph.initializer[-1]
         return name
 
-    def weights(self, nodes: Sequence[NodeProto], grids: Mapping[str, Grid]) -> None:
+    def weights(self, nodes: Sequence[NodeProto], grids: Mapping[str, Grid], narrow: Collection[str]) -> None:
         """Round the weights that some layers share, and each layer's bias."""
         axis = channel_axis(nodes[0])
         name = nodes[0].input[1]
@@ -176,6 +171,8 @@ class _Writer:
         biases = {node.name: self._bias(node, scales.size) for node in nodes}
         for node in nodes:
             bias = biases[node.name]
+            if node.name in narrow:
+                scales = np.maximum(scales, narrowing.scales(node, values))
             if bias is not None:
                 scales = grid.wide_enough(scales, bias, float(grids[node.input[0]].scale))
         stem = f"{name}:rows" if axis == 0 else f"{name}:columns"
@@ -189,7 +186,7 @@ class _Writer:
 
     def _bias(self, node: NodeProto, channels: int) -> NDArray[np.float32] | None:
         """Give a layer's bias with one value per channel; None when it has none or one that is left in float."""
-        if len(node.input) < 3 or node.input[2] not in self.tensors:
+        if node.op_type not in kernels.PRODUCTS or len(node.input) < 3 or node.input[2] not in self.tensors:
             return None
         values = onnxfile.array(self.tensors[node.input[2]]).astype(np.float32)
         return np.broadcast_to(values.reshape(-1), channels) if values.size in (1, channels) else None
@@ -204,6 +201,37 @@ class _Writer:
         self.before.append(
             helper.make_node("DequantizeLinear", inputs, [output], name=f"{stem}/DequantizeLinear", axis=axis)
         )
+        return output
+
+    def operands(self, marked: Marks, profile: Profile) -> None:
+        """Write operators anew that have no integer kernel but parts that have, and put numbers on grids."""
+        nodes: list[NodeProto] = []
+        for node in self.graph.node:
+            if node.name not in marked.readers or node.op_type not in COMPOSED:
+                nodes.append(node)
+                continue
+            parts, self.worth[node.output[0]] = COMPOSED[node.op_type](node, self.constant)
+            nodes += parts
+        onnxfile.replace_nodes(self.graph, nodes)
+        numbers: dict[str, str] = {}
+        for node in self.graph.node:
+            if node.name not in marked.readers or node.op_type not in kernels.WITH_NUMBERS:
+                continue
+            for place, name in enumerate(node.input):
+                if kernels.is_number(name, self.tensors):
+                    numbers[name] = node.input[place] = numbers.get(name) or self._number(name, profile)
+
+    def _number(self, name: str, profile: Profile) -> str:
+        value = onnxfile.array(self.tensors[name]).astype(np.float32)
+        spot = profile.grid(float(value.min()), float(value.max()))
+        steps = np.rint(value / spot.scale).astype(np.int64) + int(spot.zero_point)
+        inputs = [
+            self.constant(f"{name}:quantized", steps.astype(spot.zero_point.dtype)),
+            self.constant(f"{name}:scale", np.array(spot.scale)),
+            self.constant(f"{name}:zero", np.array(spot.zero_point)),
+        ]
+        output = f"{name}:dequantized"
+        self.before.append(helper.make_node("DequantizeLinear", inputs, [output], name=f"{name}/DequantizeLinear"))
         return output
 
     def activations(self, grids: Mapping[str, Grid], marked: Marks) -> None:
@@ -230,11 +258,13 @@ class _Writer:
                 node.input[place] = rounded
 
     def _pair(self, name: str, source: str, rounded: str, spot: Grid) -> list[NodeProto]:
-        scale = self.constant(f"{name}:scale", np.array(spot.scale))
+        scale = step = self.constant(f"{name}:scale", np.array(spot.scale))
         zero = self.constant(f"{name}:zero", np.array(spot.zero_point))
+        if name in self.worth:
+            step = self.constant(f"{name}:step", np.array(spot.scale / self.worth[name], np.float32))
         middle = f"{name}:quantized"
         return [
-            helper.make_node("QuantizeLinear", [source, scale, zero], [middle], name=f"{name}/QuantizeLinear"),
+            helper.make_node("QuantizeLinear", [source, step, zero], [middle], name=f"{name}/QuantizeLinear"),
             helper.make_node("DequantizeLinear", [middle, scale, zero], [rounded], name=f"{name}/DequantizeLinear"),
         ]
 
