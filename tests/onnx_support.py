@@ -12,6 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from modelpack.artifact import Artifact, Kind
 from modelpack.numerics import graph, onnxfile, signatures
+from modelpack.numerics.quantization.calibrate import Asked, calibrate
+from modelpack.numerics.quantization.calibration.record import Calibration
 from modelpack.stage import Job, StageConfig, stage
 from modelpack.stages.model import model as model_stage
 from modelpack.tensors import TensorSpec
@@ -45,6 +47,12 @@ def onnx_artifact(root: Path, proto: onnx.ModelProto) -> Artifact:
         (job.out / "signature.json").write_bytes(signatures.encode(inputs, described["outputs"]))
 
     return run_stage(root, planted, {}, inputs=inputs)
+
+
+def calibrated(proto: onnx.ModelProto, feeds: list[dict[str, np.ndarray]], **asked: Any) -> Calibration:
+    """Calibrate a graph on some rows."""
+    inputs = {name: TensorSpec.model_validate(spec) for name, spec in graph.signature(proto)["inputs"].items()}
+    return calibrate(proto, "hand", Asked(**asked), feeds, inputs)
 
 
 def graph_of(

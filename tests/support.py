@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from modelpack import canonical
+from modelpack import canonical, registry
 from modelpack.artifact import Artifact
 from modelpack.stage import Job, Stage
 from modelpack.store import Store
@@ -42,10 +42,21 @@ def run_stage(
     collect: list[Any] | None = None,
     **job: Any,
 ) -> Artifact:
-    """Run one stage and seal what it leaves, in a store below `root`; `collect` receives the events."""
+    """Run one stage, and before it the one that it implies, and seal what it leaves in a store below `root`.
+
+    `collect` receives the events.
+    """
     store = Store(root / "store")
     store.prepare()
     config = stage.config.model_validate(settings, context={"base": base or root})
+    wanted = stage.implies(config)
+    if wanted is not None:
+        before = registry.stages().get(wanted.stage)
+        made = run_stage(
+            root, before, dict(wanted.settings), model=model, inputs=inputs, base=base, collect=collect, **job
+        )
+        job["steps"] = {**job.get("steps", {}), wanted.stage: made}
+        config = config.model_copy(update={wanted.field: wanted.stage})
     work = {
         "stage": stage.name,
         "version": stage.version,

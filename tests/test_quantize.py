@@ -1,10 +1,8 @@
-import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -13,14 +11,14 @@ from onnx import TensorProto, helper, numpy_helper
 import nets
 from modelpack.errors import StageError
 from modelpack.numerics import graph, onnxfile, optimize, rows, runtime
-from modelpack.numerics.quantization import embedding, engine, grid, layers, prepare, qdq, ranges
+from modelpack.numerics.quantization import embedding, engine, grid, layers, prepare, qdq
 from modelpack.numerics.quantization.settings import Evidence, Settings
 from modelpack.stages.export import export as export_stage
 from modelpack.stages.optimize import optimize as optimize_stage
 from modelpack.stages.quantize import QuantizeConfig
 from modelpack.stages.quantize import quantize as quantize_stage
 from modelpack.tensors import TensorSpec
-from onnx_support import graph_of, onnx_artifact, torch_artifact, weights
+from onnx_support import calibrated, graph_of, onnx_artifact, torch_artifact, weights
 from support import Rows, run_stage
 
 FLOAT = TensorProto.FLOAT
@@ -100,95 +98,6 @@ def test_a_bias_always_fits_into_32_bits(bias, scale, input_scale):
     exact = np.rint(values / steps)
     assert (np.abs(exact) < 2**31).all()
     assert np.array_equal(grid.to_int32(values, steps), exact.astype(np.int32))
-
-
-# Calibration
-
-
-@pytest.fixture
-def chain():
-    return graph_of(
-        [
-            helper.make_node("MatMul", ["x", "w"], ["hidden"], name="first"),
-            helper.make_node("Relu", ["hidden"], ["bent"], name="relu"),
-            helper.make_node("MatMul", ["bent", "v"], ["y"], name="second"),
-        ],
-        {"x": (["batch", 6], FLOAT)},
-        {"y": ["batch", 4]},
-        {"w": weights(6, 32), "v": weights(32, 4, seed=1)},
-    )
-
-
-def passes_over(columns, batch):
-    source = Rows(columns, batch)
-    return lambda _label, _limit=None: source.batches()
-
-
-def test_extents_are_those_of_a_float64_reference(chain):
-    x = weights(50, 6, seed=3)
-    hidden = x.astype(np.float64) @ weights(6, 32)
-    found = ranges.extents(chain, ["x", "hidden", "bent"], passes_over({"x": x}, 8))
-    assert found["x"].low == x.min()
-    assert found["hidden"].low == pytest.approx(hidden.min(), rel=1e-5)
-    assert found["hidden"].high == pytest.approx(hidden.max(), rel=1e-5)
-    assert found["bent"].low == 0.0
-    assert found["hidden"].elements == 8 * 32
-
-
-@pytest.mark.parametrize("budget", [1, 2**30])
-def test_percentiles_are_those_of_a_float64_reference_to_a_bins_width(chain, budget):
-    x = weights(400, 6, seed=4)
-    hidden = x.astype(np.float64) @ weights(6, 32)
-    passes = passes_over({"x": x}, 64)
-    seen = ranges.extents(chain, ["hidden", "bent"], passes)
-    found = ranges.percentiles(chain, seen, 99.0, passes, budget=budget)
-    width = (hidden.max() - hidden.min()) / ranges.BINS
-    assert found["hidden"].low == pytest.approx(np.percentile(hidden, 0.5), abs=3 * width)
-    assert found["hidden"].high == pytest.approx(np.percentile(hidden, 99.5), abs=3 * width)
-    assert found["bent"].high == pytest.approx(np.percentile(np.maximum(hidden, 0), 99.5), abs=3 * width)
-
-
-@given(
-    arrays.arrays(np.float32, st.integers(1, 200), elements=st.floats(-100, 100, width=32)),
-    st.integers(1, 20),
-)
-@settings(max_examples=50)
-def test_histograms_do_not_depend_on_how_the_rows_are_cut(values, pieces):
-    extent = ranges.Extent(float(values.min()), float(values.max()), values.size)
-    whole = ranges.histogram(torch.from_numpy(values), extent)
-    parts = sum(ranges.histogram(torch.from_numpy(part), extent) for part in np.array_split(values, pieces))
-    assert whole.dtype == torch.int64
-    assert torch.equal(whole, parts)
-    assert int(whole.sum()) == values.size
-
-
-def test_memory_does_not_grow_with_the_rows(chain):
-    def peak(batches):
-        def passes(_label):
-            for number in range(batches):
-                yield {"x": weights(2000, 6, seed=number)}
-
-        tracemalloc.start()
-        ranges.percentiles(chain, ranges.extents(chain, ["hidden"], passes), 99.9, passes)
-        highest = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        return highest
-
-    peak(2)
-    assert peak(40) < 1.5 * peak(4)
-
-
-def test_an_activation_that_is_not_finite_is_named(chain):
-    x = weights(4, 6)
-    x[2, 3] = np.inf
-    with pytest.raises(StageError, match="'hidden' is not finite") as caught:
-        ranges.extents(chain, ["hidden"], passes_over({"x": x}, 2))
-    assert caught.value.where == "first"
-
-
-def test_no_rows_are_no_calibration(chain):
-    with pytest.raises(StageError, match="no rows"):
-        ranges.extents(chain, ["hidden"], lambda _label: iter(()))
 
 
 # Static
@@ -310,7 +219,7 @@ def test_products_follow_a_float64_reference_of_the_rounding(transposed):
         {"y": ["batch", 40]},
         {"w": w.T.copy() if transposed else w, "b": b},
     )
-    made = engine.quantize(proto, Settings(), Evidence(passes_over({"x": x}, 4))).outcome
+    made = engine.quantize(proto, Settings(), Evidence(calibration=calibrated(proto, [{"x": x}]))).outcome
     got = runtime.execute(runtime.session(onnxfile.encode(made.model)), {"x": x})["y"]
     spot = grid.asymmetric(float(x.min()), float(x.max()))
     steps = np.clip(np.rint(x / spot.scale) + int(spot.zero_point), 0, 255) - int(spot.zero_point)
@@ -565,7 +474,7 @@ def test_every_single_module_of_the_onnx_suite_works_or_is_refused(method, monke
         try:
             inputs = {name: TensorSpec.model_validate(spec) for name, spec in graph.signature(proto)["inputs"].items()}
             feeds = [rows.sample(inputs, 2, seed) for seed in range(2)]
-            evidence = Evidence(lambda _label, _limit, feeds=feeds: iter(feeds))
+            evidence = Evidence(calibration=calibrated(proto, feeds) if method == "static" else None)
             made = engine.quantize(proto, Settings(method=method), evidence).outcome
             figures = engine.fidelity(proto, made.model, feeds, inputs)
         except StageError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from modelpack import registry
@@ -11,7 +11,7 @@ from modelpack.bind import bind
 from modelpack.document import Items, Node, Scalar, Table
 from modelpack.errors import Problem, UsageError, did_you_mean
 from modelpack.stage import Stage, StageConfig, StepName
-from modelpack.steps import MODEL, Step, references
+from modelpack.steps import MODEL, Step, named, references
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -90,9 +90,27 @@ class Lines:
         elif not _STEP.fullmatch(identity):
             self.problems.append(at.problem("an id is letters, digits, '-' and '_'"))
         else:
+            step = Step(identity, stage, config or StageConfig(), reads, steps, names, name)
             if config is None:
                 self.unbound.add(identity)
-            self.steps[identity] = Step(identity, stage, config or StageConfig(), reads, steps, names, name)
+            else:
+                step = self._implied(step)
+            self.steps[identity] = step
+
+    def _implied(self, step: Step) -> Step:
+        """Add the step that another one needs and leaves out; gives the other one with that step named in it.
+
+        Ids that users give hold no dot, so that it can bear a name made of both.
+        """
+        wanted = step.stage.implies(step.config)
+        if wanted is None:
+            return step
+        stage = registry.stages().get(wanted.stage)
+        config = stage.config.model_validate(dict(wanted.settings))
+        identity = f"{step.id}.{stage.name}"
+        self.steps[identity] = Step(identity, stage, config, step.reads, (), named(config), step.node, implied=True)
+        config = step.config.model_copy(update={wanted.field: identity})
+        return replace(step, config=config, steps=(*step.steps, identity))
 
     def _reads(self, stage: Stage[Any], given: Scalar | None, name: Node) -> str | None:
         if given is None:

@@ -29,7 +29,8 @@ def check_order(steps: Sequence[Step], allow: set[str]) -> list[Problem]:
     readers = {step.reads for step in steps if step.stage.produces.is_model}
     for step in steps:
         before = marks.get(step.reads or "", frozenset())
-        for mark in sorted((step.stage.refuses & before) - allow):
+        # An implied step reads what the one that implied it reads, which says the same.
+        for mark in sorted((step.stage.refuses & before) - allow) if not step.implied else ():
             hint = f"put it earlier, or say `allow: [{mark}]`"
             problems.append(step.node.problem(f"'{step.id}' cannot work on a {mark} model", hint))
         debts = {debt: who for debt, who in owed.get(step.reads or "", {}).items() if debt not in step.stage.pays}

@@ -41,9 +41,25 @@ class StepName:
     kinds: frozenset[Kind] = frozenset({Kind.TORCH, Kind.ONNX})
 
 
+@dataclass(frozen=True)
+class Implied:
+    """A step that stands before another one though no line of the recipe says so.
+
+    Attributes:
+        stage: Name of its stage; it reads what the other one reads.
+        settings: Its settings, as a recipe would give them.
+        field: The setting of the other one that names it.
+    """
+
+    stage: str
+    settings: Mapping[str, Any]
+    field: str
+
+
 DataRef = Annotated[str, DataName()]
 StepRef = Annotated[str, StepName()]
 TorchRef = Annotated[str, StepName(frozenset({Kind.TORCH}))]
+CalibrationRef = Annotated[str, StepName(frozenset({Kind.CALIBRATION}))]
 
 
 @dataclass(frozen=True)
@@ -161,6 +177,7 @@ class Stage(Generic[C]):
         gauges: Names of the budget lines that a config measures.
         preflight: Raises `MissingError` or `UsageError` before the first stage runs when this one could not.
         inputs: For a stage that brings a model in: the model's inputs, known without loading it.
+        implies: For a config that leaves out a step it needs: that step.
         effect: What is done outside the store after every run, cached or not, such as loading an image into an
             engine; repeating it changes nothing. Its job has no `out`.
         summary: One sentence of help, the first line of the function's docstring.
@@ -182,6 +199,7 @@ class Stage(Generic[C]):
     gauges: Callable[[C], Iterable[str]]
     preflight: Callable[[C, Outside], None]
     inputs: Callable[[C], Mapping[str, TensorSpec]]
+    implies: Callable[[C], Implied | None]
     effect: Callable[[C, Artifact, Job], None]
     summary: str
 
@@ -201,6 +219,7 @@ def stage(
     gauges: Callable[[Any], Iterable[str]] = lambda _config: (),
     preflight: Callable[[Any, Outside], None] = lambda _config, _outside: None,
     inputs: Callable[[Any], Mapping[str, TensorSpec]] = lambda _config: {},
+    implies: Callable[[Any], Implied | None] = lambda _config: None,
     effect: Callable[[Any, Artifact, Job], None] = lambda _config, _artifact, _job: None,
 ) -> Callable[[Callable[[Any, Job], None]], Stage[Any]]:
     """Declare a stage; its config type is read from the function's first annotation, its help from the docstring."""
@@ -223,6 +242,7 @@ def stage(
             gauges=gauges,
             preflight=preflight,
             inputs=inputs,
+            implies=implies,
             effect=effect,
             summary=(function.__doc__ or "").strip().split("\n")[0],
         )

@@ -47,6 +47,7 @@ class Step:
         steps: Ids that its settings name.
         data: Data entries that its settings name.
         node: Where it stands.
+        implied: Whether another step's settings asked for it, and no line of the recipe.
     """
 
     id: str
@@ -56,12 +57,21 @@ class Step:
     steps: tuple[str, ...]
     data: tuple[str, ...]
     node: Node
+    implied: bool = False
 
 
 def references(kind: type[StageConfig]) -> dict[str, StepName | DataName]:
     """Give the settings of a stage that name a step or a data entry, with what they name."""
     found = {key: marks(info.annotation, info.metadata) for key, info in kind.model_fields.items()}
     return {key: said[0] for key, said in found.items() if said}
+
+
+def named(config: StageConfig) -> tuple[str, ...]:
+    """List the data entries that bound settings name."""
+    fields = [key for key, mark in references(type(config)).items() if isinstance(mark, DataName)]
+    values = [getattr(config, key) for key in fields]
+    words = [word for value in values for word in (value if isinstance(value, tuple) else (value,))]
+    return tuple(dict.fromkeys(word for word in words if word is not None))
 
 
 def marks(annotation: Any, metadata: Sequence[Any] = ()) -> list[StepName | DataName]:

@@ -148,6 +148,21 @@ def take(whole: Feed, inputs: Mapping[str, TensorSpec], count: int) -> Feed:
     return part
 
 
+def pieces(whole: Feed, inputs: Mapping[str, TensorSpec], size: int) -> Iterator[Feed]:
+    """Cut a feed into feeds of at most `size` rows; whole where no dimension counts rows."""
+    name, total = batch_name(inputs), count(whole, inputs)
+    if name is None or size >= total:
+        yield whole
+        return
+    for start in range(0, total, size):
+        part = {}
+        for key, value in whole.items():
+            axes = [axis for axis, dimension in inputs[key].dynamic.items() if dimension == name]
+            cut = [slice(start, start + size) if axis in axes[:1] else slice(None) for axis in range(value.ndim)]
+            part[key] = value[tuple(cut)]
+        yield part
+
+
 def count(given: Feed, inputs: Mapping[str, TensorSpec]) -> int:
     """Count a feed's rows."""
     name = batch_name(inputs)

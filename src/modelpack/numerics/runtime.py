@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from modelpack.numerics.rows import Feed
 
 __all__ = [
+    "AT_REST",
     "DYNAMIC_SIZE",
     "ENGINE_ERRORS",
     "LEVELS",
@@ -59,6 +60,9 @@ LEVELS = {
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
 """Graph optimization levels of onnxruntime, weakest first."""
+
+AT_REST = {"session.intra_op.allow_spinning": "0"}
+"""Session entries that let threads sleep between runs, where other work is done meanwhile."""
 
 ENGINE_ERRORS: tuple[type[Exception], ...] = (
     engine_errors.Fail,
@@ -107,6 +111,7 @@ def session(
     level: str = "all",
     optimized: Path | None = None,
     entries: Mapping[str, str] | None = None,
+    profile: Path | None = None,
 ) -> ort.InferenceSession:
     """Open a model in onnxruntime.
 
@@ -117,6 +122,8 @@ def session(
         level: A key of `LEVELS`.
         optimized: Where to save the graph as optimized at `level`.
         entries: Further session configuration entries of onnxruntime.
+        profile: Where to write what every node took, when the session is told to end profiling; a time is added to
+            the name.
 
     Raises:
         MissingError: When the provider asked for was not obtained; onnxruntime itself falls back silently.
@@ -134,6 +141,8 @@ def session(
     options.log_severity_level = 4
     for key, value in (entries or {}).items():
         options.add_session_config_entry(key, value)
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
         if not isinstance(model, bytes):  # otherwise the saved graph would point at the old file's tensors

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from onnx import ModelProto
 
+    from modelpack.numerics.quantization.calibration.record import Calibration
     from modelpack.numerics.rows import Feed
 
 Method = Literal["static", "dynamic", "weight_only", "float16", "bfloat16"]
@@ -56,6 +57,7 @@ class Evidence:
     """What data say about a model.
 
     Attributes:
+        calibration: Ranges and histograms of activations, for static.
         read: Reads the rows once more from the start: what for, as a progress label, and how many at most.
         seed: Seed of everything random.
         device: Where models run.
@@ -63,6 +65,7 @@ class Evidence:
     """
 
     read: Callable[[str, int | None], Iterable[Feed]] = _no_rows
+    calibration: Calibration | None = None
     seed: int = 0
     device: str = "cpu"
     track: Callable[[Sequence[str], str], Iterable[str]] = _quietly

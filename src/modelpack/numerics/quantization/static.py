@@ -5,19 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from modelpack.numerics import onnxfile, optimize
-from modelpack.numerics.quantization import embedding, layers, qdq, ranges, reconstruction
+from modelpack.numerics import optimize
+from modelpack.numerics.quantization import embedding, layers, qdq, reconstruction
 from modelpack.numerics.quantization.settings import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from onnx import ModelProto
 
     from modelpack.numerics.quantization.layers import Layer
-    from modelpack.numerics.quantization.ranges import Extent
+    from modelpack.numerics.quantization.reconstruction import Gain
     from modelpack.numerics.quantization.settings import Evidence, Settings
-    from modelpack.numerics.rows import Feed
 
 
 def quantize(model: ModelProto, found: Sequence[Layer], settings: Settings, evidence: Evidence) -> Outcome:
@@ -27,16 +26,19 @@ def quantize(model: ModelProto, found: Sequence[Layer], settings: Settings, evid
         model: A prepared graph; it stays as it is.
         found: Its layers, chosen.
         settings: What to do.
-        evidence: Rows to calibrate on.
+        evidence: Their calibration, and rows to correct on.
 
     Raises:
-        StageError: When the rows do not fit, or hold or lead to NaN or infinity.
+        StageError: When the calibration lacks a tensor, or histograms that the ranges need.
+        ValueError: When there is no calibration.
     """
     chosen = [layer.name for layer in found if layer.quantized and layer.operator != "Gather"]
     model = embedding.quantize(model, [layer.name for layer in found if layer.quantized and layer.operator == "Gather"])
-    flows = settings.operators is None and not layers.has_attention(model.graph)
-    marked = qdq.marks(model, chosen, neighbours=flows or "Conv" in (settings.operators or ()))
-    plain = qdq.quantize(model, chosen, marked, _extents(model, marked.measured, settings, evidence))
+    if evidence.calibration is None:
+        raise ValueError("static quantization takes ranges from a calibration")
+    marked = qdq.marks(model, chosen, neighbours=_flows(model, settings.operators))
+    extents = evidence.calibration.extents(marked.measured, settings.ranges, settings.percentile)
+    plain = qdq.quantize(model, chosen, marked, extents)
     outcome = Outcome(plain)
     if settings.correction != "none":
         outcome = _corrected(model, plain, chosen, settings, evidence)
@@ -47,40 +49,61 @@ def quantize(model: ModelProto, found: Sequence[Layer], settings: Settings, evid
     return replace(outcome, warnings=(*outcome.warnings, told))
 
 
-def _extents(model: ModelProto, names: Sequence[str], settings: Settings, evidence: Evidence) -> Mapping[str, Extent]:
-    def passes(label: str) -> Iterable[Feed]:
-        return evidence.read(label, None)
+def tensors(model: ModelProto, operators: Sequence[str] | None) -> list[str]:
+    """Name the tensors whose ranges static quantization may ask for, whichever layers it leaves out.
 
-    seen = ranges.extents(model, names, passes, evidence.device)
-    if settings.ranges == "percentile":
-        seen = ranges.percentiles(model, seen, settings.percentile, passes, device=evidence.device)
-    return seen
+    Args:
+        model: A prepared graph.
+        operators: Quantize only these; chosen by the kind of network when None.
+    """
+    found = layers.choose(model, "static", operators, ())
+    chosen = {layer.name for layer in found if layer.quantized and layer.operator != "Gather"}
+    marked = qdq.marks(model, chosen, neighbours=_flows(model, operators))
+    # Where a layer is left out, what carried its output's grid has one of its own.
+    return sorted({*marked.measured, *(node.input[0] for node in model.graph.node if node.name in chosen)})
+
+
+def _flows(model: ModelProto, operators: Sequence[str] | None) -> bool:
+    """Whether bytes flow on between layers, through operators without weights."""
+    return "Conv" in operators if operators is not None else not layers.has_attention(model.graph)
 
 
 def _corrected(
     model: ModelProto, plain: ModelProto, chosen: Sequence[str], settings: Settings, evidence: Evidence
 ) -> Outcome:
     """Correct layers, unless the whole model does not gain from what each of its layers gained from."""
-    feeds, twin = list(evidence.read("read rows to fit on", settings.correction_rows)), onnxfile.copied(plain)
-    gains = reconstruction.reconstruct(
+    feeds = list(evidence.read("read rows to fit on", settings.correction_rows))
+    assert settings.correction != "none"
+    made = reconstruction.correct(
         model,
-        twin,
+        plain,
         chosen,
         feeds,
+        settings.correction,
         seed=evidence.seed,
         device=evidence.device,
         track=lambda names: evidence.track(names, "correct layers"),
     )
-    before, after = (reconstruction.noise(model, made, feeds, evidence.device) for made in (plain, twin))
-    kept = after <= before
-    changed = sum(1 for gain in gains if gain.changed) if kept else 0
     return Outcome(
-        twin if kept else plain,
-        results={"correction": [gain.to_json() for gain in gains]},
-        metrics={"quantize_corrected_layers": changed},
+        made.model,
+        results={"correction": [gain.to_json() for gain in made.gains]},
+        metrics={"quantize_corrected_layers": sum(1 for gain in made.gains if gain.changed) if made.kept else 0},
+        notes=_left_alone(made.gains),
         warnings=()
-        if kept
+        if made.kept
         else ("correction brought each layer closer to the float one, but not the model: it was left out",),
+    )
+
+
+def _left_alone(gains: Sequence[Gain]) -> tuple[str, ...]:
+    """Say which layers no correction reached, or reached in part."""
+    reasons: dict[str, list[str]] = {}
+    for gain in gains:
+        if gain.reason:
+            reasons.setdefault(gain.reason, []).append(gain.layer)
+    return tuple(
+        f"{len(names)} of {len(gains)} layers could not be corrected fully, such as {names[0]}: {reason}"
+        for reason, names in reasons.items()
     )
 
 

@@ -1,0 +1,166 @@
+"""Values that must not count: padded positions, and numbers that hide positions from attention."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+from onnx import TensorProto, ValueInfoProto, helper
+
+from modelpack.errors import StageError, did_you_mean
+from modelpack.numerics import onnxfile, runtime
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+    from onnx import ModelProto, NodeProto
+
+    from modelpack.numerics.rows import Feed
+    from modelpack.tensors import TensorSpec
+
+DEEP = -9_999.0
+"""Constants below this that are added to values, or chosen instead of them, hide positions."""
+
+_MOVERS = frozenset(
+    {"Cast", "Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Tile",
+     "Transpose", "Unsqueeze"}
+)  # fmt: skip
+
+
+def padding(asked: str, inputs: Mapping[str, TensorSpec]) -> str | None:
+    """Choose the input that says which positions are real.
+
+    Args:
+        asked: Its name; ``auto`` for the one whose name says that it is a mask, ``none`` for none.
+        inputs: The model's inputs.
+
+    Raises:
+        StageError: When there is no such input, it cannot be a mask, or several could be.
+    """
+    if asked == "none":
+        return None
+    able = [name for name, spec in inputs.items() if np.dtype(spec.dtype).kind in "iub"]
+    if asked != "auto":
+        if asked not in able:
+            hint = did_you_mean(asked, able) or "a mask is an input of whole numbers; or say `mask: none`"
+            raise StageError(f"the model has no input '{asked}' that could be a mask", where="mask", then=hint)
+        return asked
+    found = [name for name in able if "mask" in name.lower()]
+    if len(found) > 1:
+        raise StageError(
+            f"several inputs could say which positions are padded: {', '.join(found)}",
+            then="name one as `mask:`, or say `mask: none`",
+        )
+    return found[0] if found else None
+
+
+def real(name: str, feed: Feed) -> NDArray[np.bool_]:
+    """Give which positions are real, in the mask's shape.
+
+    Raises:
+        StageError: When the mask holds anything but 0 and 1.
+    """
+    values = feed[name]
+    if values.size and not ((values == 0) | (values == 1)).all():
+        then = "if it does not tell padded positions, say `mask: none`"
+        raise StageError(f"the mask '{name}' holds values other than 0 and 1", then=then)
+    return values.astype(np.bool_)
+
+
+def aligned(
+    model: ModelProto,
+    names: Sequence[str],
+    mask: str,
+    inputs: Mapping[str, TensorSpec],
+    feed: Feed,
+    *,
+    device: str = "cpu",
+) -> dict[str, tuple[int, int]]:
+    """Find the tensors whose leading axes are the mask's, apart or as one: how many those are, of how many.
+
+    Shape inference loses names of dimensions on its way through a graph; so the graph runs on the feed, and on the
+    feed cut by one in each dimension of the mask that may vary.
+
+    Raises:
+        StageError: When the model fails on the feed.
+    """
+    free = set(inputs[mask].dynamic.values())
+    seen = [(feed[mask].shape, _shapes(model, names, feed, device))]
+    for name in sorted(free):
+        cut = _shorter(feed, inputs, name)
+        seen.append((cut[mask].shape, _shapes(model, names, cut, device)))
+    found = {}
+    for name in names:
+        if all(shapes[name][: len(wanted)] == wanted for wanted, shapes in seen):
+            found[name] = (len(inputs[mask].shape), len(seen[0][1][name]))
+        elif all(shapes[name][:1] == (math.prod(wanted),) for wanted, shapes in seen):
+            found[name] = (1, len(seen[0][1][name]))
+    return found
+
+
+def _shorter(feed: Feed, inputs: Mapping[str, TensorSpec], dimension: str) -> Feed:
+    cut = {}
+    for name, values in feed.items():
+        keep = [
+            slice(None, -1) if inputs[name].dynamic.get(axis) == dimension and size > 1 else slice(None)
+            for axis, size in enumerate(values.shape)
+        ]
+        cut[name] = np.ascontiguousarray(values[tuple(keep)])
+    return cut
+
+
+def _shapes(model: ModelProto, names: Sequence[str], feed: Feed, device: str) -> dict[str, tuple[int, ...]]:
+    twin = onnxfile.copied(model)
+    del twin.graph.output[:]
+    for place, name in enumerate(names):
+        twin.graph.node.append(helper.make_node("Shape", [name], [f"modelpack.shape.{place}"]))
+        twin.graph.output.append(ValueInfoProto(name=f"modelpack.shape.{place}"))
+    with onnxfile.loadable(twin) as content:
+        got = runtime.execute(runtime.session(content, device), feed)
+    return {name: tuple(value.tolist()) for name, value in zip(names, got.values(), strict=True)}
+
+
+def floors(model: ModelProto) -> dict[str, float]:
+    """Find the tensors that may hold numbers which hide positions: ``-inf``, the least float, -10000 and the like.
+
+    Such a number comes from a constant that `Where` chooses, or that is added or multiplied in; it may be moved, and
+    added to scores.
+
+    Returns:
+        Tensor → the bound below which its values are such numbers: half of the constant, for scores are far smaller.
+    """
+    fixed = onnxfile.constants(model.graph)
+    deep = {name: least / 2 for name, tensor in fixed.items() if (least := _least(tensor)) is not None}
+    found: dict[str, float] = {}
+    for node in model.graph.node:
+        bounds = [bound for name in _hidden_by(node) if (bound := found.get(name, deep.get(name))) is not None]
+        if bounds:
+            found |= dict.fromkeys(node.output, max(bounds))
+    return found
+
+
+def _hidden_by(node: NodeProto) -> Sequence[str]:
+    """List the inputs of a node whose deep numbers reach its output."""
+    match node.op_type:
+        case "Where":
+            return list(node.input[1:])
+        case "Add" | "Sub" | "Mul":
+            return list(node.input)
+        case "Concat":
+            return list(node.input)
+        case operator if operator in _MOVERS:
+            return list(node.input[:1])
+    return ()
+
+
+def _least(tensor: TensorProto) -> float | None:
+    """Give the constant that hides positions, for a tensor that holds nothing else but zeros."""
+    if tensor.data_type not in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE):
+        return None
+    values = onnxfile.array(tensor).astype(np.float64)
+    deep = values <= DEEP
+    if not values.size or not deep.any() or not (deep | (values == 0)).all():
+        return None
+    return float(values[deep].max())

@@ -1,0 +1,79 @@
+"""What the values of a model's tensors are over some rows, in one pass and bounded memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from modelpack.errors import StageError
+from modelpack.numerics import rows
+from modelpack.numerics.quantization.calibration import blame, masks
+from modelpack.numerics.quantization.calibration.counting import BUDGET, Counter
+from modelpack.numerics.quantization.calibration.extremes import Reducer
+from modelpack.numerics.quantization.calibration.taps import taps
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from onnx import ModelProto
+
+    from modelpack.numerics.quantization.calibration.record import Seen
+    from modelpack.numerics.rows import Feed
+    from modelpack.tensors import TensorSpec
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was seen of each tensor, by name, and over how many rows."""
+
+    tensors: Mapping[str, Seen]
+    rows: int
+
+
+def measure(
+    model: ModelProto,
+    names: Sequence[str],
+    feeds: Iterable[Feed],
+    inputs: Mapping[str, TensorSpec],
+    *,
+    mask: str | None = None,
+    histograms: bool = True,
+    device: str = "cpu",
+    budget: int = BUDGET,
+) -> Findings:
+    """Find the smallest and largest value of each tensor, and count all values in bins if wanted.
+
+    Args:
+        model: A prepared graph.
+        names: Its float32 tensors to look at.
+        feeds: The rows.
+        inputs: What the model takes.
+        mask: The input that tells padded positions, which then do not count.
+        histograms: Whether to count values.
+        device: Where the model runs and values are counted.
+        budget: Bytes of activations that a run may hand back.
+
+    Raises:
+        StageError: When there are no rows, the model fails on them, or a tensor holds NaN or infinity.
+    """
+    rest = iter(feeds)
+    first = next(rest, None)
+    if first is None:
+        raise StageError("the calibration data have no rows that the model could read")
+    padded = masks.aligned(model, names, mask, inputs, first, device=device) if mask is not None else {}
+    looked = taps(model, names, padded)
+    meter: Counter | Reducer
+    if histograms:
+        meter = Counter(model, looked, inputs, mask=mask, device=device, budget=budget)
+    else:
+        meter = Reducer(model, looked, inputs, mask=mask, device=device)
+    count = 0
+    for feed in chain([first], rest):
+        if mask is not None:
+            masks.real(mask, feed)
+        for piece, wrong in meter.add(feed):
+            if wrong is not None:
+                raise blame.not_finite(model, wrong, piece, device)
+        count += rows.count(feed, inputs)
+    return Findings(meter.result(), count)
