@@ -13,6 +13,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from modelpack.errors import StageError
 from modelpack.numerics import graph as graphs
 from modelpack.numerics import onnxfile, optimize, runtime
+from modelpack.numerics.quantization import equivalents
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
@@ -64,6 +65,7 @@ def prepare(model: ModelProto) -> tuple[ModelProto, list[str]]:
     for node in model.graph.node:
         if node.op_type == "Sum" and not node.domain and len(node.input) == 2:
             node.op_type = "Add"  # the same for two, and known to integer kernels
+    model = equivalents.rewritten(model)
     for inner in onnxfile.graphs(model.graph):
         del inner.value_info[:]
     return model, notes
