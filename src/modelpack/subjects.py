@@ -1,4 +1,4 @@
-"""What users name: a run, a step of it, an artifact, a file.
+"""What users name: a run, a step of it, an artifact, a file, rows of data.
 
 ``name`` is the current run of a recipe, ``name@7`` its seventh, ``name:export`` or ``name@7:export`` one step of
 such a run, six or more hexadecimal digits an artifact, and a path an ONNX file. Nothing at all is the current run of
@@ -12,16 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
+
+from modelpack import recipe, registry
 from modelpack.artifact import Kind
-from modelpack.errors import UsageError
+from modelpack.errors import UsageError, did_you_mean
 from modelpack.runs import Runs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from modelpack.artifact import Artifact
+    from modelpack.data import DataSource
     from modelpack.record import Run
     from modelpack.store import Store
+    from modelpack.tensors import TensorSpec
 
 _STEP = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _DIGITS = re.compile(r"[0-9a-f]{6,64}")
@@ -101,3 +106,34 @@ def model(store: Store, subject: Subject, kinds: Iterable[Kind] = (Kind.TORCH, K
             return store.get(step.artifact)
     then = "it ended before: " + subject.run.error if subject.run.error else "name another run"
     raise UsageError(f"this run made no {told} model", where=subject.text, then=then)
+
+
+def data(text: str, inputs: Mapping[str, TensorSpec]) -> DataSource:
+    """Open rows that a user names: ``rows.npz``, or ``recipe.yaml:NAME`` for an entry of a recipe's `data:`.
+
+    Args:
+        text: What was named.
+        inputs: Inputs of the model that shall read them.
+
+    Raises:
+        UsageError: When there is no such thing.
+        RecipeError: When the recipe is wrong.
+    """
+    path, colon, name = text.rpartition(":")
+    if colon and path.endswith((".yaml", ".yml")):
+        entries = recipe.load(Path(path)).data
+        if name not in entries:
+            raise UsageError(f"the recipe has no data '{name}'", where=path, then=did_you_mean(name, entries))
+        return entries[name].open(inputs)
+    if not text.endswith(".npz"):
+        raise UsageError(
+            "this names no rows",
+            where=text,
+            then="name a file rows.npz, or an entry of a recipe's data: recipe.yaml:NAME",
+        )
+    source = registry.sources().get("npz")
+    try:
+        config = source.config.model_validate({"path": text}, context={"base": Path.cwd()})
+    except ValidationError as error:
+        raise UsageError(str(error.errors()[0]["msg"]).removeprefix("Value error, "), where=text) from error
+    return source.open(config, inputs)

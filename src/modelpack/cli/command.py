@@ -31,6 +31,7 @@ CONTENTS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("show", "history", "Show a run, an artifact or an ONNX file."),
         ("diff", "history", "Compare two runs or artifacts side by side."),
         ("get", "history", "Copy a model or an image out of the store."),
+        ("verify", "verify", "Examine a model for silent failures, or compare the store with its hashes."),
     ),
     "Delivery": (
         ("bench", "deliver", "Measure models side by side."),
@@ -38,7 +39,6 @@ CONTENTS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("serve", "deliver", "Serve a run's last model over HTTP."),
     ),
     "The store": (
-        ("verify", "keeping", "Compare every byte in the store with its hash."),
         ("rollback", "keeping", "Make an earlier run the current one."),
         ("gc", "keeping", "Remove artifacts that no kept run was made from."),
     ),

@@ -1,69 +1,15 @@
-"""Commands that keep a store in order: verify, roll back, clean."""
+"""Commands that keep a store in order: roll back, clean."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from modelpack.cli import pages
 from modelpack.cli.call import Call
 from modelpack.cli.command import complete_run
-from modelpack.errors import StoreError, UsageError
-
-if TYPE_CHECKING:
-    from modelpack.verification import Report, Tell
-
-
-def verify(
-    call: Call,
-    subject: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[RUN|ARTIFACT]",
-            help="A run with all that it was made from, or one artifact.",
-            show_default="the whole store",
-            autocompletion=complete_run,
-        ),
-    ] = None,
-) -> None:
-    """Compare every byte in the store with its hash.
-
-    Names what was changed, added or lost.
-
-    The exit code is 5 when anything differs.
-
-    Examples:
-        modelpack verify
-        modelpack verify quickstart@3
-    """
-    from modelpack.events import Progress
-
-    with call.listen() as emit:
-        report = _verified(call, subject, lambda done, total: emit(Progress("verify", "artifacts", done, total)))
-    if report.problems:
-        raise StoreError(
-            "\n".join([f"{len(report.problems)} problem{'s' * (len(report.problems) > 1)} found:", *report.problems]),
-            then="delete a damaged artifact's directory, and the next run makes it again",
-        )
-    document = {"ok": True, "artifacts": report.artifacts, "bytes": report.size}
-    call.result(document, lambda: pages.verified(report))
-
-
-def _verified(call: Call, subject: str | None, tell: Tell) -> Report:
-    from modelpack import subjects, verification
-
-    if subject is None:
-        if not call.root.exists():
-            raise UsageError("there is no store", where=str(call.root), then="name one with --store")
-        return verification.verify_store(call.store, tell)
-    found = subjects.find(call.store, subject)
-    if found.file is not None:
-        raise UsageError("a file outside the store has no known hash", where=found.text)
-    if found.artifact is not None:
-        return verification.verify_artifacts([found.artifact.path], tell)
-    assert found.run is not None, "a subject is a run, an artifact or a file"
-    return verification.verify_run(call.store, found.run, tell)
+from modelpack.errors import UsageError
 
 
 def rollback(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -206,6 +207,22 @@ def ratio(found: Row | None) -> str:
 def verified(report: Report) -> str:
     """Say that all is well."""
     return f"ok: {report.artifacts} artifacts, {quantities.size(report.size)}, every byte as it was written"
+
+
+def examined(found: Row) -> str:
+    """Show what each check found, and how many failed."""
+    rows = [
+        (
+            item["check"],
+            item["verdict"].upper() if item["verdict"] == "failed" else item["verdict"],
+            item["cause"] + (f" ({item['where']})" if item["where"] else ""),
+            item["remedy"],
+        )
+        for item in found["checks"]
+    ]
+    counts = Counter(item["verdict"] for item in found["checks"])
+    told = ", ".join(f"{counts[name]} {name}" for name in ("failed", "warning", "ok", "not checked") if counts[name])
+    return page(table(("check", "verdict", "cause", "remedy"), rows), f"{found['model']}: {told}")
 
 
 def collected(found: Row) -> str:

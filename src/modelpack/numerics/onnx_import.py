@@ -37,9 +37,9 @@ def write(
     Raises:
         StageError: When the file is no sound ONNX model, or the declared inputs do not fit or do not run.
     """
-    model, external = _read(path)
+    model, external = read(path)
     described = graph.signature(model)
-    known = _specs(described["inputs"], str(path))
+    known = specs(described["inputs"], str(path))
     declared = _compared(known, inputs, str(path)) if inputs is not None else known
     for name in outputs or ():
         if name not in described["outputs"]:
@@ -63,7 +63,18 @@ def write(
     return {"parameters": facts.parameters, "mac_count": facts.macs}
 
 
-def _read(path: Path) -> tuple[onnx.ModelProto, bool]:
+def read(path: Path) -> tuple[onnx.ModelProto, bool]:
+    """Read a file that is not trusted, with its external tensors.
+
+    Args:
+        path: The file; its external tensors must lie beside or below it.
+
+    Returns:
+        The model, and whether it has external tensors.
+
+    Raises:
+        StageError: When it is no sound ONNX model, or reaches for tensors elsewhere.
+    """
     try:
         model = onnx.load(path, load_external_data=False)
     except (DecodeError, OSError, ValueError) as error:
@@ -118,7 +129,12 @@ def _contain(model: onnx.ModelProto, path: Path) -> bool:
     return bool(places)
 
 
-def _specs(described: Mapping[str, object], where: str) -> dict[str, TensorSpec]:
+def specs(described: Mapping[str, object], where: str) -> dict[str, TensorSpec]:
+    """Read the inputs that a graph describes.
+
+    Raises:
+        StageError: When there are none, or one cannot be fed.
+    """
     if not described:
         raise StageError("the graph reads no input", where=where)
     try:

@@ -33,7 +33,7 @@ Bind = Callable[["Mapping[str, NDArray[Any]]"], Timer]
 _TURN_MS = 20.0
 _MOST_CALLS = 50
 _SLOW_MS = 100.0
-NO_SPINNING = {"session.force_spinning_stop": "1"}
+_NO_SPINNING = {"session.force_spinning_stop": "1"}
 """One model's idle threads must not take the processor from the model whose turn it is."""
 
 
@@ -45,7 +45,7 @@ def opened(subject: Subject, device: str, threads: int, level: str) -> Bind:
         StageError: When it cannot be loaded.
     """
     if subject.kind == "onnx":
-        session = runtime.session(subject.path, device, threads=threads, level=level, entries=NO_SPINNING)
+        session = runtime.session(subject.path, device, threads=threads, level=level, entries=_NO_SPINNING)
         return lambda feed: of_session(session, feed, device)
     import torch
 

@@ -1,0 +1,126 @@
+"""What is examined: a model, what it is compared with, and the rows it is run on."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from modelpack.numerics import graph, onnxfile, rows, runtime
+from modelpack.numerics.checks import layers
+from modelpack.numerics.measure.comparison import decibels
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+    from onnx import ModelProto
+
+    from modelpack.numerics.checks.layers import Layer
+    from modelpack.numerics.quantization import hardware
+    from modelpack.numerics.rows import Feed
+    from modelpack.tensors import TensorSpec
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A model under examination; what several checks need is computed once, when the first one asks.
+
+    Attributes:
+        model: The graph.
+        inputs: Its inputs, in its order.
+        feeds: A few batches of rows; empty where none could be found or made up.
+        reference: The float graph it was made from; None when unknown.
+        device: ``cpu`` or ``cuda:N``.
+        made_up: Whether the rows are invented, so that they say nothing about quality.
+        lacks: Why there are no rows, where there are none.
+        target: The hardware it shall run on, as recipes name it; ``auto`` is this machine.
+    """
+
+    model: ModelProto
+    inputs: Mapping[str, TensorSpec]
+    feeds: Sequence[Feed] = ()
+    reference: ModelProto | None = None
+    device: str = "cpu"
+    made_up: bool = False
+    lacks: str = ""
+    target: hardware.Target = "auto"
+
+    @functools.cached_property
+    def layers(self) -> list[Layer]:
+        """The layers with constant weights."""
+        return layers.read(self.model)
+
+    @functools.cached_property
+    def quantized(self) -> bool:
+        """Whether anything in the graph is rounded to integers, or kept in fewer than 32 bits."""
+        return graph.is_quantized(self.model) or any(layer.reduced for layer in self.layers)
+
+    @functools.cached_property
+    def session(self) -> Any:
+        """The model, fully optimized.
+
+        Raises:
+            StageError: When onnxruntime cannot load it.
+        """
+        return opened(self.model, self.device)
+
+    @functools.cached_property
+    def reference_session(self) -> Any:
+        """The float model, fully optimized."""
+        assert self.reference is not None, "checks look whether there is a reference first"
+        return opened(self.reference, self.device)
+
+    @property
+    def few(self) -> Feed | None:
+        """At most two rows."""
+        return rows.take(self.feeds[0], self.inputs, 2) if self.feeds else None
+
+
+def opened(model: ModelProto, device: str = "cpu", level: str = "all") -> Any:
+    """Open a graph with one thread, so that it gives the same on every machine of a kind.
+
+    Raises:
+        StageError: When onnxruntime cannot load it.
+    """
+    with onnxfile.loadable(model) as place:
+        return runtime.session(place, device, threads=1, level=level)
+
+
+def real(found: Feed) -> Feed:
+    """Keep the outputs of floating-point numbers."""
+    return {name: value for name, value in found.items() if value.dtype.kind == "f"}
+
+
+def likeness(expected: NDArray[np.generic], got: NDArray[np.generic], floor: float = 0.0) -> float:
+    """Give the signal-to-noise ratio of one value beside another, in decibels.
+
+    Args:
+        expected: Right values.
+        got: Values of the same shape.
+        floor: Mean square that counts as signal where the right values' own is smaller.
+
+    >>> round(likeness(np.array([1.0, 1.0]), np.array([1.1, 0.9])))
+    20
+    """
+    left, right = expected.astype(np.float64), got.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        same = (left == right) | (np.isnan(left) & np.isnan(right))
+        gap = np.where(same, 0.0, left - right)
+    noise = float(np.nan_to_num(np.square(gap), nan=np.inf, posinf=np.inf).mean()) if gap.size else 0.0
+    finite = left[np.isfinite(left)]
+    signal = max(float(np.square(finite).mean()) if finite.size else 0.0, floor)
+    return decibels(signal, noise)
+
+
+def usual_power(values: NDArray[np.generic]) -> float:
+    """Give the mean square of a usual row: one of zeros must not be held against itself, nor a huge one hide others.
+
+    >>> usual_power(np.array([[0.0], [1.0], [1.0], [100.0]]))
+    1.0
+    """
+    squares = np.square(np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0))
+    by_row = squares.reshape(len(values), -1).mean(axis=1)
+    return float(max(np.median(by_row), 1e-4 * by_row.mean()))

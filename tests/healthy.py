@@ -1,0 +1,75 @@
+"""Models with nothing wrong: floating point and quantized, from torch, from onnxruntime's quantizer, by hand, and the
+small ones that come with the onnx package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+
+import nets
+from failures import Case, attention, convolutions, dynamic, plain_depthwise, products, static
+from modelpack.numerics import onnxfile, rows, runtime
+from modelpack.numerics.quantization import engine
+from modelpack.numerics.quantization.settings import Evidence, Settings
+from modelpack.stages.export import export as export_stage
+from onnx_support import torch_artifact
+from support import run_stage
+
+SHIPPED = (
+    "Conv1d", "Conv2d", "Conv2d_depthwise", "Conv2d_groups", "Conv2d_strided", "Conv3d", "ConvTranspose2d", "Embedding",
+    "Linear", "MaxPool2d", "AvgPool2d", "Softmax", "PReLU_2d", "BatchNorm2d_eval", "GLU", "PixelShuffle",
+)  # fmt: skip
+"""Tests of the onnx package that were converted from torch's."""
+
+
+def by_hand() -> dict[str, Case]:
+    """Hand-written graphs, and what onnxruntime's quantizer makes of them with good settings."""
+    spared = ["query", "key", "value", "out"]
+    return {
+        "hand/convolutions": convolutions(),
+        "hand/products": products(),
+        "hand/attention": attention(),
+        "hand/depthwise": plain_depthwise(),
+        "ort/convolutions static": static(convolutions(width=32)),
+        "ort/depthwise static": static(plain_depthwise(64)),
+        "ort/products static": static(products()),
+        "ort/products dynamic": dynamic(products(), per_channel=True),
+        "ort/attention static": static(attention(64), nodes_to_quantize=spared),
+        "ort/attention dynamic": dynamic(attention(64), per_channel=True),
+    }
+
+
+def shipped() -> dict[str, Case]:
+    """Graphs that the onnx package brings for testing runtimes."""
+    home = Path(onnx.__file__).parent / "backend/test/data/pytorch-converted"
+    return {f"onnx/{name}": _made_up(onnx.load(home / f"test_{name}" / "model.onnx")) for name in SHIPPED}
+
+
+def _made_up(model: onnx.ModelProto) -> Case:
+    case = Case(model, None)
+    return Case(model, None, rows.sample(case.subject().inputs, 4, 0))
+
+
+NETS = {
+    "cnn": ("nets.py:cnn", nets.IMAGE, {"width": 32}),
+    "encoder": ("nets.py:encoder", nets.TOKENS, {"width": 64, "hidden": 128, "vocabulary": 500}),
+    "grouped": ("nets.py:grouped", nets.PICTURE, {}),
+}
+METHODS = {"cnn": ("static", "float16"), "encoder": ("static", "dynamic", "float16"), "grouped": ("static", "float16")}
+
+
+def from_torch(root: Path) -> dict[str, Case]:
+    """Export the nets, and quantize each by every method that suits it."""
+    found = {}
+    for name, (factory, inputs, arguments) in NETS.items():
+        artifact = run_stage(root, export_stage, {}, model=torch_artifact(root, factory, inputs, arguments=arguments))
+        specs, _ = runtime.signature(artifact)
+        plain = onnxfile.read(artifact.file("model.onnx"))
+        feed = rows.sample(specs, 16, 5)
+        found[f"torch/{name}"] = Case(plain, None, feed)
+        for method in METHODS[name]:
+            evidence = Evidence(read=lambda _label, _limit, feed=feed: [feed])
+            made = engine.quantize(plain, Settings(method=method), evidence)
+            found[f"torch/{name} {method}"] = Case(made.outcome.model, plain, feed)
+    return found
