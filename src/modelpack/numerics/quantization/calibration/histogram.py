@@ -109,7 +109,8 @@ class Tally:
         self.low, self.high = min(self.low, low), max(self.high, high)
         self._widen(exponent_for(max(-low, high)))
         scale, space = math.ldexp(1.0, -self.exponent), self.workspace
-        for part in flat.split(space.size):
+        for start in range(0, flat.numel(), space.size):
+            part = flat[start : start + space.size]
             count = part.numel()
             bins = space.bins[:count].copy_(torch.mul(part, scale, out=space.scaled[:count]))
             bins += space.offsets[:count]

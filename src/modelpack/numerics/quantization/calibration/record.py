@@ -148,7 +148,7 @@ def read(facts: Path, arrays: Path) -> Calibration:
     """
     try:
         told = _told(facts)
-        with np.load(arrays, allow_pickle=False) as held:
+        with arrays.open("rb") as file, np.load(file, allow_pickle=False) as held:
             tensors = {item["name"]: _seen(item, held, number) for number, item in enumerate(told["tensors"])}
             factors = {key.removeprefix("factors/"): held[key] for key in held.files if key.startswith("factors/")}
         return Calibration(
