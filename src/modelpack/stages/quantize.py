@@ -40,14 +40,14 @@ _BACKENDS: dict[str, dict[str, frozenset[str]]] = {
 _EVERY_BACKEND = frozenset({"method", "data", "rows", "exclude", "backend", "verify", "allow_slower"})
 
 _OPERATORS: dict[str, frozenset[Operator]] = {
-    "static": frozenset({"Conv", "Gemm", "MatMul", "Gather"}),
+    "static": frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Gather"}),
     "dynamic": frozenset({"Gemm", "MatMul", "Gather"}),
 }
 """Method → operators that it can quantize, where not all."""
 
 _UNBUILT = frozenset(
-    {"equalize", "smooth", "wide", "target", "portable", "budget", "bits", "group", "rounding", "form",
-     "keep_operators", "verify", "allow_slower"}
+    {"equalize", "smooth", "budget",
+     "verify", "allow_slower"}
 )  # fmt: skip
 
 
@@ -121,8 +121,11 @@ class QuantizeConfig(StageConfig):
     )
     bits: Literal[8, 4] = Field(4, description="With weight_only: bits of a weight.")
     group: Literal[16, 32, 64, 128, 256] = Field(32, description="With weight_only: weights that share one scale.")
-    rounding: Literal["nearest", "hqq", "gptq"] = Field(
-        "nearest", description="With weight_only: how weights are rounded; gptq needs data."
+    rounding: Literal["nearest", "hqq", "gptq"] | None = Field(
+        None,
+        description="With weight_only, how weights are rounded: nearest; hqq: on grids that let outliers go; gptq: by "
+        "what the layers' inputs make of each error, which needs data. When absent, nearest for 8 bits, and for 4 bits "
+        "gptq where there are data and hqq where there are none.",
     )
     form: Literal["nbits", "qdq"] = Field(
         "nbits", description="With weight_only: onnxruntime's MatMulNBits, or standard DequantizeLinear in blocks."
@@ -149,8 +152,12 @@ class QuantizeConfig(StageConfig):
                 raise ValueError(f"`{name}` fits {' and '.join(sorted(fits))}, not '{self.method}'; leave it out")
             if name in _UNBUILT:
                 raise ValueError(f"`{name}` is not there yet")
+        if self.portable and self.target in ("neon", "cuda"):
+            raise ValueError(f"`portable` is about x86 processors, `target: {self.target}` is none; leave one out")
         if self.method == "static" and self.data is None:
             raise ValueError("static quantization calibrates on data: add `data:`, or use `method: dynamic`")
+        if self.rounding == "gptq" and self.data is None:
+            raise ValueError("gptq looks at the layers' inputs on data: add `data:`, or use `rounding: hqq`")
         able = _OPERATORS.get(self.method)
         wrong = sorted(set(self.operators or ()) - able) if able else []
         if able and wrong:
@@ -220,10 +227,19 @@ def quantize(config: QuantizeConfig, job: Job) -> None:
         percentile=config.percentile,
         correction=config.correction,
         correction_rows=config.correction_rows,
+        wide=config.wide,
+        target=config.target,
+        portable=config.portable,
+        bits=config.bits,
+        group=config.group,
+        rounding=config.rounding or _rounding(config),
+        form=config.form,
+        keep_operators=config.keep_operators,
     )
 
     def read(label: str, limit: int | None = None) -> Iterator[Feed]:
-        assert config.data is not None
+        if config.data is None:
+            return
         most = config.rows if limit is None else min(limit, config.rows)
         yield from job.track(rows.feeds(job.data[config.data].batches(), inputs, most), label=label)
 
@@ -267,6 +283,13 @@ def _calibration(config: QuantizeConfig, job: Job) -> Calibration | None:
     return found
 
 
+def _rounding(config: QuantizeConfig) -> Literal["nearest", "hqq", "gptq"]:
+    """Choose what fits the bits and the data."""
+    if config.bits == 8:
+        return "nearest"
+    return "gptq" if config.data is not None else "hqq"
+
+
 def _warn(config: QuantizeConfig, job: Job) -> None:
     if config.data in job.synthetic and config.method != "static":
         job.warn(f"compared with the float model on made-up rows: '{config.data}' is random data")
@@ -274,6 +297,8 @@ def _warn(config: QuantizeConfig, job: Job) -> None:
         job.warn("the quantized model was compared with the float one on made-up inputs; name real ones with `data:`")
     if config.method == "float16" and job.device == "cpu":
         job.warn("float16 halves the file, but most processors compute it slower than float32: meant for accelerators")
+    if config.method == "weight_only" and config.form == "nbits":
+        job.note("MatMulNBits belongs to onnxruntime: other runtimes read `form: qdq`")
     if config.method == "dynamic":
         job.note("dynamic ranges span a whole batch: a row's outputs change a little with the rows beside it")
 

@@ -10,7 +10,7 @@ import numpy as np
 from modelpack.errors import StageError
 from modelpack.numerics import onnxfile, rows, runtime
 from modelpack.numerics.measure.comparison import Comparison
-from modelpack.numerics.quantization import backends, dynamic, half, layers, static
+from modelpack.numerics.quantization import backends, bfloat16, dynamic, half, layers, static, weight_only
 from modelpack.numerics.quantization.prepare import prepare
 
 if TYPE_CHECKING:
@@ -31,7 +31,9 @@ SMALLER = 0.9
 METHODS: Mapping[str, Callable[[ModelProto, Sequence[Layer], Settings, Evidence], Outcome]] = {
     "static": static.quantize,
     "dynamic": dynamic.quantize,
+    "weight_only": weight_only.quantize,
     "float16": half.quantize,
+    "bfloat16": bfloat16.quantize,
 }
 """Method → function."""
 

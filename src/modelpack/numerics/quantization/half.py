@@ -10,7 +10,8 @@ import onnx
 from onnxconverter_common import float16
 
 from modelpack.errors import StageError
-from modelpack.numerics import onnxfile, runtime
+from modelpack.numerics import differences, onnxfile, runtime
+from modelpack.numerics.quantization import operators
 from modelpack.numerics.quantization.settings import Outcome
 from modelpack.numerics.silence import quiet
 
@@ -21,18 +22,37 @@ if TYPE_CHECKING:
 
     from modelpack.numerics.quantization.layers import Layer
     from modelpack.numerics.quantization.settings import Evidence, Settings
+    from modelpack.numerics.rows import Feed
 
 LARGEST = float(np.finfo(np.float16).max)
 SMALLEST = float(np.finfo(np.float16).smallest_subnormal)
 
+LOOKED_AT = 32
+"""Rows that are run in float16 to see whether all values fit."""
 
-def quantize(model: ModelProto, found: Sequence[Layer], _settings: Settings, evidence: Evidence) -> Outcome:
-    """Convert weights and computation to float16; layers that are not chosen stay as they are.
+HIDING = 1e30
+"""Numbers of this magnitude stand for infinity."""
+
+
+def quantize(model: ModelProto, found: Sequence[Layer], settings: Settings, evidence: Evidence) -> Outcome:
+    """Convert weights and computation to float16.
+
+    Layers that are not chosen stay as they are, and so do the operators that were named and those that onnxruntime has
+    in float32 only.
+
+    Args:
+        model: A prepared graph; it stays as it is.
+        found: Its layers, chosen.
+        settings: Names the operators that stay float32.
+        evidence: Rows to look for values on that float16 does not hold.
 
     Raises:
-        StageError: When a weight is too large for float16, the converter fails, or onnxruntime cannot open the result.
+        StageError: When a weight or a value is too large for float16, the converter fails, onnxruntime cannot open the
+            result, or no node has an operator that is to stay float32.
     """
-    made = converted(model, [layer.name for layer in found if not layer.quantized])
+    apart = {layer.name for layer in found if not layer.quantized} | operators.named(model, settings.keep_operators)
+    only = operators.without_float16(model)
+    made = converted(model, apart | {name for names in only.values() for name in names})
     # Its rules for float16 on processors are young: some graphs crash the whole process instead of failing.
     with onnxfile.loadable(made) as place:
         if not runtime.survives(place, evidence.device):
@@ -40,7 +60,47 @@ def quantize(model: ModelProto, found: Sequence[Layer], _settings: Settings, evi
                 f"onnxruntime {runtime.ort.__version__} crashes when it opens the float16 graph on {evidence.device}",
                 then="use `method: static` or `method: dynamic`, or exclude layers",
             )
-    return Outcome(made)
+    _check_values(model, made, evidence)
+    notes = (f"stay float32, since onnxruntime has them in no other type: {', '.join(only)}",) if only else ()
+    return Outcome(made, notes=notes)
+
+
+def _check_values(model: ModelProto, made: ModelProto, evidence: Evidence) -> None:
+    """Refuse a graph that gives NaN or infinity where the float one does not, and say which layer is too large first.
+
+    Raises:
+        StageError: With that layer.
+    """
+    names = [item.name for item in model.graph.output]
+    with onnxfile.loadable(model) as one, onnxfile.loadable(made) as two:
+        reference, subject = runtime.session(one, evidence.device), runtime.session(two, evidence.device)
+        for feed in evidence.read("look for values too large", LOOKED_AT):
+            expected, got = runtime.execute(reference, feed, names), runtime.execute(subject, feed, names)
+            if any(np.isfinite(expected[name]).all() and not np.isfinite(got[name]).all() for name in names):
+                layer, largest = _first_too_large(model, feed, evidence.device)
+                raise StageError(
+                    f"values reach {largest:.3g}, float16 ends at {LARGEST:g}" if layer else "float16 gives NaN",
+                    where=layer,
+                    then="keep the layer in float32 (`exclude`, or its operator by `keep_operators`), or use "
+                    "`method: bfloat16`",
+                )
+
+
+def _first_too_large(model: ModelProto, feed: Feed, device: str) -> tuple[str, float]:
+    """Name the first node whose values float16 does not hold, and the largest of them; nothing when there is none."""
+    made = onnxfile.infer(model)
+    floats = {item.name for item in made.graph.value_info if item.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
+    floats |= {item.name for item in made.graph.output}
+    pairs = [(node.name, name) for node in model.graph.node for name in node.output if name in floats]
+    with onnxfile.loadable(differences.tapped(model, [name for _, name in pairs])) as place:
+        values = runtime.execute(runtime.session(place, device), feed, [name for _, name in pairs])
+    for node, name in pairs:
+        sizes = np.abs(values[name].astype(np.float64))
+        # Larger ones are "minus infinity" of an attention mask, which float16 has under another value.
+        counted = sizes[(sizes < HIDING) & np.isfinite(sizes)]
+        if counted.size and counted.max() > LARGEST:
+            return node, float(counted.max())
+    return "", 0.0
 
 
 def converted(model: ModelProto, left_alone: Iterable[str]) -> ModelProto:

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from modelpack.errors import StageError
@@ -30,11 +31,16 @@ WEIGHTED = {
 """Operator → position of the weights, for every operator that counts as a layer."""
 
 ABLE: Mapping[str, frozenset[str]] = {
-    "static": frozenset({"Conv", "Gemm", "MatMul", "Gather"}),
+    "static": frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Gather"}),
     "dynamic": frozenset({"Gemm", "MatMul", "Gather"}),
+    "weight_only": frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Gather"}),
     "float16": frozenset(WEIGHTED),
+    "bfloat16": frozenset(WEIGHTED),
 }
 """Method → operators that it can quantize."""
+
+FEWEST = 1024
+"""Weights below which a layer that is computed in floats anyway keeps them as floats."""
 
 _UNABLE = {
     ("dynamic", "Conv"): "integer convolutions without calibration are slower than float ones; use `method: static`",
@@ -86,7 +92,7 @@ def choose(model: ModelProto, method: Method, operators: Sequence[str] | None, e
         exclude: Patterns (``*``, ``?``) of names of nodes to leave alone.
 
     Raises:
-        StageError: When a pattern matches no layer.
+        StageError: When a pattern matches no layer, or a layer's constants hold NaN or infinity.
     """
     wanted = frozenset(operators) if operators is not None else _default_operators(model, method)
     layers = [
@@ -97,7 +103,45 @@ def choose(model: ModelProto, method: Method, operators: Sequence[str] | None, e
         if not any(fnmatch.fnmatchcase(layer.name, pattern) for layer in layers):
             names = ", ".join(layer.name for layer in layers[:12])
             raise StageError(f"no layer is named like '{pattern}'", where="exclude", then=f"the layers are: {names}")
+    _check_finite(model, {layer.name for layer in layers if layer.quantized})
     return layers
+
+
+def _check_finite(model: ModelProto, chosen: set[str]) -> None:
+    """Refuse constants that no grid holds."""
+    tensors = onnxfile.constants(model.graph)
+    for node in model.graph.node:
+        for name in node.input if node.name in chosen else ():
+            values = onnxfile.array(tensors[name]) if name in tensors else None
+            if values is not None and values.dtype.kind == "f" and not np.isfinite(values).all():
+                raise StageError(
+                    f"the constant '{name}' of a layer holds NaN or infinity",
+                    where=node.name,
+                    then="mend the model, or leave the layer out with `exclude:`",
+                )
+
+
+def matching(found: Sequence[Layer], patterns: Sequence[str], where: str) -> list[str]:
+    """Name the quantized layers that patterns (``*``, ``?``) pick out.
+
+    Args:
+        found: All layers.
+        patterns: Each must match a layer that is quantized.
+        where: The setting that they come from.
+
+    Raises:
+        StageError: When a pattern matches none.
+    """
+    able = [layer.name for layer in found if layer.quantized and layer.operator not in ("Gather", "ConvTranspose")]
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in able):
+            listed = ", ".join(able[:12])
+            raise StageError(
+                f"no layer whose activations are quantized is named like '{pattern}'",
+                where=where,
+                then=f"the layers are: {listed}",
+            )
+    return [name for name in able if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
 
 
 def excluded(found: Sequence[Layer], patterns: Sequence[str]) -> list[str]:
@@ -174,28 +218,23 @@ def _all_layers(model: ModelProto, method: Method) -> list[Layer]:
 
 def _obstacle(node: NodeProto, weights: TensorProto, tensors: Mapping[str, TensorProto], method: Method) -> str:
     """Say what about a node or its weights cannot be quantized; empty when nothing."""
-    if method == "float16":
-        return "" if weights.data_type == TensorProto.FLOAT else "its weights are not float32"
     if weights.data_type != TensorProto.FLOAT:
         return "its weights are not float32"
-    if node.op_type == "Gemm":
-        if onnxfile.attribute(node, "transA", 0):
-            return "its left operand is transposed"
-        if onnxfile.attribute(node, "alpha", 1.0) != 1.0 or onnxfile.attribute(node, "beta", 1.0) != 1.0:
-            return "it scales its operands (alpha, beta)"
+    if method in ("float16", "bfloat16"):
+        return ""
     if node.op_type == "MatMul" and len(weights.dims) != 2:
-        return f"its weights have {len(weights.dims)} dimensions"
-    if method == "static" and node.op_type in ("Conv", "Gemm") and len(node.input) > 2 and node.input[2]:
-        bias = tensors.get(node.input[2])
-        if bias is None:
-            return "its bias is computed by the graph"
-        if math.prod(bias.dims) not in (1, weights.dims[channel_axis(node)]):
-            return "its bias is not one value per channel"
+        return f"its weights have {len(weights.dims)} dimensions, which integer kernels take with one scale in all only"
+    if method == "static" and node.op_type == "Conv" and len(node.input) > 2 and node.input[2] not in tensors:
+        return "its bias is computed by the graph"
+    if method == "static" and node.op_type == "ConvTranspose" and math.prod(weights.dims) < FEWEST:
+        return f"it has no integer kernel, and fewer than {FEWEST:,} weights save no bytes"
     return ""
 
 
 def channel_axis(node: NodeProto) -> int:
-    """Give the axis of output channels of the weights of a ``Conv``, ``Gemm`` or ``MatMul``."""
+    """Give the axis of output channels of the weights of a convolution, ``Gemm`` or ``MatMul``."""
     if node.op_type == "Conv":
         return 0
+    if node.op_type == "ConvTranspose":
+        return 1
     return 0 if onnxfile.attribute(node, "transB", 0) else 1

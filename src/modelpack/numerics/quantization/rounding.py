@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Reals = NDArray[np.float64]
+    Bounds = tuple[Reals | int, Reals | int]
 
-LIMIT = np.float64(127)
+LIMIT = 127
 """Largest magnitude of a rounded weight."""
 
 BLOCK = 128
@@ -51,14 +52,15 @@ def fitted(weights: Reals, moment: Reals, cross: Reals, share: float) -> Reals:
     return np.swapaxes(np.linalg.solve(firm, np.swapaxes(right, 1, 2)), 1, 2)
 
 
-def nearest(weights: Reals, scales: Reals, low: Reals = -LIMIT, high: Reals = LIMIT) -> Reals:
-    """Round weights ``(g, r, k)`` to the nearest of the integers from `low` to `high` times their scale."""
-    return np.clip(np.rint(weights / _each(scales, weights)), _each(low, weights), _each(high, weights))
+def nearest(weights: Reals, scales: Reals, bounds: Bounds = (-LIMIT, LIMIT)) -> Reals:
+    """Round weights ``(g, r, k)`` to the nearest of the integers inside `bounds` times their scale."""
+    return np.clip(np.rint(weights / _each(scales, weights)), *(_each(bound, weights) for bound in bounds))
 
 
-def _each(values: Reals, weights: Reals) -> Reals:
+def _each(values: Reals | int, weights: Reals) -> Reals:
     """View scales or bounds with one value per weight."""
-    return np.broadcast_to(values[:, :, None] if np.ndim(values) == 2 else values, weights.shape)
+    given = np.asarray(values, dtype=np.float64)
+    return np.broadcast_to(given[:, :, None] if given.ndim == 2 else given, weights.shape)
 
 
 def error(steps: Reals, weights: Reals, scales: Reals, moment: Reals) -> Reals:
@@ -67,28 +69,27 @@ def error(steps: Reals, weights: Reals, scales: Reals, moment: Reals) -> Reals:
     return np.asarray(((gap @ moment) * gap).sum(axis=2), dtype=np.float64)
 
 
-def rounded(weights: Reals, scales: Reals, moment: Reals, low: Reals = -LIMIT, high: Reals = LIMIT) -> Reals:
+def rounded(weights: Reals, scales: Reals, moment: Reals, bounds: Bounds = (-LIMIT, LIMIT)) -> Reals:
     """Round weights so that the outputs move little; no row moves more than rounding to nearest would have it.
 
     Args:
         weights: Real weights, ``(g, r, k)``.
         scales: Step of each row or weight.
         moment: Second moment of the inputs, ``(g, k, k)``, positive definite (see `damped`).
-        low: Smallest integer of each row or weight.
-        high: Largest integer of each row or weight.
+        bounds: Smallest and largest integer of each row or weight.
 
     Returns:
-        Integers from `low` to `high` as float64, ``(g, r, k)``.
+        Integers inside `bounds` as float64, ``(g, r, k)``.
     """
-    plain = nearest(weights, scales, low, high)
+    plain = nearest(weights, scales, bounds)
     order = np.argsort(-np.diagonal(moment, axis1=1, axis2=2), axis=1, kind="stable")  # largest inputs first
     across = order[:, None, :]
     sorted_moment = np.take_along_axis(np.take_along_axis(moment, order[:, :, None], 1), across, 2)
-    parts = (np.take_along_axis(_each(item, weights), across, 2) for item in (weights, scales, low, high))
+    parts = (np.take_along_axis(_each(item, weights), across, 2) for item in (weights, scales, *bounds))
     walked = _walk(sorted_moment, *parts)
     steps = np.take_along_axis(walked, np.argsort(order, axis=1)[:, None, :], 2)
     worse = error(steps, weights, scales, moment) > error(plain, weights, scales, moment)
-    return polished(np.where(worse[:, :, None], plain, steps), weights, scales, moment, low, high)
+    return _polished(np.where(worse[:, :, None], plain, steps), weights, scales, moment, bounds)
 
 
 def _walk(moment: Reals, weights: Reals, scales: Reals, low: Reals, high: Reals) -> Reals:
@@ -109,12 +110,10 @@ def _walk(moment: Reals, weights: Reals, scales: Reals, low: Reals, high: Reals)
     return steps
 
 
-def polished(
-    steps: Reals, weights: Reals, scales: Reals, moment: Reals, low: Reals = -LIMIT, high: Reals = LIMIT
-) -> Reals:
+def _polished(steps: Reals, weights: Reals, scales: Reals, moment: Reals, bounds: Bounds = (-LIMIT, LIMIT)) -> Reals:
     """Move single weights by whole steps while that lowers the error; shapes as in `rounded`."""
     steps = steps.copy()
-    scale, least, most = (_each(item, weights) for item in (scales, low, high))
+    scale, least, most = (_each(item, weights) for item in (scales, *bounds))
     slope = (steps * scale - weights) @ moment
     for _ in range(SWEEPS):
         moved = False

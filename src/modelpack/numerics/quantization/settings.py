@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 Method = Literal["static", "dynamic", "weight_only", "float16", "bfloat16"]
 Backend = Literal["builtin", "ort", "nncf"]
 RangeRule = Literal["minmax", "percentile", "entropy", "mse"]
+Rounding = Literal["nearest", "hqq", "gptq"]
+Form = Literal["nbits", "qdq"]
+Target = Literal["auto", "vnni", "amx", "avx2", "neon", "cuda"]
 Correction = Literal["none", "bias", "sequential", "rounding", "adaround"]
 
 
@@ -32,6 +35,14 @@ class Settings:
         percentile: Share of the values that a range holds, in per cent, for ``percentile``.
         correction: What static does to rounded weights and biases afterwards, to follow the float layers.
         correction_rows: How many rows that may look at.
+        wide: Patterns of names of layers that static gives 16-bit activations.
+        target: The hardware that static makes the model for.
+        portable: Whether static keeps products inside what processors without VNNI can add up.
+        bits: Bits of a weight, for weight_only.
+        group: Weights that share one scale, for weight_only.
+        rounding: How weight_only rounds: to the nearest code, on half-quadratic grids, or by the layers' inputs.
+        form: How weight_only writes a product: onnxruntime's ``MatMulNBits``, or standard ``DequantizeLinear``.
+        keep_operators: Operators that stay float32, for float16 and bfloat16.
     """
 
     method: Method = "static"
@@ -42,6 +53,14 @@ class Settings:
     percentile: float = 99.999
     correction: Correction = "none"
     correction_rows: int = 128
+    wide: tuple[str, ...] = ()
+    target: Target = "auto"
+    portable: bool = False
+    bits: Literal[8, 4] = 4
+    group: int = 32
+    rounding: Rounding = "nearest"
+    form: Form = "nbits"
+    keep_operators: tuple[str, ...] = ()
 
 
 def _no_rows(_label: str, _limit: int | None) -> Iterable[Feed]:
