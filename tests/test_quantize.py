@@ -143,7 +143,7 @@ def test_a_padded_row_gives_what_it_gives_alone(tmp_path, exported):
 def test_a_relu_after_a_product_does_not_cost_the_integer_kernel(tmp_path, exported):
     made = quantized(tmp_path, exported["grouped"])
     assert kernels(made)["QGemm"] == 2
-    assert made.metrics["quantized_layers"] == 6
+    assert made.metrics["quantized_layers"] == 7
     assert not any("computes them in floating point" in text for text in made.manifest.record["warnings"])
 
 
@@ -466,8 +466,7 @@ CONVERTED = Path(onnx.__file__).parent / "backend/test/data/pytorch-converted"
 
 
 @pytest.mark.parametrize("method", ["static", "dynamic", "float16"])
-def test_every_single_module_of_the_onnx_suite_works_or_is_refused(method, monkeypatch):
-    monkeypatch.setattr(engine, "SMALLER", 100.0)  # single modules are too small to shrink
+def test_every_single_module_of_the_onnx_suite_works_or_is_refused(method):
     done = 0
     for path in sorted(CONVERTED.glob("*/model.onnx")):
         proto = onnxfile.read(path)
@@ -595,5 +594,5 @@ def test_made_up_calibration_rows_are_said_to_be(tmp_path, exported):
 def test_every_layer_has_a_reason_or_is_quantized(exported):
     prepared, _ = prepare.prepare(proto_of(exported["grouped"]))
     found = {layer.name: layer.reason for layer in layers.choose(prepared, "static", None, ())}
-    assert found["up/ConvTranspose"] == "onnxruntime computes ConvTranspose in floating point only"
-    assert [name for name, reason in found.items() if reason] == ["up/ConvTranspose"]
+    assert "up/ConvTranspose" in found
+    assert not any(found.values())

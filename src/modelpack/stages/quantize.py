@@ -13,6 +13,8 @@ from modelpack.stage import CalibrationRef, DataRef, Implied, Job, Outside, Stag
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from onnx import ModelProto
+
     from modelpack.numerics.quantization.calibration.record import Calibration
     from modelpack.numerics.quantization.engine import Result
     from modelpack.numerics.rows import Feed
@@ -45,10 +47,7 @@ _OPERATORS: dict[str, frozenset[Operator]] = {
 }
 """Method → operators that it can quantize, where not all."""
 
-_UNBUILT = frozenset(
-    {"equalize", "smooth", "budget",
-     "verify", "allow_slower"}
-)  # fmt: skip
+_UNBUILT = frozenset({"equalize", "smooth", "budget"})
 
 
 class QualityBudget(BaseModel):
@@ -260,6 +259,30 @@ def quantize(config: QuantizeConfig, job: Job) -> None:
     for name in ("sqnr_db", "cosine", "agreement"):
         if name in first:
             job.metric(f"quantize_{name}", first[name])
+    if config.verify:
+        few = rows.examples(None, inputs, 8, job.seed) if config.data is None else list(read("examine", 8))
+        _examine(before, made, few, config, job)
+
+
+def _examine(before: ModelProto, made: Result, few: Sequence[Feed], config: QuantizeConfig, job: Job) -> None:
+    """Look for silent failures in the result; those of other projects' quantizers are shown as they are.
+
+    Raises:
+        StageError: When one is found.
+    """
+    from modelpack.numerics import checks, runtime
+    from modelpack.numerics.quantization import engine
+
+    inputs, _ = runtime.signature(job.source)
+    made_up = config.data is None or config.data in job.synthetic
+    subject = checks.Subject(made.outcome.model, inputs, few, before, job.device, made_up=made_up)
+    # The method itself says which layers overflow, and every layer that was left out is listed with its reason.
+    skip = {"saturation", *({"speed"} if config.allow_slower else ())}
+    tolerated = checks.CHECKS if config.backend != "builtin" else {"coverage"}
+    found = checks.examine(subject, skip=skip, track=lambda names: job.track(names, len(names), "examine"))
+    job.result("checks", [item.to_json() for item in found])
+    for text in checks.accept(found, tolerated, {"size": engine.left_out(made.layers)}):
+        job.warn(text)
 
 
 def _calibration(config: QuantizeConfig, job: Job) -> Calibration | None:

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
     from modelpack.numerics.quantization.grid import Grid, Integer
+    from modelpack.numerics.quantization.settings import Target
 
 Name = Literal["vnni", "amx", "avx2", "neon", "cuda"]
-Target = Literal["auto", "vnni", "amx", "avx2", "neon", "cuda"]
 
 
 @dataclass(frozen=True)

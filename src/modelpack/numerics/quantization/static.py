@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from modelpack.numerics import optimize
-from modelpack.numerics.quantization import embedding, layers, qdq, reconstruction
+from modelpack.numerics.quantization import embedding, hardware, kernels, layers, overflow, qdq, reconstruction
 from modelpack.numerics.quantization.settings import Outcome
 
 if TYPE_CHECKING:
@@ -38,15 +39,23 @@ def quantize(model: ModelProto, found: Sequence[Layer], settings: Settings, evid
         raise ValueError("static quantization takes ranges from a calibration")
     marked = qdq.marks(model, chosen, neighbours=_flows(model, settings.operators))
     extents = evidence.calibration.extents(marked.measured, settings.ranges, settings.percentile)
-    plain = qdq.quantize(model, chosen, marked, extents)
+    profile, wide = hardware.profile(settings.target, evidence.device), layers.matching(found, settings.wide, "wide")
+    insert = partial(qdq.quantize, model, chosen, marked, extents, profile=profile, wide=wide)
+    plain = insert()
+    risky = overflow.found(plain, chosen, profile, evidence) if settings.portable or profile.saturates else {}
+    if settings.portable and risky:
+        plain = insert(narrow=risky)
     outcome = Outcome(plain)
     if settings.correction != "none":
         outcome = _corrected(model, plain, chosen, settings, evidence)
-    floating = _floating(outcome.model, found)
-    if not floating:
-        return outcome
-    told = f"these layers have 8-bit weights, but onnxruntime computes them in floating point: {', '.join(floating)}"
-    return replace(outcome, warnings=(*outcome.warnings, told))
+    last = overflow.finished(outcome.model, chosen, risky, profile, evidence, portable=settings.portable)
+    return replace(
+        outcome,
+        model=last.model,
+        results={**outcome.results, **({"overflow": last.table} if last.table else {})},
+        notes=(f"made for {profile.name}: {profile.reason}", *outcome.notes),
+        warnings=(*outcome.warnings, *last.warnings, *_in_floats(last.model, found, wide)),
+    )
 
 
 def tensors(model: ModelProto, operators: Sequence[str] | None) -> list[str]:
@@ -107,9 +116,15 @@ def _left_alone(gains: Sequence[Gain]) -> tuple[str, ...]:
     )
 
 
-def _floating(made: ModelProto, found: Iterable[Layer]) -> list[str]:
-    """Name the layers whose rounded weights onnxruntime turns back into floats before it multiplies."""
+def _in_floats(made: ModelProto, found: Iterable[Layer], wide: Sequence[str]) -> tuple[str, ...]:
+    """Tell the layers whose rounded weights onnxruntime turns back into floats before it multiplies."""
     tuned = optimize.by_onnxruntime(made)
     unpacked = {node.input[0] for node in tuned.graph.node if node.op_type == "DequantizeLinear"}
     held = {f"{layer.weights}:{side}:quantized": layer for layer in found for side in ("rows", "columns")}
-    return [held[name].name for name in sorted(unpacked & set(held))]
+    names = [held[name].name for name in sorted(unpacked & set(held))]
+    names += [layer.name for layer in found if layer.quantized and layer.operator not in {*kernels.PRODUCTS, "Gather"}]
+    if not names:
+        return ()
+    cause = " (it has no kernels for 16-bit activations, which these read or give)" if wide else ""
+    listed = ", ".join(names)
+    return (f"these layers have 8-bit weights, but onnxruntime computes them in floating point{cause}: {listed}",)
