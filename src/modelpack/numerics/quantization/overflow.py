@@ -1,0 +1,98 @@
+"""Layers that processors without VNNI would get wrong: found on rows, then narrowed or told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from modelpack.numerics.quantization import alignment, narrowing, saturation
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from onnx import ModelProto
+
+    from modelpack.numerics.quantization.hardware import Profile
+    from modelpack.numerics.quantization.settings import Evidence
+
+ROWS = 32
+"""Rows that are looked at, at most."""
+
+LISTED = 8
+"""Layers that a warning names."""
+
+
+def found(model: ModelProto, chosen: Sequence[str], profile: Profile, evidence: Evidence) -> dict[str, float]:
+    """Give the share of pairs that would be cut off, for each layer with such pairs.
+
+    Args:
+        model: A quantized graph before its last step, `finished`.
+        chosen: Names of its quantized layers.
+        profile: The hardware that it was made for.
+        evidence: Rows.
+    """
+    return saturation.shares(
+        alignment.aligned(model, profile.channels),
+        chosen,
+        evidence.read("look for overflow", ROWS),
+        seed=evidence.seed,
+        device=evidence.device,
+        track=lambda names: evidence.track(names, "look for overflow"),
+    )
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A quantized graph as it will run.
+
+    Attributes:
+        model: The graph.
+        table: What there was of overflow in each layer, before and after, as JSON.
+        warnings: What is left of it.
+    """
+
+    model: ModelProto
+    table: list[dict[str, Any]]
+    warnings: tuple[str, ...]
+
+
+def finished(
+    model: ModelProto,
+    chosen: Sequence[str],
+    before: Mapping[str, float],
+    profile: Profile,
+    evidence: Evidence,
+    *,
+    portable: bool,
+) -> Finished:
+    """Take the last step: channels aligned and, for a portable model, weights held to what 16 bits allow.
+
+    Args:
+        model: A quantized graph.
+        chosen: Names of its quantized layers.
+        before: What `found` found in it before anything was narrowed.
+        profile: The hardware that it is made for.
+        evidence: Rows.
+        portable: Whether the layers in `before` were narrowed.
+    """
+    made = alignment.aligned(model, profile.channels)
+    after: Mapping[str, float] = before
+    if portable and before:
+        narrowing.tame(made, before)
+        after = found(model=made, chosen=chosen, profile=profile, evidence=evidence)
+    names = sorted({*before, *after}, key=lambda name: -before.get(name, 0.0))
+    table = [{"layer": name, "before": before.get(name, 0.0), "after": after.get(name, 0.0)} for name in names]
+    return Finished(made, table, _warnings(after))
+
+
+def _warnings(left: Mapping[str, float]) -> tuple[str, ...]:
+    if not left:
+        return ()
+    worst = sorted(left, key=lambda name: -left[name])
+    listed = ", ".join(f"{name} ({left[name]:.2g} of its pairs)" for name in worst[:LISTED])
+    more = f" and {len(worst) - LISTED} more" if len(worst) > LISTED else ""
+    told = (
+        f"on processors with AVX2 and no VNNI, sums of two products leave 16 bits in {listed}{more}: these give wrong "
+        "numbers there; `portable: true` prevents it"
+    )
+    return (told,)
