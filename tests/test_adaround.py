@@ -56,7 +56,7 @@ def test_the_same_weights_are_rounded_the_same_way():
 def test_both_devices_find_roundings_of_the_same_worth():
     weights, scales, moment = problem(5, 1, 16, 64)
     one, two = (
-        rounding.error(adaround.learned(weights, scales, moment, device), weights, scales, moment).sum()
+        rounding.error(adaround.learned(weights, scales, moment, device=device), weights, scales, moment).sum()
         for device in ("cpu", "cuda")
     )
     assert two == pytest.approx(one, rel=0.05)

@@ -4,18 +4,28 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from pydantic import ValidationError
 
 import nets
 from modelpack.errors import StageError
 from modelpack.numerics import differences, onnxfile, rows, runtime
-from modelpack.numerics.quantization import correction, grid, layers, qdq, ranges, reconstruction, rounding, samples
+from modelpack.numerics.quantization import (
+    fast_bias,
+    grid,
+    layers,
+    qdq,
+    reconstruction,
+    rounding,
+    samples,
+    subject,
+)
+from modelpack.numerics.quantization.subject import Bias
 from modelpack.numerics.quantization.walk import Walk
 from modelpack.stages.export import export as export_stage
 from modelpack.stages.quantize import QuantizeConfig
 from modelpack.stages.quantize import quantize as quantize_stage
-from onnx_support import graph_of, onnx_artifact, torch_artifact, weights
+from onnx_support import calibrated, graph_of, onnx_artifact, torch_artifact, weights
 from support import Rows, run_stage
 
 FLOAT = TensorProto.FLOAT
@@ -114,10 +124,34 @@ def test_fitted_weights_bring_the_wanted_outputs_out_of_other_inputs():
 # Bias
 
 
-def test_a_bias_takes_the_mean_shift_back_unless_it_would_overflow():
-    bias = np.array([10, -5, grid.BIAS_LIMIT], np.int32)
-    moved = correction.corrected(bias, np.array([0.5, 0.1, 1.0]), np.array([1.0, -0.31, 50.0]))
-    assert moved.tolist() == [12, -8, grid.BIAS_LIMIT]
+def test_a_bias_is_what_its_integers_can_hold():
+    tensor = numpy_helper.from_array(np.array([10, -5, grid.BIAS_LIMIT], np.int32), "bias")
+    bias = Bias(tensor, np.array([0.5, 0.1, 1.0]), np.zeros(3))
+    np.testing.assert_allclose(bias.real(), [5, -0.5, grid.BIAS_LIMIT])
+    settled = bias.settled(np.array([6.1, -0.81, grid.BIAS_LIMIT + 50.0]))
+    np.testing.assert_allclose(settled, [6, -0.8, grid.BIAS_LIMIT])
+    bias.write(settled)
+    assert onnxfile.array(tensor).tolist() == [12, -8, grid.BIAS_LIMIT]
+
+
+def test_a_float_bias_after_a_product_counts_from_what_the_float_graph_adds():
+    tensor = numpy_helper.from_array(np.array([1.0, -2.0], np.float32), "bias")
+    bias = Bias(tensor, None, np.array([1.0, -2.0]))
+    assert bias.real().tolist() == [0, 0]
+    bias.write(bias.settled(np.array([0.25, 0.5])))
+    assert onnxfile.array(tensor).tolist() == [1.25, -1.5]
+
+
+@given(st.integers(0, 10_000), st.integers(0, 255))
+@settings(max_examples=20, deadline=None)
+def test_bytes_of_the_fast_correction_are_those_of_the_graph(seed, zero):
+    values = np.random.default_rng(seed).normal(0, 3, (7, 5)).astype(np.float32)
+    scale = np.float32(0.037)
+    nodes = [helper.make_node("QuantizeLinear", ["x", "s", "z"], ["b"]), helper.make_node("Cast", ["b"], ["y"], to=1)]
+    constants = {"s": np.array(scale), "z": np.array(zero, np.uint8)}
+    graph = graph_of(nodes, {"x": ([7, 5], FLOAT)}, {"y": [7, 5]}, constants)
+    expected = runtime.execute(runtime.session(onnxfile.encode(graph)), {"x": values})["y"]
+    np.testing.assert_array_equal(fast_bias.on_grid(values, float(scale), zero), expected)
 
 
 # Samples
@@ -129,6 +163,9 @@ def test_a_bias_takes_the_mean_shift_back_unless_it_would_overflow():
         (2, 1, {}),
         (2, 4, {"strides": [2, 1], "pads": [1, 0, 2, 1]}),
         (2, 8, {"strides": [2, 2], "dilations": [2, 1], "pads": [2, 2, 2, 2]}),
+        (2, 2, {"strides": [2, 3], "auto_pad": "SAME_UPPER"}),
+        (2, 1, {"strides": [1, 2], "auto_pad": "SAME_LOWER"}),
+        (2, 1, {"auto_pad": "VALID"}),
         (1, 2, {"strides": [2], "pads": [0, 2], "dilations": [2]}),
     ],
 )
@@ -150,24 +187,31 @@ def test_gathered_inputs_give_the_convolutions_outputs(axes, group, attributes):
 
 def test_moments_and_measured_errors_are_those_of_a_float64_reference():
     generator = np.random.default_rng(6)
-    inputs = generator.integers(-100, 155, (2, 5000, 4)).astype(np.int16)
-    wanted = generator.standard_normal((2, 5000, 3))
-    sums, held = samples.Moments.empty(2, 3, 4), samples.Held()
+    bytes_ = generator.integers(0, 256, (2, 5000, 4)).astype(np.uint8)
+    bytes_[0, :3000] = 0  # the largest products that float32 must hold exactly
+    wanted = generator.standard_normal((2, 5000, 3)).astype(np.float32)
+    sums, held, zero = samples.Moments.empty(2, 3, 4, products=True), samples.Held(), 100
     for part in (slice(0, 70), slice(70, 5000)):
-        sums.add(inputs[:, part], wanted[:, part])
-        held.inputs.append(inputs[:, part])
+        sums.add(bytes_[:, part], wanted[:, part])
+        held.inputs.append(bytes_[:, part])
         held.wanted.append(wanted[:, part])
-    exact = inputs.astype(np.int64)
+    middle = bytes_.astype(np.int64) - samples.MIDDLE
     assert sums.count == 5000
-    assert np.array_equal(sums.square, np.swapaxes(exact, 1, 2) @ exact)
+    assert np.array_equal(sums.square, np.swapaxes(middle, 1, 2) @ middle)
+    inputs = bytes_.astype(np.int64) - zero
+    for got, exact in zip(sums.means(zero), (inputs.mean(axis=1), wanted.mean(axis=1, dtype=np.float64)), strict=True):
+        np.testing.assert_allclose(got, exact, rtol=1e-9)
+    square, cross = sums.about(zero)
+    np.testing.assert_allclose(square, np.swapaxes(inputs, 1, 2) @ inputs, rtol=1e-9)
+    np.testing.assert_allclose(cross, np.swapaxes(wanted.astype(np.float64), 1, 2) @ inputs, rtol=1e-4, atol=0.1)
     square, cross = sums.centred()
-    middle = inputs - inputs.mean(axis=1, keepdims=True)
-    np.testing.assert_allclose(square, np.swapaxes(middle, 1, 2) @ middle, rtol=1e-9)
-    np.testing.assert_allclose(cross, np.swapaxes(wanted, 1, 2) @ middle, rtol=1e-6, atol=1e-6)
+    apart = inputs - inputs.mean(axis=1, keepdims=True)
+    np.testing.assert_allclose(square, np.swapaxes(apart, 1, 2) @ apart, rtol=1e-6, atol=1e-3)
+    np.testing.assert_allclose(cross, np.swapaxes(wanted.astype(np.float64), 1, 2) @ apart, rtol=1e-4, atol=0.1)
     steps, scales, bias = generator.integers(-5, 5, (2, 3, 4)), np.full((2, 3), 0.01), np.ones((2, 3))
     got = inputs @ np.swapaxes(steps, 1, 2) * 0.01 + 1
-    np.testing.assert_allclose(held.error(steps, scales, bias), np.square(got - wanted).mean(axis=1), rtol=1e-5)
-    np.testing.assert_allclose(held.power(), np.square(wanted).mean(axis=1))
+    np.testing.assert_allclose(held.error(steps, scales, bias, zero), np.square(got - wanted).mean(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(held.power(), np.square(wanted).mean(axis=1), rtol=1e-5)
 
 
 # The walk and the sequence
@@ -291,37 +335,79 @@ def test_the_same_work_gives_the_same_bytes(tmp_path, careless):
     assert one.id == two.id
 
 
-def test_only_constants_of_the_chosen_layers_change():
-    shared = weights(8, 8)
+@pytest.mark.parametrize("correction", ["bias", "sequential", "adaround"])
+def test_every_correction_brings_the_model_closer(tmp_path, careless, correction):
+    plain = quantized(tmp_path, careless, count=64)
+    made = quantized(tmp_path, careless, count=64, correction=correction)
+    assert made.metrics["quantize_sqnr_db"] > plain.metrics["quantize_sqnr_db"] + (1 if correction == "adaround" else 0)
+    assert made.metrics["quantize_corrected_layers"] == 4
+    before, after = (
+        {item.name: onnxfile.array(item) for item in onnxfile.read(done.file("model.onnx")).graph.initializer}
+        for done in (plain, made)
+    )
+    changed = {name for name, value in after.items() if not np.array_equal(value, before[name])}
+    assert correction == "adaround" or all(name.endswith(":bias:quantized") for name in changed)
+
+
+@pytest.fixture(scope="module")
+def shared():
+    """A chain of products, two of them by the same matrix, with a bias added to each."""
     model = graph_of(
         [
             helper.make_node("MatMul", ["x", "w"], ["a"], name="one"),
             helper.make_node("Relu", ["a"], ["b"], name="relu"),
             helper.make_node("MatMul", ["b", "w"], ["c"], name="two"),
-            helper.make_node("Gemm", ["c", "v", "bias"], ["y"], name="last", transB=1),
+            helper.make_node("Add", ["c", "more"], ["d"], name="add"),
+            helper.make_node("Gemm", ["d", "v", "bias"], ["y"], name="last", transB=1),
         ],
         {"x": (["batch", 8], FLOAT)},
         {"y": ["batch", 6]},
-        {"w": shared, "v": weights(6, 8, seed=1), "bias": weights(6, seed=2)},
+        {"w": weights(8, 8), "more": weights(8, seed=4), "v": weights(6, 8, seed=1), "bias": weights(6, seed=2)},
     )
     chosen = [layer.name for layer in layers.choose(model, "static", None, ())]
     feeds = [{"x": weights(16, 8, seed=seed)} for seed in range(4)]
     marked = qdq.marks(model, chosen)
-    plain = qdq.quantize(model, chosen, marked, ranges.extents(model, marked.measured, lambda _label: feeds))
-    twin = onnxfile.copied(plain)
-    gains = reconstruction.reconstruct(model, twin, chosen, feeds)
-    assert [gain.layer for gain in gains] == ["last"]
-    before, after = ({item.name: onnxfile.array(item) for item in made.graph.initializer} for made in (plain, twin))
+    plain = qdq.quantize(model, chosen, marked, calibrated(model, feeds).extents(marked.measured, "minmax"))
+    return model, plain, chosen, feeds
+
+
+def test_shared_weights_stay_but_biases_follow_and_it_is_said(shared):
+    model, plain, chosen, feeds = shared
+    made = reconstruction.correct(model, plain, chosen, feeds, "rounding")
+    gains = {gain.layer: gain for gain in made.gains}
+    assert (
+        gains["one"].reason == "its weights were left alone: other layers share its weights; it has no bias of its own"
+    )
+    assert gains["two"].reason == "its weights were left alone: other layers share its weights"
+    assert gains["last"].reason == ""
+    assert (gains["one"].changed, gains["two"].changed > 0, gains["last"].changed > 0) == (0, True, True)
+    assert made.kept
+    before, after = ({item.name: onnxfile.array(item) for item in one.graph.initializer} for one in (plain, made.model))
     changed = {name for name, value in after.items() if not np.array_equal(value, before[name])}
-    assert changed <= {"v:rows:quantized", "last:bias:quantized"}
-    assert changed
-    assert reconstruction.noise(model, twin, feeds) < reconstruction.noise(model, plain, feeds)
+    assert {"more"} < changed <= {"more", "v:rows:quantized", "last:bias:quantized"}
+    assert made.after < made.before
+    assert [made.before, made.after] == reconstruction.noise(model, [plain, made.model], feeds)
+
+
+def test_the_given_graph_stays_as_it_is(shared):
+    model, plain, chosen, feeds = shared
+    kept = plain.SerializeToString()
+    reconstruction.correct(model, plain, chosen, feeds, "sequential")
+    assert plain.SerializeToString() == kept
+
+
+def test_layers_that_are_too_wide_keep_their_weights(shared, monkeypatch):
+    model, plain, chosen, feeds = shared
+    monkeypatch.setattr(subject, "WIDEST", 7)
+    made = reconstruction.correct(model, plain, chosen, feeds, "rounding")
+    gain = made.gains[-1]
+    assert gain.reason == "its weights were left alone: 8 inputs of one output are more than 7"
+    assert gain.changed > 0
 
 
 def test_a_model_that_becomes_worse_is_left_as_it_was(tmp_path, careless, monkeypatch):
     plain = quantized(tmp_path, careless)
-    found = iter([1.0, 2.0])
-    monkeypatch.setattr(reconstruction, "noise", lambda *_: next(found))
+    monkeypatch.setattr(reconstruction, "noise", lambda *_: [1.0, 2.0])
     made = quantized(tmp_path, careless, correction="rounding")
     assert made.file("model.onnx").read_bytes() == plain.file("model.onnx").read_bytes()
     assert made.metrics["quantize_corrected_layers"] == 0
@@ -329,10 +415,10 @@ def test_a_model_that_becomes_worse_is_left_as_it_was(tmp_path, careless, monkey
 
 
 def test_too_few_rows_are_refused(tmp_path, careless):
-    with pytest.raises(StageError, match="needs 8 rows or more, the data gave 5"):
+    with pytest.raises(StageError, match="`correction: rounding` needs 8 rows or more, the data gave 5"):
         quantized(tmp_path, careless, count=5, correction="rounding")
 
 
-def test_only_static_can_be_reconstructed():
+def test_only_static_can_be_corrected():
     with pytest.raises(ValidationError, match="`correction` fits static, not 'dynamic'"):
         QuantizeConfig.model_validate({"method": "dynamic", "correction": "rounding"})

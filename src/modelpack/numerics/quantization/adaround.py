@@ -16,6 +16,8 @@ from modelpack.numerics.quantization.rounding import LIMIT, error, nearest
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from modelpack.numerics.quantization.rounding import Bounds
+
     Reals = NDArray[np.float64]
 
 ITERATIONS = 500
@@ -37,7 +39,9 @@ STRETCH = (-0.1, 1.1)
 """Ends of the sigmoid before it is rectified."""
 
 
-def learned(weights: Reals, scales: Reals, moment: Reals, device: str = "cpu") -> Reals:
+def learned(
+    weights: Reals, scales: Reals, moment: Reals, bounds: Bounds = (-LIMIT, LIMIT), device: str = "cpu"
+) -> Reals:
     """Round weights so that the outputs move little; no row moves more than rounding to nearest would have it.
 
     The start is what the weights are and the loss has no samples, so nothing is random.
@@ -46,22 +50,24 @@ def learned(weights: Reals, scales: Reals, moment: Reals, device: str = "cpu") -
         weights: Real weights, ``(g, r, k)``.
         scales: Step of each row, ``(g, r)``.
         moment: Second moment of the inputs, ``(g, k, k)``, positive definite.
+        bounds: Smallest and largest integer.
         device: Where to compute, as torch names it.
 
     Returns:
-        Integers -127 to 127 as float64, ``(g, r, k)``.
+        Integers inside `bounds` as float64, ``(g, r, k)``.
     """
     import torch
 
-    plain = nearest(weights, scales)
-    counted = weights / scales[:, :, None]
+    plain = nearest(weights, scales, bounds)
+    low, high = bounds
+    counted = np.clip(weights / scales[:, :, None], low, high)
     down = np.floor(counted)
     near, base, square = (
         torch.from_numpy(np.ascontiguousarray(item)).to(device, torch.float32)
         for item in (counted, down, _normal(moment))
     )
     up = _choices(near, base, square).cpu().numpy()
-    steps = np.clip(down + up, -LIMIT, LIMIT)
+    steps = np.clip(down + up, low, high)
     worse = error(steps, weights, scales, moment) > error(plain, weights, scales, moment)
     return np.where(worse[:, :, None], plain, steps)
 
@@ -82,7 +88,7 @@ def _choices(counted: Any, down: Any, moment: Any) -> Any:
     optimizer = torch.optim.Adam([logits], lr=RATE)
     for iteration in range(ITERATIONS):
         soft = (torch.sigmoid(logits) * (high - low) + low).clamp(0, 1)
-        gap = (down + soft).clamp(-LIMIT, LIMIT) - counted
+        gap = down + soft - counted
         # A quarter of the work of differentiating both factors: the moment is symmetric.
         loss = 2 * ((gap.detach() @ moment) * gap).sum()
         reached = (iteration / ITERATIONS - WARMUP) / (1 - WARMUP)

@@ -29,7 +29,7 @@ def pairs(subject: Subject, floats: Walk) -> Iterator[tuple[NDArray[np.generic],
 def on_grid(values: NDArray[np.generic], scale: float, zero: int) -> NDArray[np.uint8]:
     """Round real values to unsigned bytes, as ``QuantizeLinear`` does.
 
-    >>> on_grid(np.array([-1.0, 0.0, 0.26, 99.0], np.float32), 0.5, 1).tolist()
+    >>> on_grid(np.array([-1.0, 0.0, 0.26, 999.0], np.float32), 0.5, 1).tolist()
     [0, 1, 2, 255]
     """
     steps = np.rint(values.astype(np.float32, copy=False) / np.float32(scale))

@@ -28,11 +28,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from onnx import ModelProto
 
+    from modelpack.numerics.quantization.rounding import Bounds
     from modelpack.numerics.rows import Feed
 
     Reals = NDArray[np.float64]
     Correction = Literal["bias", "sequential", "rounding", "adaround"]
-    Rounder = Callable[[Reals, Reals, Reals], Reals]
+    Rounder = Callable[[Reals, Reals, Reals, Bounds], Reals]
 
 POSITIONS = 20_000
 """Positions of a layer's output that are looked at, about."""
@@ -232,7 +233,7 @@ def _candidates(subject: Subject, steps: Reals, rounder: Rounder | None) -> Iter
     if rounder is not None and not subject.fixed and subject.fit is not None:
         square, cross = subject.fit.about(subject.zero) if subject.bias is None else subject.fit.centred()
         target = rounding.fitted(subject.weights, square, cross / subject.input_scale, DAMPING)
-        yield rounder(target, subject.scales, rounding.damped(square, DAMPING))
+        yield rounder(target, subject.scales, rounding.damped(square, DAMPING), subject.bounds())
 
 
 def _shifted(subject: Subject, steps: Reals, bias: Reals) -> Reals:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 WIDEST = 8192
 """Inputs of one output above which only the bias is fitted: the moments would take over half a gigabyte."""
 
+FITTED = ("Conv", "Gemm", "MatMul")
+"""Operators whose constants can be fitted."""
+
 KEPT_OUT = 4
 """One row in this many is measured on instead of fitted to."""
 
@@ -99,7 +102,7 @@ class Subject:
         float_source: Name of its input in the float graph.
         goal: Name of its output in the float graph.
         input_scale: Scale of its input.
-        zero: Zero point of its input.
+        zero: Zero point of its input, counted from the smallest byte.
         scales: Scale of each channel's weights, ``(g, r)``.
         weights: The float weights, ``(g, r, k)``.
         bias: Its bias; None when it has none.
@@ -116,7 +119,8 @@ class Subject:
         assert given is not None
         assert held is not None
         self.source = given.input[0]
-        self.input_scale, self.zero = float(graph.array(given.input[1])), int(graph.array(given.input[2]))
+        self.input_scale, zero = float(graph.array(given.input[1])), graph.array(given.input[2])
+        self.zero = int(_unsigned(zero))
         values = onnxfile.array(graph.weights[other.input[1]])
         self.shape: Shape = samples.shape(other, values)
         self.weights = np.asarray(self.shape.split(values), dtype=np.float64)
@@ -152,12 +156,17 @@ class Subject:
         """
         if self.fit is None:
             self.fit = samples.Moments.empty(*self.weights.shape, products=products)
-        inputs = self.shape.gather(given, spots, self.zero).astype(np.uint8, copy=False)
+        inputs = self.shape.gather(_unsigned(given), spots, self.zero).astype(np.uint8, copy=False)
         wanted = samples.at(goal, spots, self.shape).astype(np.float32, copy=False)
         out = kept_out(spots[0] + seen)
         self.fit.add(inputs[:, ~out], wanted[:, ~out])
         self.held.inputs.append(inputs[:, out])
         self.held.wanted.append(np.ascontiguousarray(wanted[:, out]))
+
+    def bounds(self) -> tuple[Reals | int, Reals | int]:
+        """Give the smallest and largest integer weight: some processors want fewer than 8 bits of them."""
+        most = max(int(np.abs(self.steps()).max(initial=0.0)), 1)
+        return -most, most
 
     def error(self, steps: Reals, bias: Reals) -> Reals:
         """Measure the mean squared error of each channel, ``(g, r)``, with other constants."""
@@ -178,14 +187,19 @@ def obstacle(name: str, graph: Graph) -> str:
     if name not in graph.floats or name not in graph.bytes:
         return "it is not in both graphs under this name"
     _, node = graph.bytes[name]
-    if node.op_type not in ("Conv", "Gemm", "MatMul"):
-        return f"{node.op_type} only copies rows, there is nothing to fit"
-    if any(graph.rounder(value) is None for value in node.input[:2]):
+    if node.op_type not in FITTED:
+        return f"{node.op_type} is not among {', '.join(FITTED)}"
+    given, held = graph.rounder(node.input[0]), graph.rounder(node.input[1])
+    if given is None or held is None:
         return "its input or its weights are not rounded"
-    held = graph.rounder(node.input[1])
-    if held is None or held.input[0] not in graph.tensors:
-        return "its weights are computed"
-    return ""
+    if graph.array(given.input[2]).dtype.itemsize > 1:
+        return "its input takes 16 bits"
+    return "" if held.input[0] in graph.tensors else "its weights are computed"
+
+
+def _unsigned(values: NDArray[np.generic]) -> NDArray[np.generic]:
+    """Count bytes from the smallest on: signed ones as if they were unsigned."""
+    return values.view(np.uint8) ^ np.uint8(0x80) if values.dtype == np.int8 else values
 
 
 def _bias(node: NodeProto, graph: Graph, channels: int) -> Bias | None:
