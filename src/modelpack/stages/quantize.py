@@ -13,8 +13,7 @@ from modelpack.stage import CalibrationRef, DataRef, Implied, Job, Outside, Stag
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from onnx import ModelProto
-
+    from modelpack.numerics.checks import Subject
     from modelpack.numerics.quantization.calibration.record import Calibration
     from modelpack.numerics.quantization.engine import Result
     from modelpack.numerics.rows import Feed
@@ -211,7 +210,7 @@ def _implied(config: QuantizeConfig) -> Implied | None:
 )
 def quantize(config: QuantizeConfig, job: Job) -> None:
     """Store weights in 16, 8 or 4 bits, and compute with them; every layer left out is listed with the reason."""
-    from modelpack.numerics import onnxfile, rows, runtime
+    from modelpack.numerics import checks, onnxfile, rows, runtime
     from modelpack.numerics.quantization import engine
     from modelpack.numerics.quantization.settings import Evidence, Settings
 
@@ -261,21 +260,21 @@ def quantize(config: QuantizeConfig, job: Job) -> None:
             job.metric(f"quantize_{name}", first[name])
     if config.verify:
         few = rows.examples(None, inputs, 8, job.seed) if config.data is None else list(read("examine", 8))
-        _examine(before, made, few, config, job)
+        made_up = config.data is None or config.data in job.synthetic
+        _examine(
+            checks.Subject(made.outcome.model, inputs, few, before, job.device, made_up=made_up), made, config, job
+        )
 
 
-def _examine(before: ModelProto, made: Result, few: Sequence[Feed], config: QuantizeConfig, job: Job) -> None:
+def _examine(subject: Subject, made: Result, config: QuantizeConfig, job: Job) -> None:
     """Look for silent failures in the result; those of other projects' quantizers are shown as they are.
 
     Raises:
         StageError: When one is found.
     """
-    from modelpack.numerics import checks, runtime
+    from modelpack.numerics import checks
     from modelpack.numerics.quantization import engine
 
-    inputs, _ = runtime.signature(job.source)
-    made_up = config.data is None or config.data in job.synthetic
-    subject = checks.Subject(made.outcome.model, inputs, few, before, job.device, made_up=made_up)
     # The method itself says which layers overflow, and every layer that was left out is listed with its reason.
     skip = {"saturation", *({"speed"} if config.allow_slower else ())}
     tolerated = checks.CHECKS if config.backend != "builtin" else {"coverage"}

@@ -30,7 +30,7 @@ from modelpack.numerics.checks.subject import Subject
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-__all__ = ["CHECKS", "Finding", "Subject", "examine"]
+__all__ = ["CHECKS", "Finding", "Subject", "accept", "examine"]
 
 CHECKS: Mapping[str, Callable[[Subject], Finding]] = {
     "levels": levels.check,
@@ -72,3 +72,29 @@ def _answer(name: str, subject: Subject) -> Finding:
         return CHECKS[name](subject)
     except StageError as error:
         return unchecked(str(error).replace("\n ", ";"))
+
+
+def accept(
+    findings: Iterable[Finding], tolerated: Collection[str] = (), remedies: Mapping[str, str] | None = None
+) -> list[str]:
+    """Accept a model that no check fails.
+
+    Args:
+        findings: What the checks found.
+        tolerated: Names of checks whose failure deserves a look only.
+        remedies: Check → what helps, where the caller knows better than the check.
+
+    Returns:
+        What deserves a look, one sentence each.
+
+    Raises:
+        StageError: With cause and remedy of the first failure.
+    """
+    looks = []
+    for item in findings:
+        if item.verdict == "failed" and item.check not in tolerated:
+            remedy = (remedies or {}).get(item.check, item.remedy)
+            raise StageError(f"{item.cause} (check '{item.check}')", where=item.where, then=remedy)
+        if item.verdict in ("warning", "failed"):
+            looks.append(f"{item.check}: {item.cause}; {item.remedy}")
+    return looks

@@ -86,7 +86,7 @@ def judge(found: Ratio, milliseconds: float, known: list[Sign], *, promised: boo
     if not promised:
         return warned(f"{told}; fewer bits for weights alone save bytes, not time", "keep it where bytes matter more")
     if first is None:
-        return failed(told, "keep the float model, or quantize fewer layers; `modelpack bench` tells more")
+        return failed(told, "keep the float model, quantize fewer layers, or accept it (`allow_slower: true`)")
     return failed(f"{told}; {first.cause}", first.remedy, first.where)
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
     from modelpack.numerics.checks.layers import Layer
-    from modelpack.numerics.quantization import hardware
+    from modelpack.numerics.quantization.settings import Target
     from modelpack.numerics.rows import Feed
     from modelpack.tensors import TensorSpec
 
@@ -46,7 +46,7 @@ class Subject:
     device: str = "cpu"
     made_up: bool = False
     lacks: str = ""
-    target: hardware.Target = "auto"
+    target: Target = "auto"
 
     @functools.cached_property
     def layers(self) -> list[Layer]:

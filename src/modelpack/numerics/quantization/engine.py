@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from modelpack.numerics.rows import Feed
     from modelpack.tensors import TensorSpec
 
-SMALLER = 0.9
-"""A quantized file must be at most this fraction of the float one."""
-
 
 METHODS: Mapping[str, Callable[[ModelProto, Sequence[Layer], Settings, Evidence], Outcome]] = {
     "static": static.quantize,
@@ -62,12 +59,12 @@ def quantize(model: ModelProto, settings: Settings, evidence: Evidence) -> Resul
         evidence: What data say about it.
 
     Raises:
-        StageError: When the graph cannot be quantized, no layer was, or the file did not become smaller.
+        StageError: When the graph cannot be quantized, or no layer was.
     """
     prepared, notes = prepare(model)
     found = layers.choose(prepared, settings.method, settings.operators, settings.exclude)
     if not any(layer.quantized for layer in found):
-        raise StageError(f"no layer can be quantized by '{settings.method}'", then=_reasons(found))
+        raise StageError(f"no layer can be quantized by '{settings.method}'", then=left_out(found))
     functions = METHODS if settings.backend == "builtin" else backends.BACKENDS[settings.backend]
     outcome = functions[settings.method](prepared, found, settings, evidence)
     made = onnxfile.infer(outcome.model)
@@ -75,24 +72,20 @@ def quantize(model: ModelProto, settings: Settings, evidence: Evidence) -> Resul
     if settings.backend != "builtin":
         found = backends.quantized(found, made)
     shrunk = made.ByteSize() / model.ByteSize()
-    if shrunk > SMALLER:
-        raise StageError(
-            f"the file did not become smaller: {made.ByteSize():,} bytes from {model.ByteSize():,}",
-            then=f"{sum(layer.quantized for layer in found)} of {len(found)} layers were quantized; {_reasons(found)}",
-        )
     told = replace(outcome, model=made, notes=(*notes, *outcome.notes))
     return Result(told, tuple(found), shrunk)
 
 
-def _reasons(found: Sequence[Layer]) -> str:
-    """List the layers that stayed float, largest first, with reasons."""
+def left_out(found: Sequence[Layer]) -> str:
+    """Count the quantized layers, and list the others, largest first, with reasons."""
     left = sorted((layer for layer in found if not layer.quantized), key=lambda layer: -layer.elements)
     if not found:
         return "the graph has no layer of an operator with weights that this method knows"
     if not left:
         return "every layer was quantized; the graph's weights are too few to matter"
     listed = "; ".join(f"{layer.name} ({layer.elements:,} weights): {layer.reason}" for layer in left[:5])
-    return f"left in float: {listed}" + (f"; and {len(left) - 5} more" if len(left) > 5 else "")
+    more = f"; and {len(left) - 5} more" if len(left) > 5 else ""
+    return f"{len(found) - len(left)} of {len(found)} layers were quantized; left in float: {listed}{more}"
 
 
 def fidelity(
