@@ -7,6 +7,7 @@
     edits.json            {module path: {attribute: value}}
     weights.safetensors   tensors by name
     signature.json        inputs and outputs
+    quantizers.json       of a model trained to be quantized: what it rounds, and to which grids
 """
 
 from __future__ import annotations
@@ -20,20 +21,21 @@ from torch import Tensor, nn
 
 from modelpack import canonical, usercode
 from modelpack.errors import ModelpackError, StageError
-from modelpack.numerics import checkpoints, edits, signatures, tensorfile
+from modelpack.numerics import checkpoints, edits, signatures, tensorfile, tracing
 from modelpack.numerics.calling import call, name_outputs
+from modelpack.numerics.fake_quantization import quantizers, twin
 from modelpack.numerics.randomness import seeded
+from modelpack.tensors import TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from modelpack.artifact import Artifact
-    from modelpack.tensors import TensorSpec
 
 
 def load(artifact: Artifact, device: str | torch.device = "cpu") -> nn.Module:
-    """Rebuild a torch artifact's module exactly, in evaluation mode.
+    """Rebuild a torch artifact's module exactly, in evaluation mode; one trained to be quantized rounds as its export.
 
     Raises:
         StageError: When its code cannot be imported or builds something else than it did.
@@ -41,8 +43,25 @@ def load(artifact: Artifact, device: str | torch.device = "cpu") -> nn.Module:
     module = _rebuild(artifact)
     edits.apply(module, artifact.read_json("edits.json"))
     edits.put(module, load_file(artifact.file("weights.safetensors")))
-    name_outputs(module, tuple(artifact.read_json("signature.json")["outputs"]))
+    signature = artifact.read_json("signature.json")
+    name_outputs(module, tuple(signature["outputs"]))
+    module = module.eval()
+    if any(item.name == quantizers.NAME for item in artifact.manifest.files):
+        module = _rounding(module, signature, quantizers.read(artifact.file(quantizers.NAME)), torch.device(device))
     return module.to(device).eval()
+
+
+def _rounding(
+    module: nn.Module, signature: Mapping[str, Any], found: quantizers.Quantizers, device: torch.device
+) -> nn.Module:
+    """Trace a module again, as its export will, and put its rounding in."""
+    inputs = {name: TensorSpec.model_validate(spec) for name, spec in signature["inputs"].items()}
+    example = tracing.traceable(signatures.example(module, inputs, 2, 0, call), inputs, 0)
+    program = tracing.capture(module, example, inputs, signature["outputs"], found.places.opset).exported_program
+    assert program is not None, "checked when it was captured"
+    program = tracing.on_device(program, device)
+    traced = twin.Traced(module.to(device), program, tuple(inputs), tuple(signature["outputs"]))
+    return twin.restored(traced, found)
 
 
 def save(module: nn.Module, out: Path, like: Artifact) -> None:

@@ -6,17 +6,12 @@ import ast
 from typing import TYPE_CHECKING
 
 from modelpack.numerics import onnxfile
+from modelpack.numerics.tracing import PREFIX, RESERVED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import onnx
-
-PREFIX = "module."
-"""What stands before every path of the user's module in what the exporter is given."""
-
-RESERVED = "modelpack."
-"""Begins names that no user's module has."""
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 

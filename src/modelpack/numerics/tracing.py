@@ -9,17 +9,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.export.passes import move_to_device_pass
 
 from modelpack.errors import StageError
-from modelpack.numerics import naming, rows
+from modelpack.numerics import rows
 from modelpack.numerics.calling import call
 from modelpack.numerics.silence import quiet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from torch.export import ExportedProgram
+
     from modelpack.numerics.rows import Feed
     from modelpack.tensors import TensorSpec
+
+PREFIX = "module."
+"""What stands before every path of the user's module in what the exporter is given."""
+
+RESERVED = "modelpack."
+"""Begins names that no user's module has."""
 
 _RECURRENT = (torch.ops.aten.gru.input, torch.ops.aten.lstm.input)
 _COLOR = re.compile(r"\x1b\[[0-9;]*m")
@@ -67,8 +76,8 @@ def capture(
                 arguments,
                 dynamo=True,
                 opset_version=opset,
-                input_names=[f"{naming.RESERVED}input.{place}" for place in range(len(inputs))],
-                output_names=[f"{naming.RESERVED}output.{place}" for place in range(len(outputs))],
+                input_names=[f"{RESERVED}input.{place}" for place in range(len(inputs))],
+                output_names=[f"{RESERVED}output.{place}" for place in range(len(outputs))],
                 dynamic_shapes=(shapes,),
                 verbose=False,
             )
@@ -83,6 +92,11 @@ def capture(
             "must be numbers in `inputs:`",
         ) from error
     return program
+
+
+def on_device(program: ExportedProgram, device: torch.device) -> ExportedProgram:
+    """Let a program traced on the CPU run on another device, the tensors that it makes itself included."""
+    return program if device.type == "cpu" else move_to_device_pass(program, device)
 
 
 @contextlib.contextmanager

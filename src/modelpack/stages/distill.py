@@ -39,7 +39,14 @@ class DistillConfig(StageConfig):
         return self
 
 
-@stage(version=1, accepts={Kind.TORCH}, produces=Kind.TORCH, needs=("torch",), pays=("unrecovered",))
+@stage(
+    version=1,
+    accepts={Kind.TORCH},
+    produces=Kind.TORCH,
+    needs=("torch",),
+    pays=("unrecovered",),
+    refuses={"quantized"},
+)
 def distill(config: DistillConfig, job: Job) -> None:
     """Train the model to give what its teacher gives, and the truth where the data have it."""
     from modelpack.numerics import distillation, models

@@ -43,6 +43,7 @@ class PruneConfig(StageConfig):
     produces=Kind.TORCH,
     needs=("torch", "torch-pruning"),
     owes=("unrecovered",),
+    refuses={"quantized"},
     gauges=lambda _config: ("macs",),
 )
 def prune(config: PruneConfig, job: Job) -> None:

@@ -19,7 +19,14 @@ class RecoverConfig(StageConfig):
     lr: float = Field(5e-4, gt=0, description="Highest learning rate of AdamW.")
 
 
-@stage(version=1, accepts={Kind.TORCH}, produces=Kind.TORCH, needs=("torch",), pays=("unrecovered",))
+@stage(
+    version=1,
+    accepts={Kind.TORCH},
+    produces=Kind.TORCH,
+    needs=("torch",),
+    pays=("unrecovered",),
+    refuses={"quantized"},
+)
 def recover(config: RecoverConfig, job: Job) -> None:
     """Restore a pruned model from unlabelled data: batch-norm statistics, then the original model's outputs."""
     from modelpack.numerics import distillation, models

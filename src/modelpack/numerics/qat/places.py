@@ -1,0 +1,122 @@
+"""Where a torch model is rounded: the places that static quantization marks in its ONNX graph, found in its trace.
+
+`qdq.marks` knows what onnxruntime must find for integer kernels, and is asked; nothing about fusion is said twice. A
+layer whose values or weights have no counterpart in torch stays float, with that reason.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from modelpack.numerics import onnxfile
+from modelpack.numerics.fake_quantization.quantizers import Places, Spot
+from modelpack.numerics.qat.correspondence import Correspondence
+from modelpack.numerics.quantization import layers, qdq
+from modelpack.numerics.quantization.prepare import prepare
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from onnx import GraphProto, NodeProto
+    from torch import nn
+
+    from modelpack.numerics.export import Exported
+    from modelpack.numerics.qat.correspondence import Weights
+    from modelpack.numerics.quantization.layers import Layer
+    from modelpack.numerics.quantization.qdq import Marks
+    from modelpack.numerics.rows import Feed
+
+
+@dataclass(frozen=True)
+class Found:
+    """The places, and every layer of the graph with the reason where it stays float."""
+
+    places: Places
+    layers: tuple[Layer, ...]
+
+
+def find(module: nn.Module, exported: Exported, exclude: Sequence[str], feed: Feed) -> Found:
+    """Find the places to round.
+
+    Args:
+        module: The float module, folded.
+        exported: Its trace and graph.
+        exclude: Patterns of names of layers to leave alone.
+        feed: A few rows.
+
+    Raises:
+        StageError: When a pattern matches no layer.
+    """
+    model, _ = prepare(exported.model)
+    both = Correspondence(module, exported, model)
+    known = layers.choose(model, "static", None, exclude)
+    weights = both.weights(known)
+    known = [_with_weights(layer, weights) for layer in known]
+    flows = not layers.has_attention(model.graph)
+    while True:
+        chosen = [layer.name for layer in known if layer.quantized and layer.operator != "Gather"]
+        marked = qdq.marks(model, chosen, neighbours=flows)
+        spots, lost = _spots(both, marked, weights, feed)
+        if not lost:
+            break
+        stranded = _stranded(model.graph, chosen, lost)
+        if stranded:
+            known = [_left(layer, stranded[layer.name]) if layer.name in stranded else layer for layer in known]
+        else:
+            flows = False  # only values between other operators are lost: those then stay float
+    held = [weights[layer.name] for layer in known if layer.quantized]
+    pairs = tuple(sorted({(item.input, item.path) for item in held}))
+    places = Places(onnxfile.opset(exported.model), pairs, spots, {item.path: item.axis for item in held})
+    return Found(places, tuple(known))
+
+
+def _with_weights(layer: Layer, weights: Mapping[str, Weights]) -> Layer:
+    """Leave a layer float whose weights cannot be rounded in torch as they are in ONNX."""
+    if not layer.quantized:
+        return layer
+    held = weights.get(layer.name)
+    if held is None:
+        return _left(layer, "its weights are no parameter of the module, or are one in another form")
+    first = next(item for item in weights.values() if item.path == held.path)
+    return layer if first.axis == held.axis else _left(layer, "shares its weights along another axis of channels")
+
+
+def _left(layer: Layer, reason: str) -> Layer:
+    return replace(layer, reason=reason)
+
+
+def _spots(
+    both: Correspondence, marked: Marks, weights: Mapping[str, Weights], feed: Feed
+) -> tuple[dict[str, Spot], set[str]]:
+    """Find each marked value in the trace; gives the places and the values that are not there."""
+    names = sorted({*marked.measured, *marked.carried})
+    lost = both.differing(names, feed)
+    spots = {}
+    for name in names:
+        if name in lost:
+            continue
+        readers = None
+        if name not in marked.made:
+            reading = [node for node in both.model.graph.node if node.name in marked.readers and name in node.input]
+            given = {value for node in reading for value in node.output}
+            readers = both.readers(name, given, {weights[n.name].path for n in reading if n.name in weights})
+        if readers == ():
+            lost.add(name)
+        spots[name] = Spot(both.nodes[name].name, readers, marked.carried.get(name, name))
+    return spots, lost
+
+
+def _stranded(graph: GraphProto, chosen: Sequence[str], lost: set[str]) -> dict[str, str]:
+    """Give the layers that a lost value belongs to, with the reason why they stay float."""
+    return {
+        node.name: f"torch has no value like '{min(lost & _values(node, graph))}', which would be rounded"
+        for node in graph.node
+        if node.name in chosen and lost & _values(node, graph)
+    }
+
+
+def _values(node: NodeProto, graph: GraphProto) -> set[str]:
+    """Name what a layer reads and gives, and what the activation gives that its rounding absorbs."""
+    behind = [item for item in graph.node if item.op_type in ("Relu", "Clip") and node.output[0] in item.input]
+    return {node.input[0], node.output[0]} | {value for item in behind for value in item.output}
