@@ -58,7 +58,9 @@ class Case:
 # Float models
 
 
-def convolutions(depth: int = 3, width: int = 16, size: int = 12, outputs: int = 10, *, positive: bool = False) -> Case:
+def convolutions(
+    depth: int = 3, width: int = 16, size: int = 12, outputs: int = 10, *, positive: bool = False, bend: str = "Relu"
+) -> Case:
     """A chain of convolutions, pooled into a linear head; with `positive` weights nothing cancels on the way."""
     nodes, held, name = [], {}, "x"
     for number in range(depth):
@@ -69,7 +71,7 @@ def convolutions(depth: int = 3, width: int = 16, size: int = 12, outputs: int =
         held |= {f"w{number}": kernel, f"b{number}": weights(width, 1, seed=50 + number)[:, 0] / 4}
         nodes += [
             helper.make_node("Conv", [name, f"w{number}", f"b{number}"], [f"c{number}"], f"conv{number}", pads=[1] * 4),
-            helper.make_node("Relu", [f"c{number}"], [f"r{number}"], f"relu{number}"),
+            helper.make_node(bend, [f"c{number}"], [f"r{number}"], f"bend{number}"),
         ]
         name = f"r{number}"
     nodes += [

@@ -54,9 +54,8 @@ def _made_up(model: onnx.ModelProto) -> Case:
 NETS = {
     "cnn": ("nets.py:cnn", nets.IMAGE, {"width": 32}),
     "encoder": ("nets.py:encoder", nets.TOKENS, {"width": 64, "hidden": 128, "vocabulary": 500}),
-    "grouped": ("nets.py:grouped", nets.PICTURE, {}),
 }
-METHODS = {"cnn": ("static", "float16"), "encoder": ("static", "dynamic", "float16"), "grouped": ("static", "float16")}
+METHODS = {"cnn": ("static", "float16"), "encoder": ("static", "dynamic", "float16")}
 
 
 def from_torch(root: Path) -> dict[str, Case]:

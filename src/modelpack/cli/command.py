@@ -31,7 +31,7 @@ CONTENTS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("show", "history", "Show a run, an artifact or an ONNX file."),
         ("diff", "history", "Compare two runs or artifacts side by side."),
         ("get", "history", "Copy a model or an image out of the store."),
-        ("verify", "verify", "Examine a model for silent failures, or compare the store with its hashes."),
+        ("verify", "verify", "Examine a model, or compare the store with its hashes."),
     ),
     "Delivery": (
         ("bench", "deliver", "Measure models side by side."),

@@ -46,7 +46,7 @@ def verify(
     target: Annotated[Target, typer.Option(help="The hardware it shall run on; auto is this machine.")] = "auto",
     device: DeviceOption = "cpu",
 ) -> None:
-    """Examine a model for silent failures, or compare the store with its hashes.
+    """Examine a model, or compare the store with its hashes.
 
     An ONNX file, from any tool, is run and examined for what quantizers and exporters get wrong without a word. For
     runs and artifacts every byte is compared; with --data or --against their model is examined as well.
