@@ -37,6 +37,9 @@ _ELEMENTS: dict[int, str] = {
 }
 """Element types that models may take and give."""
 
+_LOOKED_UP = {"int8", "uint8", "uint4"}
+"""Element types of tables whose rows are scaled after they are looked up."""
+
 _PLUMBING = {"int64", "bool", "string"}
 """Element types of shapes and indices, which are no parameters."""
 
@@ -56,8 +59,19 @@ _SCALES = {
     "MatMulInteger": (2, 3),
     "MatMulIntegerToFloat": (2, 3, 4, 5),
     "DynamicQuantizeMatMul": (2, 3),
+    "MatMulNBits": (2, 3),
+    "GatherBlockQuantized": (2, 3),
+    "BitShift": (1,),
 }
-"""Operator → positions of inputs that are scales or zero points."""
+"""Operator → positions of inputs that are scales, zero points or distances."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """What an initializer holds: its element type, and how many; codes that share a byte are counted each."""
+
+    dtype: str
+    elements: int
 
 
 @dataclass(frozen=True)
@@ -116,17 +130,19 @@ def facts(model: ModelProto, sizes: Mapping[str, int] | None = None) -> Facts:
     described = signature(model)
     inputs = {name: TensorSpec.model_validate(spec) for name, spec in described["inputs"].items()}
     shapes = products.shapes(model, inputs, sizes or {})
-    tensors = {item.name: item for inner in onnxfile.graphs(model.graph) for item in inner.initializer}
+    held = {item.name: item for inner in onnxfile.graphs(model.graph) for item in inner.initializer}
+    packed = _packed(model.graph, held)
+    tensors = {name: packed.get(name) or Held(_dtype(item), math.prod(item.dims)) for name, item in held.items()}
     layers = tuple(_layers(model.graph, shapes, tensors))
-    weights = _weights(model.graph, tensors)
+    weights = _weights(model.graph, held, tensors)
     return Facts(
         opset=onnxfile.opset(model),
         domains={item.domain: item.version for item in model.opset_import if item.domain not in onnxfile.STANDARD},
         inputs=described["inputs"],
         outputs=described["outputs"],
         operators=operators(model),
-        parameters=sum(math.prod(item.dims) for item in weights),
-        tensor_bytes=_bytes(tensors.values()),
+        parameters=sum(item.elements for item in weights),
+        tensor_bytes=_bytes(held, tensors),
         precision=_precision(weights),
         macs=sum(layer.macs or 0 for layer in layers),
         uncounted=tuple(layer.name for layer in layers if layer.macs is None),
@@ -172,53 +188,81 @@ def _dimension(tensor: str, axis: int, size: Any) -> int | str:
     return onnx_header.dimension_of(tensor, axis, size.dim_value if size.HasField("dim_value") else 0, size.dim_param)
 
 
-def _layers(graph: GraphProto, shapes: Shapes, tensors: Mapping[str, TensorProto]) -> list[Layer]:
+def _packed(graph: GraphProto, held: Mapping[str, TensorProto]) -> dict[str, Held]:
+    """Find the tables of bytes that hold several codes each, and say what is in them."""
+    shifted = {node.input[0] for inner in onnxfile.graphs(graph) for node in inner.node if node.op_type == "BitShift"}
+    found = {}
+    for inner in onnxfile.graphs(graph):
+        for node in inner.node:
+            place = {"MatMulNBits": 1, "Gather": 0, "GatherBlockQuantized": 0}.get(node.op_type)
+            item = held.get(node.input[place]) if place is not None else None
+            if item is None or item.data_type != TensorProto.UINT8:
+                continue
+            bits = 4 if node.op_type == "Gather" and node.output[0] in shifted else onnxfile.attribute(node, "bits", 8)
+            elements = math.prod(item.dims) * 8 // bits
+            if node.op_type == "MatMulNBits":  # what fills up the last block is no parameter
+                elements = int(onnxfile.attribute(node, "N")) * int(onnxfile.attribute(node, "K"))
+            if bits != 8 or node.op_type == "MatMulNBits":
+                found[item.name] = Held(f"uint{bits}", elements)
+    return found
+
+
+def _layers(graph: GraphProto, shapes: Shapes, tensors: Mapping[str, Held]) -> list[Layer]:
     layers = []
     makers = onnxfile.producers(graph)
     for node in graph.node:
         if node.op_type not in products.RULES:
             continue
-        held = [tensors[name] for name in (_origin(name, makers) for name in node.input) if name in tensors]
-        largest = max(held, key=lambda item: math.prod(item.dims), default=None)
+        held = [tensors[name] for name in (_origin(name, makers, tensors) for name in node.input) if name in tensors]
+        largest = max(held, key=lambda item: item.elements, default=None)
         layers.append(
             Layer(
                 name=node.name or (node.output[0] if node.output else ""),
                 operator=node.op_type,
-                parameters=math.prod(largest.dims) if largest is not None else 0,
-                dtype=_ELEMENTS.get(largest.data_type, "other") if largest is not None else "",
+                parameters=largest.elements if largest is not None else 0,
+                dtype=largest.dtype if largest is not None else "",
                 macs=products.macs(node, shapes),
             )
         )
     return layers
 
 
-def _origin(name: str, makers: Mapping[str, NodeProto]) -> str:
-    """Follow a value back through the nodes that only change its form."""
-    while name in makers and makers[name].op_type in ("DequantizeLinear", "Transpose", "Cast", "Identity"):
-        name = makers[name].input[0]
+def _origin(name: str, makers: Mapping[str, NodeProto], tensors: Mapping[str, Held]) -> str:
+    """Follow a value back through the nodes that only change its form, or scale it by a constant."""
+    while name in makers:
+        node = makers[name]
+        scaled = node.op_type == "Mul" and node.input[1] in tensors
+        if not scaled and node.op_type not in ("DequantizeLinear", "Transpose", "Cast", "Identity"):
+            break
+        name = node.input[0]
     return name
 
 
-def _weights(graph: GraphProto, tensors: Mapping[str, TensorProto]) -> list[TensorProto]:
-    scales = {
-        node.input[position]
-        for inner in onnxfile.graphs(graph)
-        for node in inner.node
-        for position in _SCALES.get(node.op_type, ())
-        if position < len(node.input)
-    }
-    return [item for name, item in tensors.items() if name not in scales and _dtype(item) not in _PLUMBING]
+def _weights(graph: GraphProto, held: Mapping[str, TensorProto], tensors: Mapping[str, Held]) -> list[Held]:
+    """List what is no scale, zero point, shape or index."""
+    scales: set[str] = set()
+    looked_up: dict[str, set[str]] = {}
+    for inner in onnxfile.graphs(graph):
+        for node in inner.node:
+            scales |= {node.input[place] for place in _SCALES.get(node.op_type, ()) if place < len(node.input)}
+            if node.op_type == "Gather" and node.input[0] in tensors:
+                looked_up.setdefault(node.input[1], set()).add(node.input[0])
+    for names in looked_up.values():
+        largest = max(names, key=lambda name: (tensors[name].elements, name))
+        if tensors[largest].dtype in _LOOKED_UP:  # the others of its rows are their scales and zeros
+            scales |= {name for name in names - {largest} if held[name].dims[:1] == held[largest].dims[:1]}
+    return [item for name, item in tensors.items() if name not in scales and item.dtype not in _PLUMBING]
 
 
 def _dtype(tensor: TensorProto) -> str:
     return _ELEMENTS.get(tensor.data_type) or str(TensorProto.DataType.Name(tensor.data_type)).lower()
 
 
-def _bytes(tensors: Any) -> dict[str, int]:
+def _bytes(held: Mapping[str, TensorProto], tensors: Mapping[str, Held]) -> dict[str, int]:
     found: Counter[str] = Counter()
-    for item in tensors:
+    for name, item in held.items():
         width = 0.5 if _dtype(item) in ("int4", "uint4") else _width(item)
-        found[_dtype(item)] += math.ceil(math.prod(item.dims) * width)
+        found[tensors[name].dtype] += math.ceil(math.prod(item.dims) * width)
     return dict(sorted(found.items()))
 
 
@@ -228,9 +272,9 @@ def _width(tensor: TensorProto) -> int:
     return int(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize)
 
 
-def _precision(weights: Sequence[TensorProto]) -> str:
+def _precision(weights: Sequence[Held]) -> str:
     counted: Counter[str] = Counter()
     for item in weights:
-        counted[_dtype(item)] += math.prod(item.dims)
+        counted[item.dtype] += item.elements
     total = sum(counted.values())
     return ",".join(sorted(name for name, elements in counted.items() if elements >= _NOTABLE * total))

@@ -42,17 +42,17 @@ def product(tables: Tables, node: NodeProto, stem: str, weights: Blocks) -> list
         return values.T if by_columns else values
 
     inputs = [
-        tables.constant(f"{stem}:codes", turned(flat).astype(integer)),
-        tables.constant(f"{stem}:scales", turned(grid.scales).astype(np.float32)),
-        tables.constant(f"{stem}:zeros", turned(grid.zeros).astype(integer)),
+        tables.constant(f"{stem}:blocks", turned(flat).astype(integer)),
+        tables.constant(f"{stem}:blocks:scale", turned(grid.scales).astype(np.float32)),
+        tables.constant(f"{stem}:blocks:zero", turned(grid.zeros).astype(integer)),
     ]
-    output = f"{stem}:dequantized"
+    output = f"{stem}:blocks:dequantized"
     tables.unpack(
         helper.make_node(
             "DequantizeLinear",
             inputs,
             [output],
-            name=f"{stem}/DequantizeLinear",
+            name=f"{stem}:blocks/DequantizeLinear",
             axis=0 if by_columns else 1,
             block_size=weights.codes.shape[2],
         )

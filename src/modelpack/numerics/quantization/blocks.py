@@ -44,6 +44,13 @@ class Grid:
         """The largest code."""
         return (1 << self.bits) - 1
 
+    def compact(self) -> NDArray[np.floating]:
+        """Give the scales in float16 where that holds them exactly, else in float32."""
+        wide = self.scales.astype(np.float32)
+        with np.errstate(over="ignore"):
+            half = self.scales.astype(np.float16)
+        return half if np.array_equal(half.astype(np.float32), wide) else wide
+
     def codes(self, cells: Reals) -> Reals:
         """Round cells ``(n, b, s)`` to the nearest codes, as float64."""
         return np.clip(np.rint(cells / self.scales[..., None]) + self.zeros[..., None], 0, self.top)

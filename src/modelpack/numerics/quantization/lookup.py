@@ -1,7 +1,7 @@
 """Embeddings in 4 bits: a row's packed codes are looked up, unpacked and scaled, all in standard operators.
 
-Only the rows that are looked up become floats, so that the table stays small in memory too. Codes, scales and zeros are
-those of `nbits`, so that a table which is also multiplied with is stored once.
+Only the rows that are looked up become floats, so that the table stays small in memory too. Codes are packed as `nbits`
+packs them, so that a table which is also multiplied with is stored once.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def rows(tables: Tables, node: NodeProto, stem: str, weights: Blocks) -> list[No
     zeros = write(
         "Gather", tables.constant(f"{stem}:offsets", weights.grid.zeros.astype(np.uint8)[..., None]), node.input[1]
     )
-    scales = write("Gather", tables.floats(f"{stem}:scales", weights.grid.scales), node.input[1])
+    scales = write("Gather", tables.constant(f"{stem}:steps", weights.grid.compact()), node.input[1])
     steps = write("Sub", write("Cast", flat, to=TensorProto.FLOAT), write("Cast", zeros, to=TensorProto.FLOAT))
-    scaled = write("Mul", steps, write("Unsqueeze", scales, last))
+    scaled = write("Mul", steps, write("Unsqueeze", write("Cast", scales, to=TensorProto.FLOAT), last))
     whole = tables.constant(f"{stem}:width", np.array([weights.codes[0].size], np.int64))
     row = write("Reshape", scaled, write("Concat", found, whole, axis=0))
     if weights.columns < weights.codes[0].size:

@@ -38,7 +38,8 @@ def product(tables: Tables, node: NodeProto, stem: str, weights: Blocks) -> list
     inputs = [
         node.input[0],
         tables.constant(f"{stem}:codes", blocks.pack(weights.codes, grid.bits)),
-        tables.floats(f"{stem}:scales", grid.scales),
+        # Behind a cast they would not be there yet when the kernel packs its weights without optimization: noise.
+        tables.constant(f"{stem}:scales", grid.scales.astype(np.float32)),
         tables.constant(f"{stem}:zeros", blocks.pack(grid.zeros.astype(np.uint8), grid.bits)),
     ]
     size = weights.codes.shape[2]

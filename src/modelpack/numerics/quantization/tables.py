@@ -44,15 +44,6 @@ class Tables:
             self._unpacking.append(node)
         return str(node.output[0])
 
-    def floats(self, name: str, values: NDArray[np.floating]) -> str:
-        """Add float32 values, stored as float16 where that holds them exactly; gives their name."""
-        wide = values.astype(np.float32)
-        with np.errstate(over="ignore"):
-            half = values.astype(np.float16)
-        if not np.array_equal(half.astype(np.float32), wide):
-            return self.constant(name, wide)
-        return self._cast(name, self.constant(f"{name}:float16", half))
-
     def bfloat16(self, name: str, values: NDArray[np.floating]) -> str:
         """Add float32 values, stored as bfloat16, rounded to nearest; gives their name."""
         return self._cast(f"{name}:float", self.constant(f"{name}:bfloat16", values.astype(ml_dtypes.bfloat16)))
