@@ -119,13 +119,42 @@ def feeds(
     Raises:
         StageError: When an input is missing or unfit.
     """
+    return (feed(piece, inputs) for piece in _pieces(batches, inputs, limit))
+
+
+def labelled(
+    batches: Iterable[Mapping[str, NDArray[np.generic]]], inputs: Mapping[str, TensorSpec], limit: int, target: str
+) -> Iterator[tuple[Feed, NDArray[np.generic]]]:
+    """Pick the model's inputs as `feeds` does, each time with the labels of these rows.
+
+    Args:
+        batches: The data.
+        inputs: The model's inputs.
+        limit: How many rows, at most.
+        target: Key of the labels.
+
+    Raises:
+        StageError: When an input or the labels are missing or unfit.
+    """
+    for piece in _pieces(batches, inputs, limit):
+        if target not in piece:
+            raise StageError(
+                f"the data have no labels under the key '{target}', they have {', '.join(piece)}",
+                then=did_you_mean(target, piece) or "name their key, or ask for what needs no labels",
+            )
+        yield feed(piece, inputs), np.asarray(piece[target])
+
+
+def _pieces(
+    batches: Iterable[Mapping[str, NDArray[np.generic]]], inputs: Mapping[str, TensorSpec], limit: int
+) -> Iterator[Mapping[str, NDArray[np.generic]]]:
     left = limit
     fixed = _fixed_rows(inputs)
     for batch in batches:
         count = min(left, min((len(batch[name]) for name in inputs if name in batch), default=0))
         step = fixed or max(count, 1)
         for start in range(0, count if fixed is None else count - fixed + 1, step):
-            yield feed({name: value[start : min(start + step, count)] for name, value in batch.items()}, inputs)
+            yield {name: value[start : min(start + step, count)] for name, value in batch.items()}
         left -= count
         if left <= 0:
             return

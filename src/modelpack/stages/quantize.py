@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from modelpack.artifact import Kind
+from modelpack.bind import Whole
 from modelpack.errors import MissingError, StageError
 from modelpack.stage import CalibrationRef, DataRef, Implied, Job, Outside, StageConfig, stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from modelpack.numerics.checks import Subject
     from modelpack.numerics.quantization.calibration.record import Calibration
     from modelpack.numerics.quantization.engine import Result
+    from modelpack.numerics.quantization.front import Budget, Measure
     from modelpack.numerics.rows import Feed
 
 Method = Literal["static", "dynamic", "weight_only", "float16", "bfloat16"]
@@ -46,7 +51,7 @@ _OPERATORS: dict[str, frozenset[Operator]] = {
 }
 """Method → operators that it can quantize, where not all."""
 
-_UNBUILT = frozenset({"equalize", "smooth", "budget"})
+_UNBUILT = frozenset({"equalize", "smooth"})
 
 
 class QualityBudget(BaseModel):
@@ -57,6 +62,7 @@ class QualityBudget(BaseModel):
     sqnr_db: float | None = Field(None, gt=0, description="Signal-to-noise ratio of the first output, at least.")
     agreement: float | None = Field(None, gt=0, le=1, description="Share of rows with the same answer, at least.")
     accuracy_drop: float | None = Field(None, ge=0, le=1, description="Accuracy lost, at most; needs labels.")
+    labels: str = Field("label", min_length=1, description="Key of the labels in the data, for accuracy_drop.")
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -117,8 +123,10 @@ class QuantizeConfig(StageConfig):
     budget: QualityBudget | None = Field(
         None, description="With static: keep as few layers as possible at higher precision to stay this close."
     )
-    bits: Literal[8, 4] = Field(4, description="With weight_only: bits of a weight.")
-    group: Literal[16, 32, 64, 128, 256] = Field(32, description="With weight_only: weights that share one scale.")
+    bits: Annotated[Literal[8, 4], Whole] = Field(4, description="With weight_only: bits of a weight.")
+    group: Annotated[Literal[16, 32, 64, 128, 256], Whole] = Field(
+        32, description="With weight_only: weights that share one scale."
+    )
     rounding: Literal["nearest", "hqq", "gptq"] | None = Field(
         None,
         description="With weight_only, how weights are rounded: nearest; hqq: on grids that let outliers go; gptq: by "
@@ -233,6 +241,7 @@ def quantize(config: QuantizeConfig, job: Job) -> None:
         rounding=config.rounding or _rounding(config),
         form=config.form,
         keep_operators=config.keep_operators,
+        budget=_budget(config),
     )
 
     def read(label: str, limit: int | None = None) -> Iterator[Feed]:
@@ -241,11 +250,18 @@ def quantize(config: QuantizeConfig, job: Job) -> None:
         most = config.rows if limit is None else min(limit, config.rows)
         yield from job.track(rows.feeds(job.data[config.data].batches(), inputs, most), label=label)
 
+    def labelled(label: str) -> Iterator[tuple[Feed, NDArray[np.generic]]]:
+        assert config.data is not None
+        assert config.budget is not None
+        pairs = rows.labelled(job.data[config.data].batches(), inputs, config.rows, config.budget.labels)
+        yield from job.track(pairs, label=label)
+
     def track(names: Sequence[str], label: str) -> Iterable[str]:
         return job.track(names, len(names), label)
 
     _warn(config, job)
-    made = engine.quantize(before, settings, Evidence(read, _calibration(config, job), job.seed, job.device, track))
+    evidence = Evidence(read, _calibration(config, job), job.seed, job.device, track, labelled)
+    made = engine.quantize(before, settings, evidence)
     onnxfile.write(made.outcome.model, job.out)
     (job.out / "signature.json").write_bytes(job.source.file("signature.json").read_bytes())
     _report(made, job)
@@ -303,6 +319,17 @@ def _calibration(config: QuantizeConfig, job: Job) -> Calibration | None:
             then="let both steps read the same step, or leave `calibration:` out",
         )
     return found
+
+
+def _budget(config: QuantizeConfig) -> Budget | None:
+    """Read the one limit that the budget gives."""
+    from modelpack.numerics.quantization.front import Budget
+
+    if config.budget is None:
+        return None
+    names: tuple[Measure, ...] = ("sqnr_db", "agreement", "accuracy_drop")
+    given = ((name, getattr(config.budget, name)) for name in names)
+    return next(Budget(name, limit) for name, limit in given if limit is not None)
 
 
 def _rounding(config: QuantizeConfig) -> Literal["nearest", "hqq", "gptq"]:

@@ -69,6 +69,7 @@ def quantize(model: ModelProto, settings: Settings, evidence: Evidence) -> Resul
     outcome = functions[settings.method](prepared, found, settings, evidence)
     made = onnxfile.infer(outcome.model)
     onnxfile.check(made)
+    found = [replace(layer, reason=outcome.kept.get(layer.name, layer.reason)) for layer in found]
     if settings.backend != "builtin":
         found = backends.quantized(found, made)
     shrunk = made.ByteSize() / model.ByteSize()

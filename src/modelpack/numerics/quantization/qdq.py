@@ -26,6 +26,7 @@ from modelpack.numerics.quantization.composites import COMPOSED
 from modelpack.numerics.quantization.hardware import PROFILES
 from modelpack.numerics.quantization.layers import channel_axis
 from modelpack.numerics.quantization.prepare import raised
+from modelpack.numerics.quantization.shield import shield
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -136,6 +137,7 @@ def quantize(
     writer.operands(marked, profile)
     writer.activations(grids, marked)
     writer.finish()
+    shield(twin.graph)
     return twin
 
 

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
     from onnx import ModelProto
 
     from modelpack.numerics.quantization.calibration.record import Calibration
+    from modelpack.numerics.quantization.front import Budget
     from modelpack.numerics.rows import Feed
 
 Method = Literal["static", "dynamic", "weight_only", "float16", "bfloat16"]
@@ -43,6 +46,7 @@ class Settings:
         rounding: How weight_only rounds: to the nearest code, on half-quadratic grids, or by the layers' inputs.
         form: How weight_only writes a product: onnxruntime's ``MatMulNBits``, or standard ``DequantizeLinear``.
         keep_operators: Operators that stay float32, for float16 and bfloat16.
+        budget: How close static must stay to the float model, with layers kept in float where needed.
     """
 
     method: Method = "static"
@@ -61,9 +65,14 @@ class Settings:
     rounding: Rounding = "nearest"
     form: Form = "nbits"
     keep_operators: tuple[str, ...] = ()
+    budget: Budget | None = None
 
 
 def _no_rows(_label: str, _limit: int | None) -> Iterable[Feed]:
+    return ()
+
+
+def _no_labels(_label: str) -> Iterable[tuple[Feed, NDArray[np.generic]]]:
     return ()
 
 
@@ -81,6 +90,7 @@ class Evidence:
         seed: Seed of everything random.
         device: Where models run.
         track: Passes names through, showing progress under a label.
+        labelled: Reads the rows with their labels; the argument says what for.
     """
 
     read: Callable[[str, int | None], Iterable[Feed]] = _no_rows
@@ -88,6 +98,7 @@ class Evidence:
     seed: int = 0
     device: str = "cpu"
     track: Callable[[Sequence[str], str], Iterable[str]] = _quietly
+    labelled: Callable[[str], Iterable[tuple[Feed, NDArray[np.generic]]]] = _no_labels
 
 
 @dataclass(frozen=True)
@@ -100,6 +111,7 @@ class Outcome:
         metrics: Figures, by name.
         notes: What needs no action.
         warnings: What deserves attention.
+        kept: Layers that the method itself left in float, with the reason.
     """
 
     model: ModelProto
@@ -107,3 +119,4 @@ class Outcome:
     metrics: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    kept: Mapping[str, str] = field(default_factory=dict)

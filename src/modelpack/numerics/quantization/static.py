@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from modelpack.numerics import optimize
-from modelpack.numerics.quantization import embedding, hardware, kernels, layers, overflow, qdq, reconstruction
+from modelpack.numerics.quantization import embedding, hardware, kernels, layers, mixed, overflow, qdq, reconstruction
+from modelpack.numerics.quantization.prepare import raised
 from modelpack.numerics.quantization.settings import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from onnx import ModelProto
 
+    from modelpack.numerics.quantization.hardware import Profile
     from modelpack.numerics.quantization.layers import Layer
+    from modelpack.numerics.quantization.qdq import Marks
     from modelpack.numerics.quantization.reconstruction import Gain
     from modelpack.numerics.quantization.settings import Evidence, Settings
 
@@ -34,28 +36,58 @@ def quantize(model: ModelProto, found: Sequence[Layer], settings: Settings, evid
         ValueError: When there is no calibration.
     """
     chosen = [layer.name for layer in found if layer.quantized and layer.operator != "Gather"]
-    model = embedding.quantize(model, [layer.name for layer in found if layer.quantized and layer.operator == "Gather"])
+    whole = embedding.quantize(model, [layer.name for layer in found if layer.quantized and layer.operator == "Gather"])
     if evidence.calibration is None:
         raise ValueError("static quantization takes ranges from a calibration")
-    marked = qdq.marks(model, chosen, neighbours=_flows(model, settings.operators))
-    extents = evidence.calibration.extents(marked.measured, settings.ranges, settings.percentile)
-    profile, wide = hardware.profile(settings.target, evidence.device), layers.matching(found, settings.wide, "wide")
-    insert = partial(qdq.quantize, model, chosen, marked, extents, profile=profile, wide=wide)
-    plain = insert()
-    risky = overflow.found(plain, chosen, profile, evidence) if settings.portable or profile.saturates else {}
-    if settings.portable and risky:
-        plain = insert(narrow=risky)
-    outcome = Outcome(plain)
-    if settings.correction != "none":
-        outcome = _corrected(model, plain, chosen, settings, evidence)
-    last = overflow.finished(outcome.model, chosen, risky, profile, evidence, portable=settings.portable)
-    return replace(
-        outcome,
-        model=last.model,
-        results={**outcome.results, **({"overflow": last.table} if last.table else {})},
-        notes=(f"made for {profile.name}: {profile.reason}", *outcome.notes),
-        warnings=(*outcome.warnings, *last.warnings, *_in_floats(last.model, found, wide)),
-    )
+    wide = layers.matching(found, settings.wide, "wide")
+    flow = _Flow(raised(whole, qdq.WIDE_OPSET) if wide else whole, tuple(found), settings, evidence, tuple(wide))
+    if settings.budget is None:
+        return flow.finish(chosen)
+    mixer = mixed.Mixer(flow.model, tuple(chosen), flow.marks, flow.write, flow.finish)
+    return mixed.quantize(model, mixer, settings.budget, evidence)
+
+
+@dataclass(frozen=True)
+class _Flow:
+    """What is done to a model, whichever of its layers are quantized."""
+
+    model: ModelProto
+    found: tuple[Layer, ...]
+    settings: Settings
+    evidence: Evidence
+    wide: tuple[str, ...]
+
+    @property
+    def profile(self) -> Profile:
+        return hardware.profile(self.settings.target, self.evidence.device)
+
+    def marks(self, chosen: Sequence[str]) -> Marks:
+        return qdq.marks(self.model, chosen, neighbours=_flows(self.model, self.settings.operators))
+
+    def write(self, chosen: Sequence[str], narrow: Collection[str] = ()) -> ModelProto:
+        """Insert QDQ pairs."""
+        marked, seen = self.marks(chosen), self.evidence.calibration
+        assert seen is not None
+        extents = seen.extents(marked.measured, self.settings.ranges, self.settings.percentile)
+        return qdq.quantize(self.model, chosen, marked, extents, profile=self.profile, wide=self.wide, narrow=narrow)
+
+    def finish(self, chosen: Sequence[str]) -> Outcome:
+        """Insert QDQ pairs, mend what overflows, and correct constants."""
+        plain, profile, settings, evidence = self.write(chosen), self.profile, self.settings, self.evidence
+        risky = overflow.found(plain, chosen, profile, evidence) if settings.portable or profile.saturates else {}
+        if settings.portable and risky:
+            plain = self.write(chosen, risky)
+        outcome = Outcome(plain)
+        if settings.correction != "none":
+            outcome = _corrected(self.model, plain, chosen, settings, evidence)
+        last = overflow.finished(outcome.model, chosen, risky, profile, evidence, portable=settings.portable)
+        return replace(
+            outcome,
+            model=last.model,
+            results={**outcome.results, **({"overflow": last.table} if last.table else {})},
+            notes=(f"made for {profile.name}: {profile.reason}", *outcome.notes),
+            warnings=(*outcome.warnings, *last.warnings, *_in_floats(last.model, self.found, self.wide)),
+        )
 
 
 def tensors(model: ModelProto, operators: Sequence[str] | None) -> list[str]:

@@ -1,0 +1,109 @@
+"""Mixtures of float and quantized layers side by side: which are worth having, and which one a budget asks for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from modelpack.numerics.measure.statistics import ratio
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from modelpack.numerics.measure.statistics import Ratio
+
+Measure = Literal["sqnr_db", "agreement", "accuracy_drop"]
+
+SLACK = 1.01
+"""How many times as long a mixture may take before its time counts as longer than another's."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How close to the float model a quantized one must stay.
+
+    Attributes:
+        measure: ``sqnr_db`` and ``agreement`` are at least `limit`, ``accuracy_drop`` is at most that.
+        limit: The bound.
+    """
+
+    measure: Measure
+    limit: float
+
+    def met(self, quality: Mapping[str, float]) -> bool:
+        """Whether measured figures are within the budget."""
+        value = quality[self.measure]
+        return value <= self.limit if self.measure == "accuracy_drop" else value >= self.limit
+
+    def merit(self, point: Point) -> tuple[float, float]:
+        """Give what orders points from worse to better; equal figures are told apart by the error's power."""
+        value = point.quality[self.measure]
+        return (-value if self.measure == "accuracy_drop" else value, point.quality["sqnr_db"])
+
+
+@dataclass(frozen=True)
+class Point:
+    """One mixture, measured.
+
+    Attributes:
+        kept: Names of the layers that stay float.
+        quality: Figures of the comparison with the float model; ``sqnr_db`` is always among them.
+        size: Bytes of the file.
+        speed: How many times as fast as the float model it is.
+        rounds: Milliseconds of one row in each of the rounds that all points were measured in.
+    """
+
+    kept: tuple[str, ...]
+    quality: Mapping[str, float]
+    size: int
+    speed: Ratio
+    rounds: tuple[float, ...] = field(repr=False)
+
+    def slower_than(self, other: Point) -> bool:
+        """Whether the rounds show that it takes longer than another point, by more than `SLACK`."""
+        return ratio(other.rounds, self.rounds).high < 1 / SLACK
+
+    def dominated_by(self, other: Point) -> bool:
+        """Whether another point is at least as good in speed, quality and bytes, and better in one."""
+        mine, others = ((-one.speed.value, -one.quality["sqnr_db"], one.size) for one in (self, other))
+        return mine != others and all(theirs <= own for own, theirs in zip(mine, others, strict=True))
+
+
+def choose(points: Sequence[Point], budget: Budget) -> Point | None:
+    """Give the fastest point within a budget; None when there is none.
+
+    Of points whose times the rounds do not tell apart the one that keeps the fewest layers is taken, so that noise
+    seldom decides.
+    """
+    within = [point for point in points if budget.met(point.quality)]
+    if not within:
+        return None
+    fastest = max(within, key=lambda point: point.speed.value)
+    return min((point for point in within if not point.slower_than(fastest)), key=lambda point: len(point.kept))
+
+
+def best(points: Sequence[Point], budget: Budget) -> Point:
+    """Give the point that comes nearest to a budget."""
+    return max(points, key=budget.merit)
+
+
+def table(points: Sequence[Point], chosen: Point | None) -> list[dict[str, object]]:
+    """Describe the points, each with the layers that it keeps beyond those of the point before."""
+    rows: list[dict[str, object]] = []
+    before: set[str] = set()
+    for point in points:
+        rows.append(
+            {
+                "layers_kept": len(point.kept),
+                "added": [name for name in point.kept if name not in before],
+                "speedup": point.speed.value,
+                "speedup_low": point.speed.low,
+                "speedup_high": point.speed.high,
+                "model_bytes": point.size,
+                **point.quality,
+                "on_front": not any(point.dominated_by(other) for other in points),
+                "chosen": point is chosen,
+            }
+        )
+        before = set(point.kept)
+    return rows

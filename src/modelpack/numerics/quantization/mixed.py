@@ -1,0 +1,263 @@
+"""Accuracy-controlled mixed precision: as few layers as possible stay float, the cheapest in measured time.
+
+1. The error that each layer brings alone is measured (`sensitivity`), and the time that it saves (`cost`).
+2. Layers are kept one after the other, by error removed per time lost; a neighbour of a kept one loses less.
+3. Growing sets of them are measured: outputs on all rows, times in turns with the float model and with each other.
+4. The fastest set within the budget is taken (`front`); where times do not differ beyond noise, the smallest.
+
+The sets' graphs have the constants of the one that keeps nothing, corrections included; those of the set that is taken
+are corrected anew. Times differ between machines and runs, and so may the choice where sets are near each other; no
+time is part of the result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from modelpack.errors import StageError
+from modelpack.numerics import graph, onnxfile, rows, runtime
+from modelpack.numerics.measure import timing
+from modelpack.numerics.measure.comparison import Comparison
+from modelpack.numerics.measure.metrics import LabelMetrics
+from modelpack.numerics.measure.statistics import ratio
+from modelpack.numerics.quantization import cost, front, sensitivity, switches
+from modelpack.numerics.quantization.front import Point
+from modelpack.numerics.quantization.sensitivity import Noise
+from modelpack.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from onnx import ModelProto
+
+    from modelpack.numerics.measure.statistics import Ratio
+    from modelpack.numerics.quantization.cost import Costs
+    from modelpack.numerics.quantization.front import Budget
+    from modelpack.numerics.quantization.qdq import Marks
+    from modelpack.numerics.quantization.settings import Evidence, Outcome
+    from modelpack.numerics.rows import Feed
+
+SIZES = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+"""Numbers of layers that are tried, as far as there are more layers."""
+
+CANDIDATES = 64
+"""Layers that may be kept: those that bring most of the error."""
+
+SMALLEST = 0.01
+"""Share of the quantized graph's time below which what a layer costs is not told apart from nothing."""
+
+_TOLD = frozenset({"sqnr_db", "cosine", "agreement"})
+"""Figures of a comparison that the front shows."""
+
+ROUNDS, SECONDS = 40, 60.0
+"""Limits of the measurement of times."""
+
+
+@dataclass(frozen=True)
+class Mixer:
+    """How layers of a model are quantized.
+
+    Attributes:
+        model: The float graph that is quantized.
+        layers: Names of the layers that can be.
+        marks: Gives what is rounded when some of them are.
+        write: Makes the graph in which they are, not corrected.
+        finish: Makes it as the settings say.
+    """
+
+    model: ModelProto
+    layers: tuple[str, ...]
+    marks: Callable[[Sequence[str]], Marks]
+    write: Callable[[Sequence[str]], ModelProto]
+    finish: Callable[[Sequence[str]], Outcome]
+
+    def without(self, kept: Iterable[str]) -> list[str]:
+        """Name the layers that are quantized when some are kept."""
+        left = frozenset(kept)
+        return [name for name in self.layers if name not in left]
+
+
+def quantize(reference: ModelProto, mixer: Mixer, budget: Budget, evidence: Evidence) -> Outcome:
+    """Quantize all layers but those that a budget cannot spare.
+
+    Args:
+        reference: The float model that the result must stay close to.
+        mixer: How its layers are quantized.
+        budget: How close.
+        evidence: Rows to measure on.
+
+    Returns:
+        The outcome, with the table ``front`` of everything that was measured.
+
+    Raises:
+        StageError: When no mixture is within the budget, with the one that comes nearest.
+    """
+    whole = mixer.finish(mixer.layers)
+    order = ranked(mixer, whole.model, evidence)
+    sets = [tuple(order[:size]) for size in SIZES if size <= len(order) and (size < len(mixer.layers) or size == 0)]
+    models = [whole.model, *(_lent(mixer.write(mixer.without(kept)), whole.model) for kept in sets[1:])]
+    qualities = judge(reference, models, budget, evidence)
+    speeds = time(reference, models, evidence)
+    points = [
+        Point(kept, quality, model.ByteSize(), *speed)
+        for kept, quality, model, speed in zip(sets, qualities, models, speeds, strict=True)
+    ]
+    chosen = front.choose(points, budget)
+    if chosen is None:
+        raise _unmet(points, budget, len(mixer.layers))
+    place = points.index(chosen)
+    outcome = whole if not chosen.kept else replace(mixer.finish(mixer.without(chosen.kept)), kept=_reasons(chosen))
+    if chosen.kept and outcome.model != models[place]:
+        (quality,) = judge(reference, [outcome.model], budget, evidence)
+        corrected = replace(chosen, quality=quality)
+        if budget.merit(corrected) >= budget.merit(chosen):
+            points[place] = corrected
+        else:
+            outcome = replace(outcome, model=models[place])
+    return replace(outcome, results={**outcome.results, "front": front.table(points, points[place])})
+
+
+def ranked(mixer: Mixer, quantized: ModelProto, evidence: Evidence) -> list[str]:
+    """Order the layers that may be kept in float, those that remove most error per time lost first.
+
+    Args:
+        mixer: How layers are quantized.
+        quantized: The graph in which all of them are, corrected.
+        evidence: Rows to measure on.
+    """
+    inputs = _inputs(mixer.model)
+    feeds = sensitivity.spread(evidence.read("read rows to measure layers on", None), inputs)
+    if not feeds:
+        raise StageError("the data have no rows that the model could read")
+    board = switches.build(mixer.model, quantized, mixer.marks(mixer.layers))
+    noise = Noise(board, mixer.marks, feeds, evidence.device)
+    errors = noise.alone(mixer.layers, lambda names: evidence.track(names, "measure each layer's error"))
+    one_row = rows.take(feeds[0], inputs, 1)
+    costs = cost.measure(mixer.model, mixer.layers, mixer.marks, mixer.write, one_row, device=evidence.device)
+    return order(mixer, errors, costs, SIZES[-1])
+
+
+def order(mixer: Mixer, errors: Mapping[str, float], costs: Costs, most: int) -> list[str]:
+    """Keep layers one after the other, each the one that removes most error per time lost, given those before it.
+
+    Args:
+        mixer: How layers are quantized.
+        errors: What each layer brings.
+        costs: What keeping layers costs.
+        most: How many layers to keep.
+    """
+    left = sorted(mixer.layers, key=lambda name: -errors[name])[:CANDIDATES]
+    least = SMALLEST * costs.total
+
+    def spent(kept: Sequence[str]) -> float:
+        return costs.of(kept, cost.crossings(mixer.model, mixer.marks(mixer.without(kept))))
+
+    found: list[str] = []
+    now = spent(found)
+    while left and len(found) < most:
+        times = {name: spent([*found, name]) for name in left}
+        taken = max(left, key=lambda name: errors[name] / max(times[name] - now, least))
+        found.append(taken)
+        left.remove(taken)
+        now = times[taken]
+    return found
+
+
+def _lent(model: ModelProto, donor: ModelProto) -> ModelProto:
+    """Give a graph the constants of the same name of another one. Changes and gives `model`."""
+    constants = {item.name: item for item in donor.graph.initializer}
+    for item in model.graph.initializer:
+        if item.name in constants:
+            item.CopyFrom(constants[item.name])
+    return model
+
+
+def judge(
+    reference: ModelProto, models: Sequence[ModelProto], budget: Budget, evidence: Evidence
+) -> list[dict[str, float]]:
+    """Compare the first output of some models with that of the float one, on all rows.
+
+    Raises:
+        StageError: When the budget needs labels and the data have none, or figures that the output does not have.
+    """
+    inputs, output = _inputs(reference), reference.graph.output[0].name
+    compared = [Comparison(output, classes=None) for _ in models]
+    labelled = budget.measure == "accuracy_drop"
+    told = [LabelMetrics(["accuracy"], f"output '{output}'") for _ in range(len(models) + 1)]
+    with _sessions([reference, *models], evidence.device) as opened:
+        for feed, label in _rows(evidence, labelled=labelled):
+            wanted, *given = (runtime.execute(session, feed, [output])[output] for session in opened)
+            for comparison, values in zip(compared, given, strict=True):
+                comparison.update(wanted, values, rows.count(feed, inputs))
+            if label is not None:
+                for metrics, values in zip(told, (wanted, *given), strict=True):
+                    metrics.update(values, label)
+    found = [{key: value for key, value in item.result().items() if key in _TOLD} for item in compared]
+    if labelled:
+        before, *after = (metrics.compute()["accuracy"] for metrics in told)
+        found = [
+            item | {"accuracy": now, "accuracy_drop": before - now} for item, now in zip(found, after, strict=True)
+        ]
+    if budget.measure not in found[0]:
+        raise StageError(
+            f"output '{output}' is no scores of classes, so that answers cannot agree",
+            where="budget",
+            then="give the budget as `sqnr_db`",
+        )
+    return found
+
+
+def _rows(evidence: Evidence, *, labelled: bool) -> Iterator[tuple[Feed, NDArray[np.generic] | None]]:
+    if not labelled:
+        yield from ((feed, None) for feed in evidence.read("compare mixtures", None))
+    else:
+        yield from evidence.labelled("compare mixtures")
+
+
+def time(
+    reference: ModelProto, models: Sequence[ModelProto], evidence: Evidence
+) -> list[tuple[Ratio, tuple[float, ...]]]:
+    """Time one row through some models, in turns with the float one.
+
+    Returns:
+        For each model, how many times as fast as the float one it is, and its milliseconds in every round.
+    """
+    feed = rows.take(next(iter(evidence.read("time mixtures", 1))), _inputs(reference), 1)
+    with _sessions([reference, *models], evidence.device) as opened:
+        timers = [timing.of_session(session, feed, evidence.device) for session in opened]
+        floats, *others = timing.interleave(timers, rounds=ROUNDS, seconds=SECONDS, warmup=3)
+    return [(ratio(floats.rounds, series.rounds), tuple(series.rounds)) for series in others]
+
+
+@contextlib.contextmanager
+def _sessions(models: Sequence[ModelProto], device: str) -> Iterator[list[Any]]:
+    with contextlib.ExitStack() as stack:
+        places = [stack.enter_context(onnxfile.loadable(model)) for model in models]
+        yield [runtime.session(place, device, threads=1) for place in places]
+
+
+def _inputs(model: ModelProto) -> dict[str, TensorSpec]:
+    return {name: TensorSpec.model_validate(spec) for name, spec in graph.signature(model)["inputs"].items()}
+
+
+def _reasons(chosen: Point) -> dict[str, str]:
+    return dict.fromkeys(chosen.kept, "kept in float for the budget")
+
+
+def _unmet(points: Sequence[Point], budget: Budget, layers: int) -> StageError:
+    nearest = front.best(points, budget)
+    tried = "; ".join(
+        f"{len(point.kept)} kept: {point.quality[budget.measure]:.4g}, {point.speed.value:.2f} times as fast as float32"
+        for point in points
+    )
+    return StageError(
+        f"no mixture is within the budget of {budget.measure} {budget.limit:g}; the best keeps {len(nearest.kept)} of "
+        f"{layers} layers in float and has {nearest.quality[budget.measure]:.4g}, at {nearest.speed.value:.2f} times "
+        f"the float model's speed and {nearest.size:,} bytes",
+        where="budget",
+        then=f"ask for less, give more rows, or correct (`correction: rounding`). Measured: {tried}",
+    )
