@@ -1,0 +1,161 @@
+"""Half precisions: what stays float32, what does not fit, and what the files hold."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+import nets
+from modelpack.errors import StageError
+from modelpack.numerics import graph, onnxfile, rows, runtime
+from modelpack.numerics.quantization import engine, layers, operators
+from modelpack.numerics.quantization.prepare import prepare
+from modelpack.numerics.quantization.settings import Evidence, Settings
+from modelpack.stages.export import export as export_stage
+from modelpack.stages.quantize import QuantizeConfig
+from modelpack.stages.quantize import quantize as quantize_stage
+from onnx_support import graph_of, torch_artifact, weights
+from support import Rows, run_stage
+
+FLOAT = TensorProto.FLOAT
+X = {"x": np.random.default_rng(0).standard_normal((4, 64)).astype(np.float32)}
+
+
+def chain(*middle, gain=1.0, opset=17):
+    """A product, some operators in a row, and another product."""
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["v0"], name="first")]
+    for number, operator in enumerate(middle):
+        made = helper.make_node(operator, [f"v{number}"], [f"v{number + 1}"], name=f"mid{number}")
+        nodes.append(made)
+    nodes.append(helper.make_node("MatMul", [f"v{len(middle)}", "u"], ["y"], name="last"))
+    values = {"w": weights(64, 64, seed=1) * gain, "u": weights(64, 32, seed=2) / 8}
+    return graph_of(nodes, {"x": (["n", 64], FLOAT)}, {"y": ["n", 32]}, values, opset)
+
+
+def made_of(proto, method, feeds=(), **wanted):
+    return engine.quantize(proto, Settings(method=method, **wanted), Evidence(lambda _label, _limit: feeds)).outcome
+
+
+def run(proto, feed=X):
+    return runtime.execute(runtime.session(proto.SerializeToString()), feed)
+
+
+def reads(proto, name):
+    """Element types of what a node's inputs are, casts before it included."""
+    makers = onnxfile.producers(proto.graph)
+    node = next(node for node in proto.graph.node if node.name == name)
+    casts = [makers[value] for value in node.input if value in makers and makers[value].op_type == "Cast"]
+    return {onnxfile.attribute(cast, "to") for cast in casts}
+
+
+# Float16
+
+
+def test_operators_that_know_float32_only_are_kept_with_a_note():
+    proto = chain("Celu", "Relu")
+    made = made_of(proto, "float16")
+    assert made.notes == ("stay float32, since onnxruntime has them in no other type: Celu",)
+    assert reads(made.model, "mid0") == {TensorProto.FLOAT}
+    np.testing.assert_allclose(run(made.model)["y"], run(proto)["y"], atol=0.1)
+
+
+@pytest.mark.parametrize("opset", [13, 17, 20])
+def test_usual_operators_are_converted(opset):
+    assert not operators.without_float16(chain("Relu", "Sigmoid", "Softmax", "Tanh", opset=opset))
+
+
+def test_optional_outputs_that_nobody_reads_keep_no_operator():
+    proto = graph_of(
+        [helper.make_node("LayerNormalization", ["x", "s"], ["h"], name="norm"), helper.make_node("MatMul", ["h", "w"], ["y"], name="m")],
+        {"x": (["n", 8], FLOAT)},
+        {"y": ["n", 8]},
+        {"s": weights(8), "w": weights(8, 8)},
+    )  # fmt: skip
+    assert not operators.without_float16(proto)
+
+
+@pytest.mark.parametrize("method", ["float16", "bfloat16"])
+def test_named_operators_stay_float32(method):
+    proto = chain("Softmax", "Tanh")
+    made = made_of(proto, method, keep_operators=("Softmax",))
+    if method == "float16":
+        assert TensorProto.FLOAT in reads(made.model, "mid0")
+        assert TensorProto.FLOAT16 not in reads(made.model, "mid0")
+    np.testing.assert_allclose(run(made.model)["y"], run(proto)["y"], atol=0.02)
+    with pytest.raises(StageError, match="has no operator 'Sofmax'") as told:
+        made_of(proto, method, keep_operators=("Sofmax",))
+    assert "Softmax" in told.value.then
+
+
+def test_the_first_layer_whose_values_do_not_fit_is_named():
+    proto = chain("Relu", gain=8e3)
+    with pytest.raises(StageError, match=r"values reach .*float16 ends at 65504") as told:
+        made_of(proto, "float16", [X])
+    assert told.value.where == "first"
+    assert "keep_operators" in told.value.then
+    assert "bfloat16" in told.value.then
+    fits = made_of(proto, "bfloat16", [X])
+    assert np.isfinite(run(fits.model)["y"]).all()
+
+
+# Bfloat16
+
+
+def test_bfloat16_holds_half_the_bytes_and_three_digits():
+    proto = chain("Relu")
+    made = made_of(proto, "bfloat16")
+    facts = graph.facts(made.model)
+    assert facts.precision == "bfloat16"
+    assert facts.parameters == graph.facts(proto).parameters
+    assert facts.tensor_bytes == {"bfloat16": 2 * (64 * 64 + 64 * 32)}
+    assert [layer.dtype for layer in facts.layers] == ["bfloat16", "bfloat16"]
+    assert any("become float32 while the model is loaded" in note for note in made.notes)
+    expected, got = run(proto)["y"], run(made.model)["y"]
+    assert 0 < np.abs(got - expected).max() < 0.02 * np.abs(expected).max()
+
+
+def test_bfloat16_rounds_to_nearest():
+    made = made_of(chain("Relu"), "bfloat16")
+    tensors = {item.name: item for item in made.model.graph.initializer}
+    stored = onnxfile.array(tensors["w:bfloat16"]).astype(np.float32)
+    wanted = weights(64, 64, seed=1)
+    assert np.array_equal(stored, wanted.astype(ml_dtypes.bfloat16).astype(np.float32))
+    assert (np.abs(stored - wanted) <= np.abs(wanted) * 2.0**-8).all()
+
+
+def test_excluded_layers_keep_their_weights_in_either_half():
+    proto = chain("Relu")
+    for method in ("float16", "bfloat16"):
+        made = made_of(proto, method, exclude=("first",))
+        kept = [onnxfile.array(item) for item in made.model.graph.initializer if item.data_type == FLOAT]
+        assert any(np.array_equal(item, weights(64, 64, seed=1)) for item in kept)
+
+
+def test_every_layer_that_a_half_leaves_alone_has_a_reason():
+    found = layers.choose(prepare(chain("Relu"))[0], "bfloat16", None, ("last",))
+    assert [layer.reason for layer in found] == ["", "excluded by 'last'"]
+
+
+# The stages
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    root = tmp_path_factory.mktemp("exported")
+    return run_stage(root, export_stage, {}, model=torch_artifact(root, "nets.py:grouped", nets.PICTURE))
+
+
+@pytest.mark.parametrize(("method", "sqnr"), [("float16", 40), ("bfloat16", 25)])
+def test_a_network_halves_and_stays_close(tmp_path, exported, method, sqnr):
+    data = Rows(rows.sample(runtime.signature(exported)[0], 8, 7), 4)
+    wanted = {"method": method, "data": "val"}
+    made = run_stage(tmp_path, quantize_stage, wanted, model=exported, data={"val": data})
+    assert made.metrics["quantized_layers"] == made.metrics["quantizable_layers"]
+    assert made.metrics["quantize_shrink"] < 0.75
+    assert made.metrics["quantize_sqnr_db"] > sqnr
+    assert graph.facts(onnxfile.read(made.file("model.onnx"))).precision == method
+
+
+def test_kept_operators_belong_to_the_halves():
+    with pytest.raises(ValueError, match="`keep_operators` fits bfloat16 and float16, not 'dynamic'"):
+        QuantizeConfig.model_validate({"method": "dynamic", "keep_operators": ["Softmax"]})
