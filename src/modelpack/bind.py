@@ -30,6 +30,14 @@ Arguments = Annotated[dict[str, Any], BeforeValidator(core)]
 """Free-form values, read by the YAML 1.2 core rules because no type says better."""
 
 
+def _whole(value: object) -> object:
+    return int(value) if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,9}", value) else value
+
+
+Whole = BeforeValidator(_whole)
+"""Marks a choice of whole numbers, `Annotated[Literal[8, 4], Whole]`, which pydantic would not read from text."""
+
+
 class FromText:
     """Gives a class a pydantic schema that reads it from text.
 
