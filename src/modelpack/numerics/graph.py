@@ -157,7 +157,8 @@ def operators(model: ModelProto) -> dict[str, int]:
 
 def is_quantized(model: ModelProto) -> bool:
     """Whether any operator quantizes, or computes on quantized values."""
-    return any("Quantize" in name or name.startswith("QLinear") or name in _INTEGER for name in operators(model))
+    names = operators(model)
+    return any("quantize" in name.lower() or name.startswith("QLinear") or name in _INTEGER for name in names)
 
 
 def signature(model: ModelProto) -> dict[str, dict[str, dict[str, Any]]]:

@@ -10,28 +10,27 @@ import onnx
 from onnxconverter_common import float16
 
 from modelpack.errors import StageError
-from modelpack.numerics import differences, onnxfile, runtime
+from modelpack.numerics import graph as graphs
+from modelpack.numerics import onnxfile, runtime
 from modelpack.numerics.quantization import operators
+from modelpack.numerics.quantization.calibration.measure import measure
 from modelpack.numerics.quantization.settings import Outcome
 from modelpack.numerics.silence import quiet
+from modelpack.tensors import TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from onnx import ModelProto
 
     from modelpack.numerics.quantization.layers import Layer
     from modelpack.numerics.quantization.settings import Evidence, Settings
-    from modelpack.numerics.rows import Feed
 
 LARGEST = float(np.finfo(np.float16).max)
 SMALLEST = float(np.finfo(np.float16).smallest_subnormal)
 
 LOOKED_AT = 32
-"""Rows that are run in float16 to see whether all values fit."""
-
-HIDING = 1e30
-"""Numbers of this magnitude stand for infinity."""
+"""Rows that are looked at, at most, to see whether all values fit."""
 
 
 def quantize(model: ModelProto, found: Sequence[Layer], settings: Settings, evidence: Evidence) -> Outcome:
@@ -52,7 +51,8 @@ def quantize(model: ModelProto, found: Sequence[Layer], settings: Settings, evid
     """
     apart = {layer.name for layer in found if not layer.quantized} | operators.named(model, settings.keep_operators)
     only = operators.without_float16(model)
-    made = converted(model, apart | {name for names in only.values() for name in names})
+    apart |= {name for names in only.values() for name in names}
+    made = converted(model, apart)
     # Its rules for float16 on processors are young: some graphs crash the whole process instead of failing.
     with onnxfile.loadable(made) as place:
         if not runtime.survives(place, evidence.device):
@@ -60,47 +60,42 @@ def quantize(model: ModelProto, found: Sequence[Layer], settings: Settings, evid
                 f"onnxruntime {runtime.ort.__version__} crashes when it opens the float16 graph on {evidence.device}",
                 then="use `method: static` or `method: dynamic`, or exclude layers",
             )
-    _check_values(model, made, evidence)
+    _check_values(model, apart, evidence)
     notes = (f"stay float32, since onnxruntime has them in no other type: {', '.join(only)}",) if only else ()
     return Outcome(made, notes=notes)
 
 
-def _check_values(model: ModelProto, made: ModelProto, evidence: Evidence) -> None:
-    """Refuse a graph that gives NaN or infinity where the float one does not, and say which layer is too large first.
+def _check_values(model: ModelProto, apart: Collection[str], evidence: Evidence) -> None:
+    """Refuse a graph whose values float16 does not hold; numbers that hide positions from attention may be lost.
+
+    The float graph is looked at, since onnxruntime computes in float32 on processors, where nothing would overflow.
 
     Raises:
-        StageError: With that layer.
+        StageError: With the first node whose values are too large.
     """
-    names = [item.name for item in model.graph.output]
-    with onnxfile.loadable(model) as one, onnxfile.loadable(made) as two:
-        reference, subject = runtime.session(one, evidence.device), runtime.session(two, evidence.device)
-        for feed in evidence.read("look for values too large", LOOKED_AT):
-            expected, got = runtime.execute(reference, feed, names), runtime.execute(subject, feed, names)
-            if any(np.isfinite(expected[name]).all() and not np.isfinite(got[name]).all() for name in names):
-                layer, largest = _first_too_large(model, feed, evidence.device)
-                raise StageError(
-                    f"values reach {largest:.3g}, float16 ends at {LARGEST:g}" if layer else "float16 gives NaN",
-                    where=layer,
-                    then="keep the layer in float32 (`exclude`, or its operator by `keep_operators`), or use "
-                    "`method: bfloat16`",
-                )
-
-
-def _first_too_large(model: ModelProto, feed: Feed, device: str) -> tuple[str, float]:
-    """Name the first node whose values float16 does not hold, and the largest of them; nothing when there is none."""
-    made = onnxfile.infer(model)
-    floats = {item.name for item in made.graph.value_info if item.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
-    floats |= {item.name for item in made.graph.output}
-    pairs = [(node.name, name) for node in model.graph.node for name in node.output if name in floats]
-    with onnxfile.loadable(differences.tapped(model, [name for _, name in pairs])) as place:
-        values = runtime.execute(runtime.session(place, device), feed, [name for _, name in pairs])
-    for node, name in pairs:
-        sizes = np.abs(values[name].astype(np.float64))
-        # Larger ones are "minus infinity" of an attention mask, which float16 has under another value.
-        counted = sizes[(sizes < HIDING) & np.isfinite(sizes)]
-        if counted.size and counted.max() > LARGEST:
-            return node, float(counted.max())
-    return "", 0.0
+    feeds = list(evidence.read("look for values too large", LOOKED_AT))
+    if not feeds:
+        return
+    made, readers = onnxfile.infer(model), onnxfile.consumers(model.graph)
+    known = (*made.graph.value_info, *made.graph.output)
+    floats = {item.name for item in known if item.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
+    makers = {
+        name: node.name
+        for node in model.graph.node
+        for name in node.output
+        if name in floats and not {node.name, *(reader.name for reader in readers.get(name, []))} <= set(apart)
+    }
+    inputs = {name: TensorSpec.model_validate(spec) for name, spec in graphs.signature(model)["inputs"].items()}
+    seen = measure(model, list(makers), feeds, inputs, histograms=False, device=evidence.device).tensors
+    for name, node in makers.items():
+        largest = max(-seen[name].low, seen[name].high)
+        if largest > LARGEST:
+            raise StageError(
+                f"values reach {largest:.3g}, float16 ends at {LARGEST:g}",
+                where=node,
+                then="keep the layer in float32 (`exclude`, or its operator by `keep_operators`), or use "
+                "`method: bfloat16`",
+            )
 
 
 def converted(model: ModelProto, left_alone: Iterable[str]) -> ModelProto:
