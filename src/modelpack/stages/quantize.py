@@ -51,8 +51,6 @@ _OPERATORS: dict[str, frozenset[Operator]] = {
 }
 """Method → operators that it can quantize, where not all."""
 
-_UNBUILT = frozenset({"equalize", "smooth"})
-
 
 class QualityBudget(BaseModel):
     """How close the quantized model must stay to the float one: exactly one of these."""
@@ -156,8 +154,6 @@ class QuantizeConfig(StageConfig):
             fits = _ONLY_FOR.get(name)
             if fits is not None and self.method not in fits:
                 raise ValueError(f"`{name}` fits {' and '.join(sorted(fits))}, not '{self.method}'; leave it out")
-            if name in _UNBUILT:
-                raise ValueError(f"`{name}` is not there yet")
         if self.portable and self.target in ("neon", "cuda"):
             raise ValueError(f"`portable` is about x86 processors, `target: {self.target}` is none; leave one out")
         if self.method == "static" and self.data is None:
@@ -202,6 +198,8 @@ def _implied(config: QuantizeConfig) -> Implied | None:
         "rows": config.rows,
         "histograms": config.ranges != "minmax",
         "operators": config.operators and [name for name in config.operators if name != "Gather"] or None,
+        "equalize": config.equalize,
+        "smooth": config.smooth,
     }
     return Implied("calibrate", settings, "calibration")
 
@@ -231,6 +229,8 @@ def quantize(config: QuantizeConfig, job: Job) -> None:
         exclude=config.exclude,
         ranges=config.ranges,
         percentile=config.percentile,
+        equalize=config.equalize,
+        smooth=config.smooth,
         correction=config.correction,
         correction_rows=config.correction_rows,
         wide=config.wide,
@@ -293,7 +293,10 @@ def _examine(subject: Subject, made: Result, config: QuantizeConfig, job: Job) -
 
     # The method itself says which layers overflow, and every layer that was left out is listed with its reason.
     skip = {"saturation", *({"speed"} if config.allow_slower else ())}
-    tolerated = checks.CHECKS if config.backend != "builtin" else {"coverage"}
+    # Methods that keep activations in floats are chosen for their bytes.
+    tolerated = {"coverage"} if config.method in ("static", "dynamic") else {"coverage", "speed"}
+    if config.backend != "builtin":
+        tolerated = set(checks.CHECKS)
     found = checks.examine(subject, skip=skip, track=lambda names: job.track(names, len(names), "examine"))
     job.result("checks", [item.to_json() for item in found])
     for text in checks.accept(found, tolerated, {"size": engine.left_out(made.layers)}):
