@@ -121,11 +121,12 @@ def _polished(steps: Reals, weights: Reals, scales: Reals, moment: Reals, bounds
             step = scale[:, :, column]
             wanted = np.rint(slope[:, :, column] / (step * moment[:, column, column][:, None]))
             new = np.clip(steps[:, :, column] - wanted, least[:, :, column], most[:, :, column])
-            change = new - steps[:, :, column]
-            if change.any():
+            change = (new - steps[:, :, column]) * step
+            group, row = np.nonzero(change)  # few, and each concerns a whole row of the slope
+            if row.size:
                 moved = True
                 steps[:, :, column] = new
-                slope += (change * step)[:, :, None] * moment[:, None, column, :]
+                slope[group, row] += change[group, row, None] * moment[group, column]
         if not moved:
             break
     return steps
