@@ -55,7 +55,7 @@ NETS = {
     "cnn": ("nets.py:cnn", nets.IMAGE, {"width": 32}),
     "encoder": ("nets.py:encoder", nets.TOKENS, {"width": 64, "hidden": 128, "vocabulary": 500}),
 }
-METHODS = {"cnn": ("static", "float16"), "encoder": ("static", "dynamic", "float16")}
+METHODS = {"cnn": ("static", "weight_only", "float16"), "encoder": ("static", "dynamic", "weight_only", "float16")}
 
 
 def from_torch(root: Path) -> dict[str, Case]:

@@ -1,5 +1,6 @@
 """Every failure of the corpus is caught by its own check, and nothing is found where nothing is wrong."""
 
+import numpy as np
 import onnx
 import pytest
 from onnx import helper
@@ -201,6 +202,25 @@ def test_layers_are_read_from_every_form():
         found = layers.read(made.model)
         assert [item.elements for item in found] == [2304, 2304, 2304, 160]
         assert {(item.kind, item.activations) for item in found} == {kind}
+
+
+def test_weights_times_their_scales_are_weights_and_activations_are_not():
+    held = {"bytes": np.ones((8, 8), np.int8), "scale": np.ones(8, np.float32), "v": failures.weights(8, 8)}
+    proto = graph_of(
+        [
+            helper.make_node("Cast", ["bytes"], ["whole"], to=failures.FLOAT),
+            helper.make_node("Mul", ["whole", "scale"], ["w"]),
+            helper.make_node("MatMul", ["x", "w"], ["h"], "first"),
+            helper.make_node("Mul", ["h", "scale"], ["s"]),
+            helper.make_node("MatMul", ["s", "v"], ["g"], "second"),
+            helper.make_node("MatMul", ["g", "s"], ["y"], "third"),
+        ],
+        {"x": ([8, 8], failures.FLOAT)},
+        {"y": [8, 8]},
+        held,
+    )
+    found = {item.name: (item.kind, item.activations) for item in layers.read(proto)}
+    assert found == {"first": ("INT8", ""), "second": ("FLOAT", "")}
 
 
 def test_four_bits_count_as_four():

@@ -129,18 +129,30 @@ class Reader:
 
     def origin(self, name: str) -> Origin:
         """Follow a value back."""
-        kind, scale, zero = "", None, None
+        kind, scale, zero, scaled = "", None, None, False
         for _ in range(len(self.makers) + 1):
             tensor, node = self.constants.get(name), self.makers.get(name)
+            if node is None and tensor is None and scaled:
+                return Origin(None)  # a computed value times a constant, no rounded weights
             if tensor is not None or node is None:
                 return Origin(tensor, kind or (kind_of(tensor) if tensor is not None else ""), scale, zero)
             if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
                 scale, zero = scale or self.constant(node, 1), zero or self.constant(node, 2)
                 kind = kind or self._rounded_to(node)
+            elif node.op_type == "Mul" and not kind and (steps := self._steps(node)) is not None:
+                scaled, scale, name = True, steps[0], steps[1]
+                continue
             elif node.op_type not in _FORM_ONLY:
-                return Origin(None, kind, scale, zero)
+                return Origin(None) if scaled else Origin(None, kind, scale, zero)
             name = node.input[0]
         return Origin(None)
+
+    def _steps(self, node: NodeProto) -> tuple[TensorProto, str] | None:
+        """Split a product into its constant and the name of what it is multiplied with."""
+        one, two = node.input
+        if one in self.constants:
+            return self.constants[one], two
+        return (self.constants[two], one) if two in self.constants else None
 
     def _rounded_to(self, node: NodeProto) -> str:
         """Name the integers of a ``QuantizeLinear`` or ``DequantizeLinear``, empty where only its maker knows them."""
