@@ -52,7 +52,7 @@ def onnx_artifact(root: Path, proto: onnx.ModelProto) -> Artifact:
 def calibrated(proto: onnx.ModelProto, feeds: list[dict[str, np.ndarray]], **asked: Any) -> Calibration:
     """Calibrate a graph on some rows."""
     inputs = {name: TensorSpec.model_validate(spec) for name, spec in graph.signature(proto)["inputs"].items()}
-    return calibrate(proto, "hand", Asked(**asked), feeds, inputs)
+    return calibrate(proto, "hand", Asked(**asked), lambda _label: feeds, inputs)
 
 
 def graph_of(

@@ -223,6 +223,7 @@ def test_a_recipe_need_not_calibrate(folder):
     implied, quantize = recipe.steps[1:]
     assert implied.config.model_dump() == {
         "data": "photos", "rows": 20, "histograms": True, "operators": None, "mask": "auto",
+        "equalize": False, "smooth": None,
     }  # fmt: skip
     assert (implied.reads, implied.data, implied.implied) == ("model", ("photos",), True)
     assert (quantize.config.calibration, quantize.steps, quantize.implied) == (implied.id, (implied.id,), False)

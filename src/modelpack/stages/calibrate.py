@@ -10,7 +10,10 @@ from modelpack.artifact import Kind
 from modelpack.stage import DataRef, Job, StageConfig, stage
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from modelpack.numerics.quantization.calibration.record import Calibration
+    from modelpack.numerics.rows import Feed
 
 
 class CalibrateConfig(StageConfig):
@@ -33,6 +36,17 @@ class CalibrateConfig(StageConfig):
         description="The input that is 1 at real positions and 0 at padded ones, which do not count; auto takes the "
         "one whose name says so, none lets all positions count.",
     )
+    equalize: bool = Field(
+        False,
+        description="Even out the ranges of channels between layers first (cross-layer), as `quantize` then does too.",
+    )
+    smooth: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Move this share of the activations' outliers into the weights first (SmoothQuant), as `quantize` "
+        "then does too; reads the rows twice.",
+    )
 
 
 @stage(
@@ -53,9 +67,12 @@ def calibrate(config: CalibrateConfig, job: Job) -> None:
         job.warn(f"calibrated on made-up rows: '{config.data}' is random data, its ranges are not those of real inputs")
     inputs, _ = runtime.signature(job.source)
     model = onnxfile.read(job.source.file(onnxfile.NAME))
-    feeds = job.track(rows.feeds(job.data[config.data].batches(), inputs, config.rows), label="calibrate")
-    asked = Asked(config.operators, config.histograms, config.mask)
-    found = measure(model, job.source.id, asked, feeds, inputs, device=job.device)
+
+    def read(label: str) -> Iterable[Feed]:
+        return job.track(rows.feeds(job.data[config.data].batches(), inputs, config.rows), label=label)
+
+    asked = Asked(config.operators, config.histograms, config.mask, config.equalize, config.smooth)
+    found = measure(model, job.source.id, asked, read, inputs, device=job.device)
     record.write(found, job.out)
     _report(found, job)
 

@@ -197,7 +197,7 @@ def _implied(config: QuantizeConfig) -> Implied | None:
         "data": config.data,
         "rows": config.rows,
         "histograms": config.ranges != "minmax",
-        "operators": config.operators and [name for name in config.operators if name != "Gather"] or None,
+        "operators": [name for name in config.operators or () if name != "Gather"] or None,
         "equalize": config.equalize,
         "smooth": config.smooth,
     }

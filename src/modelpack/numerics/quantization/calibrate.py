@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from modelpack.numerics.quantization import static
-from modelpack.numerics.quantization.calibration import masks
+from modelpack.numerics.quantization import adjustment, smoothing, static
+from modelpack.numerics.quantization.calibration import channels, masks
 from modelpack.numerics.quantization.calibration.measure import measure
 from modelpack.numerics.quantization.calibration.record import Calibration
 from modelpack.numerics.quantization.prepare import prepare
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from onnx import ModelProto
 
@@ -28,18 +28,22 @@ class Asked:
         operators: Only for these operators; chosen by the kind of network when None.
         histograms: Whether to count values, not only find the smallest and largest.
         mask: The input that tells padded positions apart; ``auto`` or ``none``.
+        equalize: Whether channels are equalized first.
+        smooth: Share of the activations' outliers to move into weights first; None for none.
     """
 
     operators: tuple[str, ...] | None = None
     histograms: bool = True
     mask: str = "auto"
+    equalize: bool = False
+    smooth: float | None = None
 
 
 def calibrate(
     model: ModelProto,
     identity: str,
     asked: Asked,
-    feeds: Iterable[Feed],
+    read: Callable[[str], Iterable[Feed]],
     inputs: Mapping[str, TensorSpec],
     *,
     device: str = "cpu",
@@ -50,7 +54,7 @@ def calibrate(
         model: A float graph; it stays as it is.
         identity: What the calibration calls it.
         asked: What to measure.
-        feeds: The rows.
+        read: Reads the rows from the start; the argument says what for.
         inputs: What the model takes.
         device: Where it runs.
 
@@ -59,6 +63,14 @@ def calibrate(
     """
     prepared, _ = prepare(model)
     mask = masks.padding(asked.mask, inputs)
-    names = static.tensors(prepared, asked.operators)
-    found = measure(prepared, names, feeds, inputs, mask=mask, histograms=asked.histograms, device=device)
-    return Calibration(identity, found.rows, found.tensors, mask or "")
+    seen = Calibration(identity, 0, {}, mask or "", asked.equalize)
+    if asked.smooth is not None:
+        even = adjustment.adjusted(prepared, seen, asked.operators).model
+        names = smoothing.channels(even, adjustment.products(even, asked.operators))
+        found = channels.largest(even, names, read("find outliers"), inputs, mask=mask, device=device)
+        factors = smoothing.factors(even, found, asked.smooth)
+        seen = replace(seen, smooth=asked.smooth, factors=factors)
+    ready = adjustment.adjusted(prepared, seen, asked.operators).model
+    names = static.tensors(ready, asked.operators)
+    measured = measure(ready, names, read("calibrate"), inputs, mask=mask, histograms=asked.histograms, device=device)
+    return replace(seen, rows=measured.rows, tensors=measured.tensors)

@@ -36,6 +36,8 @@ class Settings:
         exclude: Patterns of names of layers to leave alone.
         ranges: How static finds the range of an activation.
         percentile: Share of the values that a range holds, in per cent, for ``percentile``.
+        equalize: Whether static evens out the ranges of channels between layers first.
+        smooth: Share of the activations' outliers that static moves into the weights first; None for none.
         correction: What static does to rounded weights and biases afterwards, to follow the float layers.
         correction_rows: How many rows that may look at.
         wide: Patterns of names of layers that static gives 16-bit activations.
@@ -55,6 +57,8 @@ class Settings:
     exclude: tuple[str, ...] = ()
     ranges: RangeRule = "minmax"
     percentile: float = 99.999
+    equalize: bool = False
+    smooth: float | None = None
     correction: Correction = "none"
     correction_rows: int = 128
     wide: tuple[str, ...] = ()

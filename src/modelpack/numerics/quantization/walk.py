@@ -20,13 +20,10 @@ BUDGET = 256 * 2**20
 """Bytes of values that are kept between pieces; where more would be needed, the next piece begins further back."""
 
 
-_PATIENT = {"session.intra_op.allow_spinning": "0"}
-
-
 def opened(model: ModelProto, device: str = "cpu") -> runtime.ort.InferenceSession:
     """Open a graph that runs between other work: its threads do not burn the processor's time while they wait."""
     with onnxfile.loadable(model) as content:
-        return runtime.session(content, device, entries=_PATIENT)
+        return runtime.session(content, device, entries=runtime.AT_REST)
 
 
 class Walk:
