@@ -61,6 +61,8 @@ def check(subject: Subject) -> Finding:
         return unchecked("there is no float model to compare with")
     if not subject.feeds or subject.made_up:
         return unchecked("made-up rows say nothing about quality")
+    if not any(kind_of(item) == "INT32" and len(item.dims) == 1 for item in subject.model.graph.initializer):
+        return unchecked("it has no quantized bias")
     try:
         plain, _ = prepare(subject.reference)
     except StageError as error:

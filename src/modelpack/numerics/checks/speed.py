@@ -47,12 +47,14 @@ class Sign:
         remedy: What helps.
         where: The layers.
         share: How much of the layers' weights it concerns.
+        firm: Whether it is known to cost more than quantization gains, so that nothing need be measured.
     """
 
     cause: str
     remedy: str
     where: str
     share: float
+    firm: bool = True
 
 
 def check(subject: Subject) -> Finding:
@@ -76,7 +78,7 @@ def judge(found: Ratio, milliseconds: float, known: list[Sign], *, promised: boo
         promised: Whether the model's form is meant to be faster, not smaller alone.
     """
     slower = found.high < 1 / SLACK and milliseconds > DISPATCH_MS
-    first = max(known, key=lambda sign: sign.share, default=None)
+    first = max(known, key=lambda sign: (sign.firm, sign.share), default=None)
     if not slower:
         told = f"against the float model: {found.sentence()}"
         if found.high < 1:
@@ -95,8 +97,8 @@ def _by_signs(subject: Subject, known: list[Sign]) -> Finding:
         return unchecked("there is no float model to compare with")
     if not known:
         return unchecked("there is no float model to compare with; the graph shows no known cause of slowness")
-    first = max(known, key=lambda sign: sign.share)
-    return (failed if first.share >= _MOST else warned)(first.cause, first.remedy, first.where)
+    first = max(known, key=lambda sign: (sign.firm, sign.share))
+    return (failed if first.firm and first.share >= _MOST else warned)(first.cause, first.remedy, first.where)
 
 
 def measured(subject: Subject) -> tuple[Ratio, float]:
@@ -125,7 +127,7 @@ def signs(subject: Subject) -> list[Sign]:
     """Look for known causes of slowness on a processor."""
     if hardware.profile("auto", subject.device).name not in _X86:
         return []
-    found = [sign for rule in (_signed, _integer_convolutions, _unfused) for sign in rule(subject)]
+    found = [sign for rule in (_signed, _unsigned, _integer_convolutions, _unfused) for sign in rule(subject)]
     return [sign for sign in found if sign.share > 0]
 
 
@@ -144,6 +146,21 @@ def _signed(subject: Subject) -> list[Sign]:
             "quantize activations as unsigned bytes (U8S8; `activation_type=QuantType.QUInt8`)",
             listed([layer.name for layer in some]),
             _share(some, subject),
+        )
+    ]
+
+
+def _unsigned(subject: Subject) -> list[Sign]:
+    """Convolutions of unsigned activations with unsigned weights."""
+    convolutions = [layer for layer in subject.layers if layer.operator in ("Conv", "QLinearConv")]
+    some = [layer for layer in convolutions if layer.kind == "UINT8" and layer.activations == "UINT8"]
+    return [
+        Sign(
+            f"{len(some)} convolutions take unsigned weights (U8U8), for which x86 processors have no fast kernel",
+            "quantize weights as signed bytes (U8S8; `weight_type=QuantType.QInt8`)",
+            listed([layer.name for layer in some]),
+            _share(some, subject),
+            firm=False,
         )
     ]
 
