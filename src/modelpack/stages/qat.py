@@ -123,6 +123,8 @@ def _report(prepared: Prepared, job: Job) -> None:
     """Say what was folded, and which layers stay float."""
     if prepared.folded:
         job.note(f"folded {len(prepared.folded)} batch norms into the layers before them")
+    if prepared.found.lost:
+        job.warn(f"operators between layers stay float: torch has no value like {', '.join(prepared.found.lost)}")
     known = prepared.found.layers
     left = [layer for layer in known if not layer.quantized]
     job.metric("quantizable_layers", len(known))

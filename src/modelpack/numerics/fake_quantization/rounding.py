@@ -116,7 +116,7 @@ class ObservedBytes(nn.Module):
 def _bounds(values: Tensor, share: float) -> tuple[Tensor, Tensor]:
     """Give the values between which `share` per cent of all lie; smallest and largest for 100."""
     flat = values.detach().float().flatten()
-    cut = int(flat.numel() * (1 - share / 100) / 2)
+    cut = int(flat.numel() * (100 - share) / 200)
     if cut == 0:
         low, high = torch.aminmax(flat)
         return low, high

@@ -93,10 +93,10 @@ def prepare(
         StageError: When torch cannot trace the model, a pattern matches no layer, or no layer can be quantized.
     """
     example = tracing.traceable(feed, inputs, seed)
-    program = tracing.capture(module, example, inputs, outputs, OPSET).exported_program
-    assert program is not None, "checked when it was captured"
-    folded = folding.fold(module, program)
     exported = export.export(module, example, inputs, outputs, OPSET)
+    folded = folding.fold(module, exported.program)
+    if folded:
+        exported = export.export(module, example, inputs, outputs, OPSET)
     found = places.find(module, exported, exclude, feed)
     if not found.places.activations and not found.places.weights:
         told = "; ".join(f"{layer.name}: {layer.reason}" for layer in found.layers[:5])

@@ -30,10 +30,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Found:
-    """The places, and every layer of the graph with the reason where it stays float."""
+    """Where a model is rounded.
+
+    Attributes:
+        places: The places.
+        layers: Every layer of the graph, with the reason where it stays float.
+        lost: Values between layers that torch has not; because of them, operators without weights stay float.
+    """
 
     places: Places
     layers: tuple[Layer, ...]
+    lost: tuple[str, ...] = ()
 
 
 def find(module: nn.Module, exported: Exported, exclude: Sequence[str], feed: Feed) -> Found:
@@ -53,7 +60,7 @@ def find(module: nn.Module, exported: Exported, exclude: Sequence[str], feed: Fe
     known = layers.choose(model, "static", None, exclude)
     weights = both.weights(known)
     known = [_with_weights(layer, weights) for layer in known]
-    flows = not layers.has_attention(model.graph)
+    flows, apart = not layers.has_attention(model.graph), set[str]()
     while True:
         chosen = [layer.name for layer in known if layer.quantized and layer.operator != "Gather"]
         marked = qdq.marks(model, chosen, neighbours=flows)
@@ -64,11 +71,11 @@ def find(module: nn.Module, exported: Exported, exclude: Sequence[str], feed: Fe
         if stranded:
             known = [_left(layer, stranded[layer.name]) if layer.name in stranded else layer for layer in known]
         else:
-            flows = False  # only values between other operators are lost: those then stay float
+            flows, apart = False, lost
     held = [weights[layer.name] for layer in known if layer.quantized]
     pairs = tuple(sorted({(item.input, item.path) for item in held}))
     places = Places(onnxfile.opset(exported.model), pairs, spots, {item.path: item.axis for item in held})
-    return Found(places, tuple(known))
+    return Found(places, tuple(known), tuple(sorted(apart)))
 
 
 def _with_weights(layer: Layer, weights: Mapping[str, Weights]) -> Layer:
@@ -92,9 +99,10 @@ def _spots(
     """Find each marked value in the trace; gives the places and the values that are not there."""
     names = sorted({*marked.measured, *marked.carried})
     lost = both.differing(names, feed)
+    lost -= {name for name in lost if _only_moves_on(both.model.graph, name, marked, lost)}
     spots = {}
     for name in names:
-        if name in lost:
+        if name in lost or name not in both.nodes:
             continue
         readers = None
         if name not in marked.made:
@@ -105,6 +113,12 @@ def _spots(
             lost.add(name)
         spots[name] = Spot(both.nodes[name].name, readers, marked.carried.get(name, name))
     return spots, lost
+
+
+def _only_moves_on(graph: GraphProto, name: str, marked: Marks, lost: set[str]) -> bool:
+    """Whether a value that torch has not is read only to be moved to places where torch rounds it to the same grid."""
+    outputs = [value for node in graph.node if name in node.input for value in node.output]
+    return bool(outputs) and all(marked.carried.get(value) == name and value not in lost for value in outputs)
 
 
 def _stranded(graph: GraphProto, chosen: Sequence[str], lost: set[str]) -> dict[str, str]:

@@ -55,10 +55,13 @@ def write(exported: Exported, student: Quantized) -> ModelProto:
 
 def _marks(model: ModelProto, chosen: Sequence[str], quantizers: Quantizers) -> Marks | None:
     """Mark the values that the model rounds, or give None when the graph cannot."""
+    wanted = {name: spot.grid for name, spot in quantizers.places.activations.items()}
     for neighbours in (True, False):
         marked = qdq.marks(model, chosen, neighbours=neighbours)
         grids = {**{name: name for name in marked.measured}, **marked.carried}
-        if grids == {name: spot.grid for name, spot in quantizers.places.activations.items()}:
+        # A value that torch has not is rounded where it moves to.
+        elsewhere = (set(grids) - set(wanted)) & set(quantizers.grids)
+        if wanted == {name: spot for name, spot in grids.items() if name not in elsewhere}:
             return marked
     return None
 
