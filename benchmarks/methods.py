@@ -24,7 +24,9 @@ import peers
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-BOTH = frozenset({"convolutions", "transformer"})
+QUALITY = frozenset({"convolutions", "transformer"})
+TRANSFORMER = frozenset({"transformer"})
+EVERY = QUALITY | {"speed"}
 LIMIT = 600
 """Seconds that a method may take."""
 
@@ -43,7 +45,7 @@ class Method:
     name: str
     imports: tuple[str, ...]
     make: Callable[[Path, Path, str], None]
-    kinds: frozenset[str] = BOTH
+    kinds: frozenset[str] = EVERY
 
 
 def rows(folder: Path) -> Iterator[dict[str, np.ndarray]]:
@@ -87,12 +89,13 @@ def nncf(folder: Path, made: Path, kind: str) -> None:
     peers.nncf_static(folder / "fp32.onnx", rows(folder), made, transformer=kind == "transformer")
 
 
-TRANSFORMER = frozenset({"transformer"})
 OURS = ("modelpack.engine", "modelpack.numerics.quantization.engine")
 ENGINE = ("onnxruntime.quantization",)
 METHODS = (
     Method("modelpack, static", OURS, modelpack(method="static")),
-    Method("modelpack, static, `correction: rounding`", OURS, modelpack(method="static", correction="rounding")),
+    Method(
+        "modelpack, static, `correction: rounding`", OURS, modelpack(method="static", correction="rounding"), QUALITY
+    ),
     Method("modelpack, static, `smooth: 0.5`", OURS, modelpack(method="static", smooth=0.5), TRANSFORMER),
     Method("modelpack, dynamic", OURS, modelpack(method="dynamic"), TRANSFORMER),
     Method("modelpack, int4 weights", OURS, modelpack(method="weight_only", bits=4), TRANSFORMER),

@@ -56,7 +56,7 @@ class Task:
 
     Attributes:
         title: Its heading.
-        kind: ``convolutions`` or ``transformer``: which methods make sense.
+        kind: ``convolutions``, ``transformer`` or ``speed``: which methods make sense.
         gather: Reads the material.
         judge: Turns a model's answers, the float model's and the truth into columns.
         note: What rows were used, and what the columns mean.
@@ -70,9 +70,10 @@ class Task:
 
 
 def exported(path: Path) -> tuple[Recipe, Path]:
-    """Run a recipe as far as its export, which is kept between runs; give the recipe and the ONNX file."""
+    """Export a recipe's model as it comes; that is kept between runs. Gives the recipe and the ONNX file."""
     whole = recipe.load(path)
-    steps = tuple(step for step in whole.steps if step.id in (MODEL, "export"))
+    model, export = (next(step for step in whole.steps if step.id == name) for name in (MODEL, "export"))
+    steps = (model, dataclasses.replace(export, reads=MODEL))  # whatever the recipe prunes first
     store = Store(STORE)
     store.prepare()
     short = dataclasses.replace(whole, steps=steps, budget=Budget(), deciding={})
@@ -240,7 +241,7 @@ TASKS: Mapping[str, Task] = {
     ),
     "resnet18": Task(
         "ResNet-18, random weights: speed alone",
-        "convolutions",
+        "speed",
         images(Path(__file__).with_name("resnet18.yaml"), "calibration", 1),
         lambda _found, _fp32, _truth: {},
         "Weights and images are random: closeness to fp32 would say nothing about a trained network.",
