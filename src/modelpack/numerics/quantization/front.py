@@ -35,10 +35,10 @@ class Budget:
         value = quality[self.measure]
         return value <= self.limit if self.measure == "accuracy_drop" else value >= self.limit
 
-    def merit(self, point: Point) -> tuple[float, float]:
-        """Give what orders points from worse to better; equal figures are told apart by the error's power."""
-        value = point.quality[self.measure]
-        return (-value if self.measure == "accuracy_drop" else value, point.quality["sqnr_db"])
+    def merit(self, quality: Mapping[str, float]) -> tuple[float, float]:
+        """Give what orders figures from worse to better; equal ones are told apart by the error's power."""
+        value = quality[self.measure]
+        return (-value if self.measure == "accuracy_drop" else value, quality["sqnr_db"])
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def choose(points: Sequence[Point], budget: Budget) -> Point | None:
 
 def best(points: Sequence[Point], budget: Budget) -> Point:
     """Give the point that comes nearest to a budget."""
-    return max(points, key=budget.merit)
+    return max(points, key=lambda point: budget.merit(point.quality))
 
 
 def table(points: Sequence[Point], chosen: Point | None) -> list[dict[str, object]]:

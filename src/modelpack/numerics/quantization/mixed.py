@@ -13,8 +13,8 @@ time is part of the result.
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 from modelpack.errors import StageError
 from modelpack.numerics import graph, onnxfile, rows, runtime
@@ -28,7 +28,7 @@ from modelpack.numerics.quantization.sensitivity import Noise
 from modelpack.tensors import TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -58,35 +58,48 @@ ROUNDS, SECONDS = 40, 60.0
 
 
 @dataclass(frozen=True)
-class Mixer:
-    """How layers of a model are quantized.
+class Draft:
+    """A quantized graph before the last step.
 
     Attributes:
-        model: The float graph that is quantized.
-        layers: Names of the layers that can be.
-        marks: Gives what is rounded when some of them are.
-        write: Makes the graph in which they are, not corrected.
-        finish: Makes it as the settings say.
+        outcome: The graph, and what there is to tell.
+        risky: What the last step is to know of layers that may overflow.
     """
 
-    model: ModelProto
-    layers: tuple[str, ...]
-    marks: Callable[[Sequence[str]], Marks]
-    write: Callable[[Sequence[str]], ModelProto]
-    finish: Callable[[Sequence[str]], Outcome]
-
-    def without(self, kept: Iterable[str]) -> list[str]:
-        """Name the layers that are quantized when some are kept."""
-        left = frozenset(kept)
-        return [name for name in self.layers if name not in left]
+    outcome: Outcome
+    risky: Mapping[str, float] = field(default_factory=dict)
 
 
-def quantize(reference: ModelProto, mixer: Mixer, budget: Budget, evidence: Evidence) -> Outcome:
+class Flow(Protocol):
+    """What is done to a model, whichever of its layers are quantized."""
+
+    @property
+    def model(self) -> ModelProto:
+        """The float graph that is quantized."""
+
+    def marks(self, chosen: Sequence[str], /) -> Marks:
+        """Give what is rounded when some layers are quantized."""
+
+    def write(self, chosen: Sequence[str], /) -> ModelProto:
+        """Make the graph in which they are, without any correction."""
+
+    def correct(self, chosen: Sequence[str], /) -> Draft:
+        """Make it as the settings say, but for the last step."""
+
+    def align(self, model: ModelProto, /) -> ModelProto:
+        """Give a graph the form in which it runs."""
+
+    def finish(self, draft: Draft, chosen: Sequence[str], /) -> Outcome:
+        """Take the last step."""
+
+
+def quantize(reference: ModelProto, flow: Flow, layers: Sequence[str], budget: Budget, evidence: Evidence) -> Outcome:
     """Quantize all layers but those that a budget cannot spare.
 
     Args:
         reference: The float model that the result must stay close to.
-        mixer: How its layers are quantized.
+        flow: How its layers are quantized.
+        layers: Names of the layers that can be.
         budget: How close.
         evidence: Rows to measure on.
 
@@ -96,65 +109,84 @@ def quantize(reference: ModelProto, mixer: Mixer, budget: Budget, evidence: Evid
     Raises:
         StageError: When no mixture is within the budget, with the one that comes nearest.
     """
-    whole = mixer.finish(mixer.layers)
-    order = ranked(mixer, whole.model, evidence)
-    sets = [tuple(order[:size]) for size in SIZES if size <= len(order) and (size < len(mixer.layers) or size == 0)]
-    models = [whole.model, *(_lent(mixer.write(mixer.without(kept)), whole.model) for kept in sets[1:])]
-    qualities = judge(reference, models, budget, evidence)
-    speeds = time(reference, models, evidence)
-    points = [
-        Point(kept, quality, model.ByteSize(), *speed)
-        for kept, quality, model, speed in zip(sets, qualities, models, speeds, strict=True)
-    ]
+    whole = flow.correct(layers)
+    kept_first = ranked(flow, layers, whole.outcome.model, evidence)
+    sets = [tuple(kept_first[:size]) for size in SIZES if size < max(len(layers), 1)]
+    drafts = [whole.outcome.model, *(_lent(flow.write(_left(layers, kept)), whole.outcome.model) for kept in sets[1:])]
+    points = measure(reference, dict(zip(sets, map(flow.align, drafts), strict=True)), budget, evidence)
     chosen = front.choose(points, budget)
     if chosen is None:
-        raise _unmet(points, budget, len(mixer.layers))
-    place = points.index(chosen)
-    outcome = whole if not chosen.kept else replace(mixer.finish(mixer.without(chosen.kept)), kept=_reasons(chosen))
-    if chosen.kept and outcome.model != models[place]:
-        (quality,) = judge(reference, [outcome.model], budget, evidence)
-        corrected = replace(chosen, quality=quality)
-        if budget.merit(corrected) >= budget.merit(chosen):
-            points[place] = corrected
-        else:
-            outcome = replace(outcome, model=models[place])
-    return replace(outcome, results={**outcome.results, "front": front.table(points, points[place])})
+        raise _unmet(points, budget, len(layers))
+    place, left = points.index(chosen), _left(layers, chosen.kept)
+    lent = replace(whole, outcome=replace(whole.outcome, model=drafts[place]))
+    anew = flow.correct(left) if chosen.kept else whole
+    same = anew.outcome.model == lent.outcome.model
+    finals = [flow.finish(draft, left) for draft in ([anew] if same else [anew, lent])]
+    qualities = judge(reference, [outcome.model for outcome in finals], budget, evidence)
+    best = max(range(len(finals)), key=lambda number: budget.merit(qualities[number]))
+    points[place] = replace(chosen, quality=qualities[best])
+    if not budget.met(qualities[best]):
+        raise _unmet(points, budget, len(layers))
+    told = {**finals[best].results, "front": front.table(points, points[place])}
+    return replace(finals[best], results=told, kept=dict.fromkeys(chosen.kept, "kept in float for the budget"))
 
 
-def ranked(mixer: Mixer, quantized: ModelProto, evidence: Evidence) -> list[str]:
+def _left(layers: Sequence[str], kept: Collection[str]) -> list[str]:
+    return [name for name in layers if name not in kept]
+
+
+def measure(
+    reference: ModelProto, models: Mapping[tuple[str, ...], ModelProto], budget: Budget, evidence: Evidence
+) -> list[Point]:
+    """Measure mixtures, each by the layers that it keeps in float."""
+    graphs = list(models.values())
+    measured = zip(judge(reference, graphs, budget, evidence), time(reference, graphs, evidence), strict=True)
+    return [
+        Point(kept, quality, model.ByteSize(), speed, rounds)
+        for (kept, model), (quality, (speed, rounds)) in zip(models.items(), measured, strict=True)
+    ]
+
+
+def ranked(flow: Flow, layers: Sequence[str], quantized: ModelProto, evidence: Evidence) -> list[str]:
     """Order the layers that may be kept in float, those that remove most error per time lost first.
 
     Args:
-        mixer: How layers are quantized.
-        quantized: The graph in which all of them are, corrected.
+        flow: How layers are quantized.
+        layers: Names of the layers that can be.
+        quantized: The graph in which all of them are.
         evidence: Rows to measure on.
     """
-    inputs = _inputs(mixer.model)
+    inputs = _inputs(flow.model)
     feeds = sensitivity.spread(evidence.read("read rows to measure layers on", None), inputs)
     if not feeds:
         raise StageError("the data have no rows that the model could read")
-    board = switches.build(mixer.model, quantized, mixer.marks(mixer.layers))
-    noise = Noise(board, mixer.marks, feeds, evidence.device)
-    errors = noise.alone(mixer.layers, lambda names: evidence.track(names, "measure each layer's error"))
-    one_row = rows.take(feeds[0], inputs, 1)
-    costs = cost.measure(mixer.model, mixer.layers, mixer.marks, mixer.write, one_row, device=evidence.device)
-    return order(mixer, errors, costs, SIZES[-1])
+    noise = Noise(switches.build(flow.model, quantized, flow.marks(layers)), flow.marks, feeds, evidence.device)
+    errors = noise.alone(layers, lambda names: evidence.track(names, "measure each layer's error"))
+    costs = cost.measure(
+        flow.model,
+        layers,
+        flow.marks,
+        lambda some: flow.align(flow.write(some)),
+        rows.take(feeds[0], inputs, 1),
+        device=evidence.device,
+    )
+    return order(flow, errors, costs, SIZES[-1])
 
 
-def order(mixer: Mixer, errors: Mapping[str, float], costs: Costs, most: int) -> list[str]:
+def order(flow: Flow, errors: Mapping[str, float], costs: Costs, most: int) -> list[str]:
     """Keep layers one after the other, each the one that removes most error per time lost, given those before it.
 
     Args:
-        mixer: How layers are quantized.
+        flow: How layers are quantized.
         errors: What each layer brings.
         costs: What keeping layers costs.
         most: How many layers to keep.
     """
-    left = sorted(mixer.layers, key=lambda name: -errors[name])[:CANDIDATES]
+    left = sorted(errors, key=lambda name: -errors[name])[:CANDIDATES]
     least = SMALLEST * costs.total
 
     def spent(kept: Sequence[str]) -> float:
-        return costs.of(kept, cost.crossings(mixer.model, mixer.marks(mixer.without(kept))))
+        return costs.of(kept, cost.crossings(flow.model, flow.marks(_left(list(errors), kept))))
 
     found: list[str] = []
     now = spent(found)
@@ -242,10 +274,6 @@ def _sessions(models: Sequence[ModelProto], device: str) -> Iterator[list[Any]]:
 
 def _inputs(model: ModelProto) -> dict[str, TensorSpec]:
     return {name: TensorSpec.model_validate(spec) for name, spec in graph.signature(model)["inputs"].items()}
-
-
-def _reasons(chosen: Point) -> dict[str, str]:
-    return dict.fromkeys(chosen.kept, "kept in float for the budget")
 
 
 def _unmet(points: Sequence[Point], budget: Budget, layers: int) -> StageError:

@@ -63,7 +63,7 @@ class Noise:
         """
         first = [self.board.model.graph.output[0].name]
         with onnxfile.loadable(self.board.model) as place:
-            opened = runtime.session(place, self.device, level=LEVEL)
+            opened = runtime.session(place, self.device, level=LEVEL, entries=runtime.AT_REST)
 
         def outputs(layers: Sequence[str]) -> Iterator[NDArray[np.float64]]:
             flags = self.board.flags(layers, self.marks(layers))

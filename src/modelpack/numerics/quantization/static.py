@@ -5,16 +5,29 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from modelpack.numerics import optimize
-from modelpack.numerics.quantization import embedding, hardware, kernels, layers, mixed, overflow, qdq, reconstruction
+from modelpack.errors import StageError
+from modelpack.numerics.quantization import (
+    adjustment,
+    alignment,
+    embedding,
+    hardware,
+    layers,
+    mixed,
+    overflow,
+    qdq,
+    reconstruction,
+    unpacked,
+)
+from modelpack.numerics.quantization.mixed import Draft
 from modelpack.numerics.quantization.prepare import raised
 from modelpack.numerics.quantization.settings import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Sequence
 
     from onnx import ModelProto
 
+    from modelpack.numerics.quantization.calibration.record import Calibration
     from modelpack.numerics.quantization.hardware import Profile
     from modelpack.numerics.quantization.layers import Layer
     from modelpack.numerics.quantization.qdq import Marks
@@ -32,19 +45,45 @@ def quantize(model: ModelProto, found: Sequence[Layer], settings: Settings, evid
         evidence: Their calibration, and rows to correct on.
 
     Raises:
-        StageError: When the calibration lacks a tensor, or histograms that the ranges need.
+        StageError: When the calibration lacks a tensor or histograms that the ranges need, or is of other weights.
         ValueError: When there is no calibration.
     """
-    chosen = [layer.name for layer in found if layer.quantized and layer.operator != "Gather"]
-    whole = embedding.quantize(model, [layer.name for layer in found if layer.quantized and layer.operator == "Gather"])
-    if evidence.calibration is None:
+    seen = evidence.calibration
+    if seen is None:
         raise ValueError("static quantization takes ranges from a calibration")
+    _agree(seen, settings)
+    ready = adjustment.adjusted(model, seen, settings.operators)
+    chosen = [layer.name for layer in found if layer.quantized and layer.operator != "Gather"]
+    whole = embedding.quantize(
+        ready.model, [layer.name for layer in found if layer.quantized and layer.operator == "Gather"]
+    )
     wide = layers.matching(found, settings.wide, "wide")
     flow = _Flow(raised(whole, qdq.WIDE_OPSET) if wide else whole, tuple(found), settings, evidence, tuple(wide))
     if settings.budget is None:
-        return flow.finish(chosen)
-    mixer = mixed.Mixer(flow.model, tuple(chosen), flow.marks, flow.write, flow.finish)
-    return mixed.quantize(model, mixer, settings.budget, evidence)
+        outcome = flow.finish(flow.correct(chosen), chosen)
+    else:
+        outcome = mixed.quantize(ready.model, flow, chosen, settings.budget, evidence)
+    results, warnings = {**ready.results, **outcome.results}, (*ready.warnings, *outcome.warnings)
+    return replace(outcome, results=results, warnings=warnings)
+
+
+def _agree(seen: Calibration, settings: Settings) -> None:
+    """Refuse ranges of other weights.
+
+    Raises:
+        StageError: When the calibration adjusted weights in another way than asked for.
+    """
+    for name, was, asked in (("equalize", seen.equalize, settings.equalize), ("smooth", seen.smooth, settings.smooth)):
+        if was != asked:
+            raise StageError(
+                f"the calibration was made with `{name}: {_shown(was)}`, not with `{name}: {_shown(asked)}`",
+                where="calibration",
+                then=f"say the same `{name}:` in both steps, or leave `calibration:` out",
+            )
+
+
+def _shown(value: float | None) -> str:
+    return "none" if value is None else str(value).lower()
 
 
 @dataclass(frozen=True)
@@ -71,22 +110,32 @@ class _Flow:
         extents = seen.extents(marked.measured, self.settings.ranges, self.settings.percentile)
         return qdq.quantize(self.model, chosen, marked, extents, profile=self.profile, wide=self.wide, narrow=narrow)
 
-    def finish(self, chosen: Sequence[str]) -> Outcome:
+    def correct(self, chosen: Sequence[str]) -> Draft:
         """Insert QDQ pairs, mend what overflows, and correct constants."""
-        plain, profile, settings, evidence = self.write(chosen), self.profile, self.settings, self.evidence
-        risky = overflow.found(plain, chosen, profile, evidence) if settings.portable or profile.saturates else {}
+        plain, profile, settings = self.write(chosen), self.profile, self.settings
+        looked = settings.portable or profile.saturates
+        risky = overflow.found(plain, chosen, profile, self.evidence) if looked else {}
         if settings.portable and risky:
             plain = self.write(chosen, risky)
-        outcome = Outcome(plain)
-        if settings.correction != "none":
-            outcome = _corrected(self.model, plain, chosen, settings, evidence)
-        last = overflow.finished(outcome.model, chosen, risky, profile, evidence, portable=settings.portable)
+        if settings.correction == "none":
+            return Draft(Outcome(plain), risky)
+        return Draft(_corrected(self.model, plain, chosen, settings, self.evidence), risky)
+
+    def align(self, model: ModelProto) -> ModelProto:
+        """Give a graph the form in which it runs."""
+        return alignment.aligned(model, self.profile.channels)
+
+    def finish(self, draft: Draft, chosen: Sequence[str]) -> Outcome:
+        """Take the last step, and tell what was done."""
+        outcome, profile, portable = draft.outcome, self.profile, self.settings.portable
+        last = overflow.finished(outcome.model, chosen, draft.risky, profile, self.evidence, portable=portable)
+        floats = unpacked.told(last.model, self.found, profile, self.evidence.device, wide=self.wide)
         return replace(
             outcome,
             model=last.model,
             results={**outcome.results, **({"overflow": last.table} if last.table else {})},
             notes=(f"made for {profile.name}: {profile.reason}", *outcome.notes),
-            warnings=(*outcome.warnings, *last.warnings, *_in_floats(last.model, self.found, self.wide)),
+            warnings=(*outcome.warnings, *last.warnings, *floats),
         )
 
 
@@ -146,17 +195,3 @@ def _left_alone(gains: Sequence[Gain]) -> tuple[str, ...]:
         f"{len(names)} of {len(gains)} layers could not be corrected fully, such as {names[0]}: {reason}"
         for reason, names in reasons.items()
     )
-
-
-def _in_floats(made: ModelProto, found: Iterable[Layer], wide: Sequence[str]) -> tuple[str, ...]:
-    """Tell the layers whose rounded weights onnxruntime turns back into floats before it multiplies."""
-    tuned = optimize.by_onnxruntime(made)
-    unpacked = {node.input[0] for node in tuned.graph.node if node.op_type == "DequantizeLinear"}
-    held = {f"{layer.weights}:{side}:quantized": layer for layer in found for side in ("rows", "columns")}
-    names = [held[name].name for name in sorted(unpacked & set(held))]
-    names += [layer.name for layer in found if layer.quantized and layer.operator not in {*kernels.PRODUCTS, "Gather"}]
-    if not names:
-        return ()
-    cause = " (it has no kernels for 16-bit activations, which these read or give)" if wide else ""
-    listed = ", ".join(names)
-    return (f"these layers have 8-bit weights, but onnxruntime computes them in floating point{cause}: {listed}",)
