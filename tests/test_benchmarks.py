@@ -11,7 +11,13 @@ import sys
 import tarfile
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+from onnx import helper
+
+from modelpack.numerics import graph
+from onnx_support import graph_of, weights
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -79,6 +85,85 @@ def test_layers_are_named_and_weighed_packed_and_unpacked(module, tmp_path):
     assert (base["name"], base["unpacked"], base["packed"]) == ("base", 3000, len(small))
     assert (model["name"], model["unpacked"]) == ("model", 70_000)
     assert model["packed"] < 1000
+
+
+# Quantizers side by side
+
+
+def test_sentences_are_cut_apart_and_cut_to_length(module):
+    tasks = module("tasks")
+    mask = np.array([[1, 1, 1, 0], [1, 1, 1, 1], [1, 0, 0, 0]])
+    rows = {"input_ids": np.arange(12).reshape(3, 4), "attention_mask": mask}
+    assert [feed["input_ids"].tolist() for feed in tasks.alone(rows)] == [[[0, 1, 2]], [[4, 5, 6, 7]], [[8]]]
+    assert tasks.sized(rows, 2, 3)["input_ids"].tolist() == [[0, 1, 2], [4, 5, 6]]
+    assert [len(feed["input_ids"]) for feed in tasks.feeds(rows, 2)] == [2, 1]
+
+
+def test_closeness_is_told_in_decibels_and_cosines(module):
+    tasks = module("tasks")
+    wanted = np.array([[3.0, 4.0], [1.0, 0.0]], np.float32)
+    assert tasks.noise_db(wanted, wanted) == ""
+    assert tasks.noise_db(wanted * 1.1, wanted) == "20.0 dB"
+    assert np.allclose(tasks.cosines(wanted, np.array([[6.0, 8.0], [0.0, 2.0]])), [1, 0])
+
+
+def test_a_head_that_learned_from_float_embeddings_judges_the_rounded_ones(module):
+    tasks = module("tasks")
+    draw = np.random.default_rng(0)
+    topics = np.repeat(["a", "b"], 50)
+    points = draw.normal(size=(100, 3)).astype(np.float32) + np.where(topics == "a", 4, -4)[:, None]
+    fp32 = {"train": points, "test": points}
+    same = tasks.judge_articles({"test": points}, fp32, (topics, topics))
+    assert (same["accuracy"], same["agreement"]) == ("1.0000", "1.0000")
+    turned = tasks.judge_articles({"test": -points}, fp32, (topics, topics))
+    assert (turned["accuracy"], turned["agreement"], turned["cosine, mean"]) == ("0.0000", "0.0000", "-1.0000")
+
+
+@pytest.fixture
+def linear(tmp_path):
+    nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["y"], "linear")]
+    tensors = {"w": weights(64, 8), "b": weights(8, seed=1)}
+    onnx.save(graph_of(nodes, {"x": (["batch", 64], 1)}, {"y": ["batch", 8]}, tensors), tmp_path / "fp32.onnx")
+    np.savez(tmp_path / "calibration.npz", x=weights(4, 64, seed=2))
+    return tmp_path
+
+
+def test_a_method_runs_in_a_process_of_its_own_and_its_cost_is_told(module, linear):
+    methods = module("methods")
+    number = [method.name for method in methods.METHODS].index("onnxruntime, dynamic, per channel")
+    found = methods.run(number, linear, "transformer")
+    assert found["cpu"] > 0
+    assert found["memory"] > 0
+    assert graph.operators(onnx.load(found["file"]))["MatMulInteger"] == 1
+    Path(found["file"]).unlink()
+    assert methods.run(number, linear, "transformer") == found  # what a folder holds is not made again
+
+
+def test_a_method_that_fails_is_told_in_one_line(module, linear):
+    methods, harness = module("methods"), module("quantization")
+    (linear / "calibration.npz").write_bytes(b"damaged")
+    number = [method.name for method in methods.METHODS].index("onnxruntime, its defaults")
+    found = methods.run(number, linear, "convolutions")
+    assert set(found) == {"error"}
+    assert "\n" not in found["error"]
+    assert harness.row(None, None, found, None) == {"fails": found["error"]}
+
+
+def test_every_task_has_methods_of_ours_and_of_others_and_none_is_listed_twice(module):
+    methods, tasks = module("methods"), module("tasks")
+    for task in tasks.TASKS.values():
+        names = [method.name for method in methods.METHODS if task.kind in method.kinds]
+        assert len(set(names)) == len(names)
+        assert {name.split(",")[0] for name in names} >= {"modelpack", "onnxruntime", "NNCF", "onnxsim"}
+
+
+def test_paragraphs_that_all_pages_share_come_once_and_last(monkeypatch):
+    spec = importlib.util.spec_from_file_location("docs", BENCHMARKS.parent / "recipes" / "docs.py")
+    docs = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(docs)
+    pages = {"one": "### One\n\ntable 1\n\nHow.", "two": "### Two\n\ntable 2\n\nHow."}
+    monkeypatch.setattr(docs, "measured", pages.get)
+    assert docs.together(["one", "two"]) == "### One\n\ntable 1\n\n### Two\n\ntable 2\n\nHow."
 
 
 @pytest.mark.parametrize("path", sorted((BENCHMARKS / "results").glob("*.json")), ids=lambda path: path.stem)
