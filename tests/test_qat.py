@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from modelpack.numerics import rows, tracing
+from modelpack.numerics import qat, rows, tracing
 from modelpack.numerics.calling import call
 from modelpack.numerics.fake_quantization import rounding
 from modelpack.numerics.fake_quantization.quantizers import Grid
@@ -172,3 +172,29 @@ def test_batch_norms_fold_into_what_they_follow_and_nothing_changes():
     assert torch.equal(functional.relu(module.norm1(module.first(feed["x"]))), folded)
     assert module.second.bias is not None
     assert module.alone.eps > 0
+
+
+class Padded(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.pad, self.first = nn.ZeroPad2d((0, 1, 0, 1)), Special(3, 6, 3, stride=2)
+        self.second, self.last = nn.Conv2d(6, 6, 3, padding=1, groups=6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        x = functional.relu6(self.first(self.pad(x)))
+        x = functional.max_pool2d(functional.relu(self.second(x)), 2)
+        return self.last(torch.flatten(functional.adaptive_avg_pool2d(x, 1), 1))
+
+
+def test_layers_behind_padding_pooling_and_flattening_are_found():
+    torch.manual_seed(0)
+    inputs = {"x": TensorSpec(shape=("batch", 3, 8, 8))}
+    described = {"output": {"shape": ["batch", 2], "dtype": "float32"}}
+    made = qat.prepare(Padded().eval(), inputs, described, exclude=(), feed=rows.sample(inputs, 2, 0), seed=0)
+    assert [layer.reason for layer in made.found.layers] == ["", "", ""]
+    assert made.found.lost == ()
+    places = made.found.places
+    assert (
+        {path for _, path in places.layers} == set(places.weights) == {"first.weight", "second.weight", "last.weight"}
+    )
+    assert places.activations["x"].readers == ("pad",) or places.activations["x"].readers == ("constant_pad_nd",)

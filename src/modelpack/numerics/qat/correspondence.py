@@ -38,9 +38,11 @@ _IDLE = frozenset(
         torch.ops.aten.alias.default,
         torch.ops.aten.detach.default,
         torch.ops.aten.lift_fresh_copy.default,
+        torch.ops.aten.pad.default,
+        torch.ops.aten.constant_pad_nd.default,
     }
 )
-"""Operators that only pass their input on, which ONNX leaves out."""
+"""Operators that only pass their input on, or pad it with zeros, which ONNX leaves to the layer behind them."""
 
 
 @dataclass(frozen=True)
