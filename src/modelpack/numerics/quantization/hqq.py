@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 NORM = 0.7
 """``p``."""
 
-ROUNDS = 20
+ROUNDS = 10
 
 BETA = 10.0
 """How strongly both problems are drawn together at first, for weights scaled to a standard deviation of 1."""
