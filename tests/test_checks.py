@@ -1,5 +1,7 @@
 """Every failure of the corpus is caught by its own check, and nothing is found where nothing is wrong."""
 
+import contextlib
+
 import numpy as np
 import onnx
 import pytest
@@ -9,7 +11,7 @@ import failures
 import healthy
 from failures import Case
 from modelpack.errors import StageError
-from modelpack.numerics import checks
+from modelpack.numerics import checks, graph, onnx_import, onnxfile
 from modelpack.numerics.checks import batch, layers, opening, padding, speed
 from modelpack.numerics.checks.speed import Sign, judge
 from modelpack.numerics.measure.statistics import Ratio
@@ -252,6 +254,22 @@ def test_tensors_outside_the_directory_are_not_read(tmp_path):
     (home / "model.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(StageError, match="outside the model's directory"):
         opening.read(home / "model.onnx")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_damaged_file_is_examined_or_refused(tmp_path, corpus, seed):
+    draw = np.random.default_rng(seed)
+    names = sorted(corpus)
+    for number in range(8):
+        content = bytearray(onnxfile.encode(corpus[names[draw.integers(len(names))]][1].model))
+        content[draw.integers(min(len(content), 2000))] ^= 1 << draw.integers(8)
+        path = tmp_path / f"{number}.onnx"
+        path.write_bytes(content)
+        with contextlib.suppress(StageError):
+            model, _ = onnx_import.read(path)
+            inputs = onnx_import.specs(graph.signature(model)["inputs"], str(path))
+            found = checks.examine(checks.Subject(model, inputs, opening.made_up(model, inputs, 0)), only=PURE)
+            assert len(found) == len(PURE)
 
 
 def test_made_up_rows_fit_what_the_model_takes():

@@ -81,6 +81,8 @@ def read(path: Path) -> tuple[onnx.ModelProto, bool]:
         raise StageError(f"cannot be read as an ONNX file: {runtime.reason(error)}", where=str(path)) from error
     if not model.graph.output:
         raise StageError("holds no ONNX graph with outputs", where=str(path))
+    if not all(isinstance(name, str) for name in _names(model)):
+        raise StageError("a name in it is no UTF-8 text", where=str(path))
     external = _contain(model, path)
     if external:
         try:
@@ -99,6 +101,15 @@ def read(path: Path) -> tuple[onnx.ModelProto, bool]:
     except StageError as error:
         raise StageError(error.what, where=str(path)) from error
     return model, external
+
+
+def _names(model: onnx.ModelProto) -> Iterator[object]:
+    """Walk all names; one that is no text comes out as bytes."""
+    for inner in onnxfile.graphs(model.graph):
+        for node in inner.node:
+            yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+        for item in (*inner.input, *inner.output, *inner.initializer, *inner.value_info):
+            yield item.name
 
 
 def _external(model: onnx.ModelProto) -> Iterator[tuple[str, str]]:

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from modelpack.numerics.checks.subject import Subject
 
 NOTABLE = 0.01
-"""Share of the tensors' bytes from which unread ones count; exporters leave a few numbers behind."""
+FEWEST = 1024
+"""Share of the tensors' bytes, and bytes, from which unread ones count; exporters leave a few numbers behind."""
 
 _REAL = ("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE")
 
@@ -26,7 +27,7 @@ def check(subject: Subject) -> Finding:
     tensors = [tensor for graph in onnxfile.graphs(whole) for tensor in graph.initializer]
     unread = [item for item in tensors if item.name not in read and kind_of(item) in _REAL]
     wasted, total = sum(map(nbytes, unread)), sum(map(nbytes, tensors))
-    if wasted <= NOTABLE * total:
+    if wasted <= max(NOTABLE * total, FEWEST):
         return passed()
     beside = " beside the quantized ones" if subject.quantized else ""
     return failed(

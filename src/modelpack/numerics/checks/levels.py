@@ -31,7 +31,7 @@ def check(subject: Subject) -> Finding:
         except StageError as error:
             return failed(
                 f"{error.what} (optimization level '{level}')",
-                "make the file again with the tool's plainest settings: per-tensor activations, standard operators",
+                "make the file again with standard operators of an opset that onnxruntime has, activations per tensor",
             )
     if feed is None:
         return unchecked(subject.lacks or "there are no rows to run it on")

@@ -25,7 +25,7 @@ Shape = tuple[int, tuple[int | None, ...] | None]
 def check(subject: Subject) -> Finding:
     """The stored shapes are those that inference finds."""
     model = subject.model
-    if model.ByteSize() > onnxfile.LIMIT:
+    if onnxfile.size(model) > onnxfile.LIMIT:
         return unchecked("shapes cannot be inferred in a model above 2 GB")
     stored = {item.name: _shape(item) for item in (*model.graph.value_info, *model.graph.output)}
     if not stored:

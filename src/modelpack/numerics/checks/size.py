@@ -21,7 +21,7 @@ def check(subject: Subject) -> Finding:
     if not subject.quantized:
         return unchecked("the model is in floating point throughout")
     if subject.reference is not None:
-        now, before = subject.model.ByteSize(), subject.reference.ByteSize()
+        now, before = onnxfile.size(subject.model), onnxfile.size(subject.reference)
         beside = f"{now:,} bytes from {before:,}"
     else:
         now = sum(nbytes(tensor) for graph in onnxfile.graphs(subject.model.graph) for tensor in graph.initializer)

@@ -119,8 +119,9 @@ def measured(subject: Subject) -> tuple[Ratio, float]:
 
 
 def _promises(subject: Subject) -> bool:
+    """Whether the model's form is meant to be faster: integer products are, where onnxruntime has kernels for them."""
     reduced = [layer for layer in subject.layers if layer.reduced]
-    return not reduced or any(layer.activations in _INTEGERS for layer in reduced)
+    return not reduced or (subject.device == "cpu" and any(layer.activations in _INTEGERS for layer in reduced))
 
 
 def signs(subject: Subject) -> list[Sign]:
