@@ -54,7 +54,7 @@ def write(model: ModelProto, out: Path) -> Path:
         StageError: When the graph cannot be encoded.
     """
     path = out / NAME
-    if model.ByteSize() > LIMIT:
+    if size(model) > LIMIT:
         # A copy, because saving empties the tensors that it moves.
         onnx.save(copied(model), str(path), save_as_external_data=True, location=DATA_NAME, size_threshold=1024)
     else:
@@ -77,11 +77,20 @@ def encode(model: ModelProto) -> bytes:
 @contextlib.contextmanager
 def loadable(model: ModelProto) -> Iterator[Path | bytes]:
     """Give what onnxruntime can open: the model's bytes, or a temporary file for a model above `LIMIT`."""
-    if model.ByteSize() <= LIMIT:
+    if size(model) <= LIMIT:
         yield encode(model)
         return
     with tempfile.TemporaryDirectory() as place:
         yield write(model, Path(place))
+
+
+def size(model: ModelProto) -> int:
+    """Count a model's bytes, whether or not one message may hold them."""
+    try:
+        return int(model.ByteSize())
+    except EncodeError:
+        parts = ((*graph.node, *graph.initializer, *graph.sparse_initializer) for graph in graphs(model.graph))
+        return sum(part.ByteSize() for some in parts for part in some)
 
 
 def copied(model: ModelProto) -> ModelProto:
@@ -126,15 +135,21 @@ def _strip_nodes(nodes: Any) -> None:
             attribute.doc_string = ""
 
 
+def unshaped(model: ModelProto) -> ModelProto:
+    """Copy a model without the shapes that it stores of intermediate values."""
+    model = copied(model)
+    for graph in graphs(model.graph):
+        del graph.value_info[:]
+    return model
+
+
 def infer(model: ModelProto) -> ModelProto:
     """Replace every stored intermediate shape by freshly inferred ones, where inference knows them.
 
     Stale entries are worse than none: they make correct graphs look inconsistent to the next tool.
     """
-    model = copied(model)
-    for graph in graphs(model.graph):
-        del graph.value_info[:]
-    if model.ByteSize() > LIMIT:
+    model = unshaped(model)
+    if size(model) > LIMIT:
         return model
     try:
         return onnx.shape_inference.infer_shapes(model, data_prop=True)
@@ -148,11 +163,11 @@ def check(model: ModelProto) -> None:
     Raises:
         StageError: With the checker's reason.
     """
-    if model.ByteSize() > LIMIT:
+    if size(model) > LIMIT:
         return
     try:
         onnx.checker.check_model(model)
-    except onnx.checker.ValidationError as error:
+    except (onnx.checker.ValidationError, UnicodeDecodeError) as error:  # its complaint may quote a damaged name
         raise StageError(f"the ONNX checker refuses the graph: {runtime.reason(error)}") from error
 
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from modelpack.tensors import TensorSpec
 
 
+_HALF = ("float16", "bfloat16")
+
 METHODS: Mapping[str, Callable[[ModelProto, Sequence[Layer], Settings, Evidence], Outcome]] = {
     "static": static.quantize,
     "dynamic": dynamic.quantize,
@@ -67,12 +69,14 @@ def quantize(model: ModelProto, settings: Settings, evidence: Evidence) -> Resul
         raise StageError(f"no layer can be quantized by '{settings.method}'", then=left_out(found))
     functions = METHODS if settings.backend == "builtin" else backends.BACKENDS[settings.backend]
     outcome = functions[settings.method](prepared, found, settings, evidence)
-    made = onnxfile.infer(outcome.model)
+    # Stored shapes let onnxruntime join each residual sum with its layer norm, which gains on GPUs and costs a
+    # transformer on a processor a tenth of its time.
+    made = onnxfile.infer(outcome.model) if settings.method in _HALF else onnxfile.unshaped(outcome.model)
     onnxfile.check(made)
     found = [replace(layer, reason=outcome.kept.get(layer.name, layer.reason)) for layer in found]
     if settings.backend != "builtin":
         found = backends.quantized(found, made)
-    shrunk = made.ByteSize() / model.ByteSize()
+    shrunk = onnxfile.size(made) / onnxfile.size(model)
     told = replace(outcome, model=made, notes=(*notes, *outcome.notes))
     return Result(told, tuple(found), shrunk)
 
