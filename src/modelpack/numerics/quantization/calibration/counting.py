@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 BUDGET = 256 * 2**20
 """Bytes of activations that one run may hand back; a larger row is handed back in several runs."""
 
-PIECE = 64 * 2**20
+PIECE = 32 * 2**20
 """Bytes of activations that one run hands back where a row is smaller: few enough to stay near the processor."""
 
 

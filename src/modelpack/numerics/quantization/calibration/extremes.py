@@ -55,8 +55,9 @@ class Reducer:
             device: Where the model runs.
         """
         self.inputs = inputs
-        self.made = reductions(model, taps, mask)
-        with onnxfile.loadable(self.made.model) as place:
+        made = reductions(model, taps, mask)
+        self.lows, self.highs, self.sums, self.left_out = made.lows, made.highs, made.sums, made.left_out
+        with onnxfile.loadable(made.model) as place:
             self.session = runtime.session(place, device, entries=runtime.AT_REST)
         self.seen = {tap.name: _Extreme(low=0.0 if tap.positive else math.inf) for tap in taps}
 
@@ -74,14 +75,14 @@ class Reducer:
             yield piece, self._update(runtime.execute(self.session, piece))
 
     def _update(self, got: Mapping[str, NDArray[np.generic]]) -> str | None:
-        for output, name in self.made.highs.items():
+        for output, name in self.highs.items():
             self.seen[name].high = max(self.seen[name].high, float(got[output].max(initial=-np.inf)))
-        for output, name in self.made.lows.items():
+        for output, name in self.lows.items():
             self.seen[name].low = min(self.seen[name].low, float(got[output].min(initial=np.inf)))
-        for output, name in self.made.left_out.items():
+        for output, name in self.left_out.items():
             self.seen[name].left_out += int(got[output])
         wrong = [name for name, item in self.seen.items() if item.high == math.inf or item.low == -math.inf]
-        wrong += [name for output, name in self.made.sums.items() if np.isnan(got[output]).any()]
+        wrong += [name for output, name in self.sums.items() if np.isnan(got[output]).any()]
         return wrong[0] if wrong else None
 
     def result(self) -> dict[str, Seen]:

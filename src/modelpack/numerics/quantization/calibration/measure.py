@@ -68,8 +68,9 @@ def measure(
         meter = Counter(model, looked, inputs, mask=mask, device=device, budget=budget)
     else:
         meter = Reducer(model, looked, inputs, mask=mask, device=device)
-    count = 0
-    for feed in chain([first], rest):
+    whole, count = chain([first], rest), 0
+    del first  # a batch may be large
+    for feed in whole:
         if mask is not None:
             masks.real(mask, feed)
         for piece, wrong in meter.add(feed):
