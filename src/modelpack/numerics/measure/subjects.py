@@ -67,7 +67,7 @@ class Subject:
         model = onnxfile.read(path)
         inputs = {key: TensorSpec.model_validate(value) for key, value in graph.signature(model)["inputs"].items()}
         # Read whole, the message holds external tensors as well: its bytes are the model's size wherever they lie.
-        return cls(name, "onnx", path, inputs, max(path.stat().st_size, model.ByteSize()))
+        return cls(name, "onnx", path, inputs, max(path.stat().st_size, onnxfile.size(model)))
 
     def check_rows(self, batches: Sequence[int]) -> None:
         """Refuse batches that the model cannot take.

@@ -46,6 +46,7 @@ def prepare(model: ModelProto) -> tuple[ModelProto, list[str]]:
         raise StageError("the model is quantized already", then="quantize the float model it was made from")
     model, notes = onnxfile.copied(model), []
     if model.functions:
+        _check_size(model, "have its functions written out")
         model = onnx.inliner.inline_local_functions(model)
     if onnxfile.opset(model) < OLDEST:
         model = raised(model, TARGET)
@@ -82,6 +83,7 @@ def raised(model: ModelProto, opset: int) -> ModelProto:
     """
     if onnxfile.opset(model) >= opset:
         return onnxfile.copied(model)
+    _check_size(model, f"be converted to opset {opset}")
     try:
         made = onnx.version_converter.convert_version(model, opset)
     except (RuntimeError, onnx.version_converter.ConvertError) as error:
@@ -92,6 +94,15 @@ def raised(model: ModelProto, opset: int) -> ModelProto:
         ) from error
     made.ir_version = max(made.ir_version, onnx.helper.find_min_ir_version_for(made.opset_import))
     return made
+
+
+def _check_size(model: ModelProto, what: str) -> None:
+    """Refuse what onnx only does to models that one message holds."""
+    if onnxfile.size(model) > onnxfile.LIMIT:
+        raise StageError(
+            f"the model is larger than {onnxfile.LIMIT:,} bytes, too large to {what}",
+            then="export it again in the form that is needed",
+        )
 
 
 def _freeze(graph: GraphProto) -> list[str]:
