@@ -1,6 +1,6 @@
 """The ways to quantize that are compared, each run in a process of its own so that its cost can be told.
 
-Usage, by ``quantization.py``: ``python benchmarks/methods.py NUMBER FOLDER KIND``
+Usage, by ``quantization.py``: ``python benchmarks/methods.py NAME FOLDER KIND``
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -46,6 +47,11 @@ class Method:
     imports: tuple[str, ...]
     make: Callable[[Path, Path, str], None]
     kinds: frozenset[str] = EVERY
+
+    @property
+    def stem(self) -> str:
+        """The name as that of a file."""
+        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
 
 
 def rows(folder: Path) -> Iterator[dict[str, np.ndarray]]:
@@ -110,16 +116,16 @@ METHODS = (
 )
 
 
-def run(number: int, folder: Path, kind: str) -> dict[str, Any]:
+def run(method: Method, folder: Path, kind: str) -> dict[str, Any]:
     """Run a method in a process of its own, on one core; what the folder holds already is taken as it is.
 
     Returns:
         ``file`` with ``cpu`` seconds and ``memory`` in bytes, both without imports; or ``error``, one line.
     """
-    report = folder / f"{number}.json"
+    report = folder / f"{method.stem}.json"
     if report.exists():
         return json.loads(report.read_text(encoding="utf-8"))
-    command = [sys.executable, __file__, str(number), str(folder), kind]
+    command = [sys.executable, __file__, method.name, str(folder), kind]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT, cwd=folder)
     except subprocess.TimeoutExpired:
@@ -129,10 +135,11 @@ def run(number: int, folder: Path, kind: str) -> dict[str, Any]:
     return {"error": f"its process ended with {done.returncode}"}
 
 
-def measured(method: Method, folder: Path, made: Path, kind: str) -> dict[str, Any]:
+def measured(method: Method, folder: Path, kind: str) -> dict[str, Any]:
     """Run a method here and measure it."""
     for name in method.imports:
         importlib.import_module(name)
+    made = folder / f"{method.stem}.onnx"
     memory, began = peak(), time.process_time()
     try:
         method.make(folder, made, kind)
@@ -150,7 +157,7 @@ def peak() -> int:
 
 
 if __name__ == "__main__":
-    number, folder, kind = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    chosen = next(method for method in METHODS if method.name == sys.argv[1])
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    found = measured(METHODS[number], folder, folder / f"{number}.onnx", kind)
-    (folder / f"{number}.json").write_text(json.dumps(found), encoding="utf-8")
+    told = measured(chosen, Path(sys.argv[2]), sys.argv[3])
+    (Path(sys.argv[2]) / f"{chosen.stem}.json").write_text(json.dumps(told), encoding="utf-8")

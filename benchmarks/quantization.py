@@ -70,9 +70,7 @@ def seconds(paths: Mapping[str, Path], feed: Feed, rounds: int, warmup: int = 3)
 def quantized(task: Task, folder: Path) -> dict[str, dict[str, Any]]:
     """Run every method that fits the task; give each one's report, those of an earlier run in the folder included."""
     return {
-        method.name: methods.run(number, folder, task.kind)
-        for number, method in enumerate(methods.METHODS)
-        if task.kind in method.kinds
+        method.name: methods.run(method, folder, task.kind) for method in methods.METHODS if task.kind in method.kinds
     }
 
 

@@ -130,20 +130,20 @@ def linear(tmp_path):
 
 def test_a_method_runs_in_a_process_of_its_own_and_its_cost_is_told(module, linear):
     methods = module("methods")
-    number = [method.name for method in methods.METHODS].index("onnxruntime, dynamic, per channel")
-    found = methods.run(number, linear, "transformer")
+    method = next(item for item in methods.METHODS if item.name == "onnxruntime, dynamic, per channel")
+    found = methods.run(method, linear, "transformer")
     assert found["cpu"] > 0
     assert found["memory"] > 0
     assert graph.operators(onnx.load(found["file"]))["MatMulInteger"] == 1
     Path(found["file"]).unlink()
-    assert methods.run(number, linear, "transformer") == found  # what a folder holds is not made again
+    assert methods.run(method, linear, "transformer") == found  # what a folder holds is not made again
 
 
 def test_a_method_that_fails_is_told_in_one_line(module, linear):
     methods, harness = module("methods"), module("quantization")
     (linear / "calibration.npz").write_bytes(b"damaged")
-    number = [method.name for method in methods.METHODS].index("onnxruntime, its defaults")
-    found = methods.run(number, linear, "convolutions")
+    method = next(item for item in methods.METHODS if item.name == "onnxruntime, its defaults")
+    found = methods.run(method, linear, "convolutions")
     assert set(found) == {"error"}
     assert "\n" not in found["error"]
     assert harness.row(None, None, found, None) == {"fails": found["error"]}
