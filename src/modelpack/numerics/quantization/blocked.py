@@ -1,6 +1,7 @@
 """Matrix products with weights in blocks, in standard operators: ``DequantizeLinear`` with a block size (opset 21).
 
-onnxruntime fuses the pair into its kernel for packed weights; another runtime that knows opset 21 unpacks them.
+onnxruntime fuses the pair into its kernel for packed weights, which rounds inputs to int8 in blocks unless the session
+option ``session.qdq_matmulnbits_accuracy_level`` says otherwise; another runtime that knows opset 21 unpacks them.
 """
 
 from __future__ import annotations
