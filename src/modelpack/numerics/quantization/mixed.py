@@ -142,7 +142,7 @@ def measure(
     graphs = list(models.values())
     measured = zip(judge(reference, graphs, budget, evidence), time(reference, graphs, evidence), strict=True)
     return [
-        Point(kept, quality, model.ByteSize(), speed, rounds)
+        Point(kept, quality, onnxfile.size(model), speed, rounds)
         for (kept, model), (quality, (speed, rounds)) in zip(models.items(), measured, strict=True)
     ]
 
