@@ -104,9 +104,9 @@ METHODS = (
     ),
     Method("modelpack, static, `smooth: 0.5`", OURS, modelpack(method="static", smooth=0.5), TRANSFORMER),
     Method("modelpack, dynamic", OURS, modelpack(method="dynamic"), TRANSFORMER),
-    Method("modelpack, int4 weights", OURS, modelpack(method="weight_only", bits=4), TRANSFORMER),
+    Method("modelpack, int4 weights", OURS, modelpack(method="weight_only"), TRANSFORMER),
     Method(
-        "modelpack, int4 weights, `rounding: gptq`", OURS, modelpack(method="weight_only", rounding="gptq"), TRANSFORMER
+        "modelpack, int4 weights, `rounding: hqq`", OURS, modelpack(method="weight_only", rounding="hqq"), TRANSFORMER
     ),
     Method("onnxruntime, its defaults", ENGINE, peer(peers.onnxruntime_static)),
     Method("onnxruntime, per channel, U8S8", ENGINE, peer(peers.onnxruntime_best)),
