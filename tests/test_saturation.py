@@ -116,6 +116,7 @@ def test_a_portable_model_overflows_nowhere(correction):
     assert set(table) == {"stem", "parts", "head"}
     assert all(before > 0 and after == 0.0 for before, after in table.values())
     assert not any("16 bits" in text for text in made.warnings)
+    assert any("3 of 4 layers were narrowed" in text for text in made.notes)
 
 
 def test_only_the_layers_that_overflow_are_narrowed():

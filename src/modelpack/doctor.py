@@ -107,9 +107,15 @@ def _devices() -> list[Finding]:
     found = [Finding("devices", "CUDA", f"{count} usable" if not lacks else "", "; ".join(lacks), not lacks)]
     try:
         from modelpack.numerics import runtime
+        from modelpack.numerics.quantization import hardware
     except (ImportError, ModelpackError) as error:
         return [*found, Finding("devices", "onnxruntime providers", "", str(error), ok=False)]
-    return [*found, Finding("devices", "onnxruntime providers", ", ".join(runtime.available()))]
+    target = hardware.profile("auto", "cpu")
+    return [
+        *found,
+        Finding("devices", "onnxruntime providers", ", ".join(runtime.available())),
+        Finding("devices", "quantization target", target.name, target.reason),
+    ]
 
 
 def _docker() -> list[Finding]:

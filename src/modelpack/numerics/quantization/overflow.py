@@ -48,11 +48,13 @@ class Finished:
     Attributes:
         model: The graph.
         table: What there was of overflow in each layer, before and after, as JSON.
+        notes: What was done about it.
         warnings: What is left of it.
     """
 
     model: ModelProto
     table: list[dict[str, Any]]
+    notes: tuple[str, ...]
     warnings: tuple[str, ...]
 
 
@@ -77,12 +79,17 @@ def finished(
     """
     made = alignment.aligned(model, profile.channels)
     after: Mapping[str, float] = before
+    notes: tuple[str, ...] = ()
+    if portable:
+        notes = (
+            f"{len(before)} of {len(chosen)} layers were narrowed, so that no processor's sums of products overflow",
+        )
     if portable and before:
         narrowing.tame(made, before)
         after = found(model=made, chosen=chosen, profile=profile, evidence=evidence)
     names = sorted({*before, *after}, key=lambda name: -before.get(name, 0.0))
     table = [{"layer": name, "before": before.get(name, 0.0), "after": after.get(name, 0.0)} for name in names]
-    return Finished(made, table, _warnings(after))
+    return Finished(made, table, notes, _warnings(after))
 
 
 def _warnings(left: Mapping[str, float]) -> tuple[str, ...]:

@@ -134,7 +134,7 @@ class _Flow:
             outcome,
             model=last.model,
             results={**outcome.results, **({"overflow": last.table} if last.table else {})},
-            notes=(f"made for {profile.name}: {profile.reason}", *outcome.notes),
+            notes=(f"made for {profile.name}: {profile.reason}", *last.notes, *outcome.notes),
             warnings=(*outcome.warnings, *last.warnings, *floats),
         )
 
