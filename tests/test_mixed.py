@@ -52,6 +52,12 @@ def artifact(tmp_path_factory):
 ROWS = Rows({"x": weights(48, 3, 8, 8, seed=3), "label": np.arange(48) % 24}, 16)
 
 
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    """Measure times briefly: no test depends on them."""
+    monkeypatch.setattr(mixed, "ROUNDS", 10)
+
+
 def quantized(root, artifact, data=ROWS, **wanted):
     asked = {"data": "val", "target": "vnni", "verify": False, **wanted}
     return run_stage(root, quantize_stage, asked, model=artifact, data={"val": data})
@@ -174,7 +180,7 @@ SIZES = {"x": 1, **{f"r{place}": 1 for place in range(DEEP)}, "p": 1, "y": 1}
 
 
 def costs(crossing=0.0, **layers):
-    return Costs(dict.fromkeys(NAMES, 10.0) | layers, crossing, SIZES, 100.0)
+    return Costs(dict.fromkeys(NAMES, 10.0) | layers, crossing, crossing, SIZES, 100.0)
 
 
 def test_layers_come_by_error_removed_per_time_lost():

@@ -8,7 +8,7 @@ from onnx import TensorProto, helper
 
 from modelpack.numerics import onnxfile, runtime
 from modelpack.numerics.quantization import cost, qdq, sensitivity, switches
-from modelpack.numerics.quantization.cost import Costs
+from modelpack.numerics.quantization.cost import Costs, Crossings
 from modelpack.numerics.quantization.extent import Extent
 from modelpack.numerics.quantization.sensitivity import Noise
 from modelpack.tensors import TensorSpec
@@ -142,16 +142,16 @@ def test_batches_of_a_fixed_size_stay_whole():
 
 
 def test_a_value_crosses_where_floats_meet_bytes():
-    assert cost.crossings(MODEL, marks(LAYERS)) == ["x", "c"], "in at the input, out at the output that is rounded"
-    assert cost.crossings(MODEL, marks(("deep", "side", "head"))) == ["a", "c"]
-    assert cost.crossings(MODEL, marks(("stem",))) == ["x", "a"]
-    assert cost.crossings(MODEL, marks(())) == []
+    assert cost.crossings(MODEL, marks(LAYERS)) == Crossings(("x",), ("c",)), "out at the output that is rounded"
+    assert cost.crossings(MODEL, marks(("deep", "side", "head"))) == Crossings(("a",), ("c",))
+    assert cost.crossings(MODEL, marks(("stem",))) == Crossings(("x",), ("a",))
+    assert cost.crossings(MODEL, marks(())) == Crossings((), ())
 
 
 def test_costs_add_up():
-    costs = Costs({"one": 5.0, "two": -1.0}, 0.5, {"a": 10, "b": 4}, 100.0)
-    assert costs.of((), ()) == 0
-    assert costs.of(("one", "two"), ("a", "b", "b")) == 5 - 1 + 0.5 * 18
+    costs = Costs({"one": 5.0, "two": -1.0}, 0.5, 0.25, {"a": 10, "b": 4}, 100.0)
+    assert costs.of((), Crossings((), ())) == 0
+    assert costs.of(("one", "two"), Crossings(("a", "b"), ("b",))) == 5 - 1 + 0.5 * 14 + 0.25 * 4
 
 
 def test_every_layer_is_found_in_the_profile(tmp_path):
@@ -168,5 +168,6 @@ def test_costs_are_measured_for_each_layer_and_value():
     found = cost.measure(MODEL, LAYERS, marks, write, {"x": FEEDS[0]["x"][:1]})
     assert set(found.layers) == set(LAYERS)
     assert found.sizes["x"] == 3 * 8 * 8
-    assert found.crossing >= 0
+    assert found.entering > 0
+    assert found.leaving > 0
     assert found.total > 0

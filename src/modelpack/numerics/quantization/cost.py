@@ -2,8 +2,8 @@
 
 Three graphs run in turns under its profiler: the float one, the quantized one, and one in which every other layer is
 float. The first two tell what each layer takes either way, the third what it takes to go from floats to bytes and
-back: all that it spends beside its layers, shared among the values that cross, by their sizes. A layer beside one that
-is kept already thereby costs less than one in the midst of bytes.
+back, by the sizes of the values that cross: its nodes that round and those that undo it, and what else it spends beside
+its layers. A layer beside one that is kept already thereby costs less than one in the midst of bytes.
 """
 
 from __future__ import annotations
@@ -43,28 +43,39 @@ class Costs:
 
     Attributes:
         layers: What each layer takes in float beyond what it takes on bytes; negative where float is faster.
-        crossing: What it takes to bring one element from floats to bytes or back.
+        entering: What it takes to bring one element from floats to bytes.
+        leaving: What it takes to bring one back.
         sizes: Elements of the values that may cross.
         total: What the quantized graph takes.
     """
 
     layers: Mapping[str, float]
-    crossing: float
+    entering: float
+    leaving: float
     sizes: Mapping[str, int]
     total: float
 
-    def of(self, kept: Collection[str], crossing: Collection[str]) -> float:
+    def of(self, kept: Collection[str], crossing: Crossings) -> float:
         """Estimate what the graph takes longer when some layers are kept in float.
 
         Args:
             kept: Names of layers.
-            crossing: Names of the values that go from floats to bytes or back.
+            crossing: The values that go from floats to bytes or back.
         """
-        return sum(self.layers[name] for name in kept) + self.crossing * sum(self.sizes[name] for name in crossing)
+        enter, leave = (sum(self.sizes[name] for name in names) for names in (crossing.enter, crossing.leave))
+        return sum(self.layers[name] for name in kept) + self.entering * enter + self.leaving * leave
 
 
-def crossings(model: ModelProto, marked: Marks) -> list[str]:
-    """Name the values that go from floats to bytes or back, once for either way.
+@dataclass(frozen=True)
+class Crossings:
+    """Names of the values that go from floats to bytes, and of those that go back."""
+
+    enter: tuple[str, ...]
+    leave: tuple[str, ...]
+
+
+def crossings(model: ModelProto, marked: Marks) -> Crossings:
+    """Name the values that go from floats to bytes or back.
 
     Args:
         model: The float graph.
@@ -72,14 +83,15 @@ def crossings(model: ModelProto, marked: Marks) -> list[str]:
     """
     given = {item.name for item in model.graph.output}
     rounded = {*marked.measured, *marked.carried}
-    enters = [name for name in sorted(rounded) if name not in marked.made]
     readers = onnxfile.consumers(model.graph)
-    leaves = [
-        name
-        for name in sorted(marked.made & rounded)
-        if name in given or any(node.name not in marked.readers for node in readers.get(name, ()))
-    ]
-    return enters + leaves
+    return Crossings(
+        tuple(name for name in sorted(rounded) if name not in marked.made),
+        tuple(
+            name
+            for name in sorted(marked.made & rounded)
+            if name in given or any(node.name not in marked.readers for node in readers.get(name, ()))
+        ),
+    )
 
 
 def measure(
@@ -110,22 +122,26 @@ def measure(
     graphs = [_tagged(made, tags) for made in (model, write(layers), write(every_other))]
     floats, integers, mixed = _profiled(graphs, feed, device)
     both = [place for place in range(len(layers)) if place in floats.layers and place in integers.layers]
-    own = sum((floats if place % 2 else integers).layers[place] for place in both)
-    elements = sum(sizes[name] for name in crossings(model, marks(every_other)))
+    saved = {layers[place]: floats.layers[place] - integers.layers[place] for place in both}
+    found = crossings(model, marks(every_other))
+    enter, leave = (max(1, sum(sizes[name] for name in names)) for names in (found.enter, found.leave))
+    rounding, undoing = (mixed.others.get(operator, 0.0) for operator in ("QuantizeLinear", "DequantizeLinear"))
+    more = max(0.0, mixed.rest - rounding - undoing - floats.rest) / (enter + leave)
     return Costs(
-        dict.fromkeys(layers, 0.0) | {layers[place]: floats.layers[place] - integers.layers[place] for place in both},
-        max(0.0, mixed.total - own - floats.rest) / max(elements, 1),
-        sizes,
-        integers.total,
+        dict.fromkeys(layers, 0.0) | saved, rounding / enter + more, undoing / leave + more, sizes, integers.total
     )
 
 
 @dataclass(frozen=True)
 class _Profile:
-    """Fastest times of a graph's nodes, in microseconds: those of layers by number, and of all the others together."""
+    """Fastest times of a graph's nodes, in microseconds: those of layers by number, of all others by operator."""
 
     layers: Mapping[int, float]
-    rest: float
+    others: Mapping[str, float]
+
+    @property
+    def rest(self) -> float:
+        return sum(self.others.values())
 
     @property
     def total(self) -> float:
@@ -192,11 +208,11 @@ def _read(path: Path) -> _Profile:
             key = (str(event["name"]), str(event["args"]["op_name"]))
             fastest[key] = min(fastest.get(key, math.inf), float(event["dur"]))
     layers: dict[int, float] = {}
-    rest = 0.0
+    others: dict[str, float] = {}
     for (name, operator), microseconds in fastest.items():
         found = _TAGGED.search(name)
         if found is not None and any(part in operator for part in _MULTIPLY):
             layers[int(found[1])] = layers.get(int(found[1]), 0.0) + microseconds
         else:
-            rest += microseconds
-    return _Profile(layers, rest)
+            others[operator] = others.get(operator, 0.0) + microseconds
+    return _Profile(layers, others)
