@@ -114,7 +114,7 @@ def test_smoothing_saves_what_outliers_cost(tmp_path, language):
     assert made.metrics["quantize_sqnr_db"] > plain.metrics["quantize_sqnr_db"] + 3
     table = {item["tensor"]: item for item in made.manifest.record["results"]["smoothing"]}
     assert table["n"] == {"tensor": "n", "layers": ["one", "two"], "smoothed": True, "other_readers": 0, "reason": ""}
-    assert table["c"]["reason"] == "Mul makes it, which no factor can be folded into"
+    assert table["c"]["reason"] == "nothing constant is in what makes it"
     assert "smoothing" not in plain.manifest.record["results"]
 
 

@@ -80,26 +80,30 @@ class Shape:
         """
         if not self.kernel:
             return np.ascontiguousarray(values[spots][None])
-        padded = self._channels_last(values, zero)
-        taken = np.empty((len(spots[0]), int(np.prod(self.kernel)), values.shape[1]), values.dtype)
-        for number, offset in enumerate(np.ndindex(*self.kernel)):
-            places = (
-                spot * stride + step * dilation
-                for spot, stride, step, dilation in zip(spots[1:], self.strides, offset, self.dilations, strict=True)
-            )
-            taken[:, number] = padded[(spots[0], *places)]
-        parts = taken.reshape(len(taken), taken.shape[1], self.groups, -1).transpose(2, 0, 3, 1)
-        return np.ascontiguousarray(parts).reshape(self.groups, len(taken), -1)
-
-    def _channels_last(self, values: NDArray[np.generic], zero: int) -> NDArray[np.generic]:
-        """Pad a picture, its channels moved to where all of a position's lie side by side."""
-        sizes = values.shape[2:]
+        rows, channels, sizes = len(values), values.shape[1], values.shape[2:]
         padding = self.padding(sizes)
-        around = [size + before + after for size, (before, after) in zip(sizes, padding, strict=True)]
-        padded = np.full((len(values), *around, values.shape[1]), zero, values.dtype)
+        around = tuple(size + before + after for size, (before, after) in zip(sizes, padding, strict=True))
         inside = tuple(slice(before, before + size) for size, (before, _) in zip(sizes, padding, strict=True))
-        padded[(slice(None), *inside)] = np.moveaxis(values, 1, -1)
-        return padded
+        places = self._places((rows, *around), spots)
+        every = slice(None)
+        if self.groups == channels:  # a channel's places side by side: they come out in the wanted order
+            padded = np.full((channels, rows, *around), zero, values.dtype)
+            padded[(every, every, *inside)] = np.moveaxis(values, 1, 0)
+            return padded.reshape(channels, -1).take(places, axis=1)
+        padded = np.full((rows, *around, channels), zero, values.dtype)
+        padded[(every, *inside)] = np.moveaxis(values, 1, -1)
+        taken = padded.reshape(-1, channels).take(places, axis=0).reshape(*places.shape, self.groups, -1)
+        return np.ascontiguousarray(taken.transpose(2, 0, 3, 1)).reshape(self.groups, len(places), -1)
+
+    def _places(self, around: tuple[int, ...], spots: Spots) -> NDArray[np.int64]:
+        """Give where in padded rows each position's inputs lie, one number each, ``(positions, kernel places)``."""
+        offsets = np.indices(self.kernel).reshape(len(self.kernel), -1)
+        axes = (
+            spot[:, None] * stride + offset * dilation
+            for spot, stride, offset, dilation in zip(spots[1:], self.strides, offsets, self.dilations, strict=True)
+        )
+        whole = np.broadcast_arrays(spots[0][:, None], *axes)
+        return np.asarray(np.ravel_multi_index(tuple(whole), around), dtype=np.int64)
 
 
 def shape(node: NodeProto, weights: NDArray[np.generic]) -> Shape:
