@@ -14,6 +14,7 @@ from modelpack.errors import StageError
 from modelpack.numerics import checks, graph, onnx_import, onnxfile
 from modelpack.numerics.checks import batch, layers, opening, padding, speed
 from modelpack.numerics.checks.speed import Sign, judge
+from modelpack.numerics.checks.subject import likeness
 from modelpack.numerics.measure.statistics import Ratio
 from modelpack.tensors import TensorSpec
 from onnx_support import graph_of
@@ -86,6 +87,15 @@ def test_checks_are_chosen_by_name(well):
     subject = well["hand/products"].subject()
     assert list(verdicts(checks.examine(subject, only=["size", "levels"]))) == ["levels", "size"]
     assert "levels" not in verdicts(checks.examine(subject, skip=["levels"]))
+
+
+def test_an_answer_that_is_no_number_is_as_unlike_as_can_be():
+    right = np.array([1.0, 2.0, np.nan])
+    assert likeness(right, right) == 200.0
+    assert likeness(right, np.array([1.0, np.inf, np.nan])) == -200.0
+    assert likeness(right, np.array([1.0, 2.0, 3.0])) == -200.0
+    assert likeness(right, np.array([1.0, 2.0])) == -200.0
+    assert likeness(np.zeros(3), np.full(3, 0.1), floor=1.0) == pytest.approx(20.0)
 
 
 # Speed: the verdict is a function of a measurement

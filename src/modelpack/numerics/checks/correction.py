@@ -16,7 +16,7 @@ from modelpack.errors import StageError
 from modelpack.numerics import onnxfile, runtime
 from modelpack.numerics.checks.finding import failed, listed, passed, unchecked
 from modelpack.numerics.checks.layers import INTEGER, Reader, kind_of
-from modelpack.numerics.checks.subject import opened, real
+from modelpack.numerics.checks.subject import energies, opened, real
 from modelpack.numerics.measure.comparison import decibels
 from modelpack.numerics.quantization.prepare import prepare
 
@@ -97,9 +97,8 @@ def _quality(session: Any, subject: Subject, wanted: Iterable[dict[str, NDArray[
     for feed, right in zip(subject.feeds, wanted, strict=True):
         got = runtime.execute(session, feed, list(right))
         for name, value in right.items():
-            expected = value.astype(np.float64)
-            signal += float(np.square(expected).sum())
-            noise += float(np.square(expected - got[name].astype(np.float64)).sum())
+            some = energies(value, got[name])
+            signal, noise = signal + some[0], noise + some[1]
     return decibels(signal, noise)
 
 

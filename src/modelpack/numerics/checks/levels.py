@@ -38,9 +38,7 @@ def check(subject: Subject) -> Finding:
     plain = outputs.pop("disabled")
     if not plain:
         return unchecked("it gives no floating-point output")
-    alike = {
-        (level, name): likeness(plain[name], got[name]) for level, got in outputs.items() for name in plain
-    }  # fmt: skip
+    alike = {(level, name): likeness(plain[name], got[name]) for level, got in outputs.items() for name in plain}
     (level, name), worst = min(alike.items(), key=lambda item: item[1])
     limit = ALIKE[_coarsest(subject)]
     if worst >= limit:

@@ -86,7 +86,7 @@ def judge(found: Ratio, milliseconds: float, known: list[Sign], *, promised: boo
         return passed(told) if first is None else warned(f"{told}, but {first.cause}", first.remedy, first.where)
     told = f"slower than the float model: {found.sentence()}"
     if not promised:
-        return warned(f"{told}; fewer bits for weights alone save bytes, not time", "keep it where bytes matter more")
+        return warned(f"{told}; its form saves bytes and promises no time here", "keep it where bytes matter more")
     if first is None:
         return failed(told, "keep the float model, quantize fewer layers, or accept it (`allow_slower: true`)")
     return failed(f"{told}; {first.cause}", first.remedy, first.where)

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from modelpack.numerics.rows import Feed
     from modelpack.tensors import TensorSpec
 
+_HUGE = 1e200
+"""A difference between a number and none, squared."""
+
 
 @dataclass(frozen=True, eq=False)
 class Subject:
@@ -105,14 +108,23 @@ def likeness(expected: NDArray[np.generic], got: NDArray[np.generic], floor: flo
     >>> round(likeness(np.array([1.0, 1.0]), np.array([1.1, 0.9])))
     20
     """
+    signal, noise = energies(expected, got)
+    return decibels(max(signal / max(expected.size, 1), floor), noise / max(expected.size, 1))
+
+
+def energies(expected: NDArray[np.generic], got: NDArray[np.generic]) -> tuple[float, float]:
+    """Sum the squares of right values, and of what others differ by; where only one is finite, that is huge.
+
+    >>> energies(np.array([3.0, np.nan]), np.array([2.0, np.nan]))
+    (9.0, 1.0)
+    """
+    if expected.shape != got.shape:
+        return 0.0, _HUGE
     left, right = expected.astype(np.float64), got.astype(np.float64)
     with np.errstate(invalid="ignore"):
-        same = (left == right) | (np.isnan(left) & np.isnan(right))
-        gap = np.where(same, 0.0, left - right)
-    noise = float(np.nan_to_num(np.square(gap), nan=np.inf, posinf=np.inf).mean()) if gap.size else 0.0
-    finite = left[np.isfinite(left)]
-    signal = max(float(np.square(finite).mean()) if finite.size else 0.0, floor)
-    return decibels(signal, noise)
+        gap = np.where((left == right) | (np.isnan(left) & np.isnan(right)), 0.0, left - right)
+    noise = np.nan_to_num(np.square(gap), nan=_HUGE, posinf=_HUGE).sum()
+    return float(np.square(left[np.isfinite(left)]).sum()), float(noise)
 
 
 def usual_power(values: NDArray[np.generic]) -> float:
