@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from modelpack.errors import StageError
 from modelpack.numerics import export, models, tracing
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from modelpack.numerics.export import Exported
+    from modelpack.numerics.fake_quantization.quantizers import Places
     from modelpack.numerics.fake_quantization.twin import Quantized, Rounding, Weighing
     from modelpack.numerics.qat.places import Found
     from modelpack.numerics.rows import Feed
@@ -179,13 +180,33 @@ def learning(prepared: Prepared, observed: Quantized, steps: int | None, device:
 
 @torch.no_grad()
 def finish(prepared: Prepared, student: Quantized) -> Quantizers:
-    """Leave the weights on their grids, in place, and write the grids down."""
+    """Leave weights and biases on their grids, in place, and write the grids of activations down."""
     student.eval()
-    for name, weighing in student.channels.items():
-        weights = prepared.module.get_parameter(name)
-        weights.copy_(weighing(weights))
     grids = {}
     for name, module in student.bytes.items():
         scale, zero_point = module.grid()
         grids[name] = Grid(float(scale), int(zero_point))
-    return Quantizers(prepared.found.places, grids)
+    places = prepared.found.places
+    for name, weighing in student.channels.items():
+        weights = prepared.module.get_parameter(name)
+        weights.copy_(weighing(weights))
+        _settle_bias(prepared.module, name, weighing.scales(weights), _input_scales(places, grids, name))
+    return Quantizers(places, grids)
+
+
+def _input_scales(places: Places, grids: Mapping[str, Grid], weights: str) -> list[float]:
+    inputs = [value for value, path in places.layers if path == weights and value in places.activations]
+    return [grids[places.activations[value].grid].scale for value in inputs]
+
+
+def _settle_bias(module: nn.Module, weights: str, scales: Tensor, inputs: Sequence[float]) -> None:
+    """Round a layer's bias to the grid of its products, as integer kernels do.
+
+    Left out, the difference of half such a step would tip one activation in a thousand into the next one, and every
+    layer behind would add to that.
+    """
+    owner, _, name = weights.rpartition(".")
+    bias = getattr(module.get_submodule(owner), "bias", None)
+    if name == "weight" and len(inputs) == 1 and isinstance(bias, Tensor) and bias.shape == scales.shape:
+        steps = scales.double() * inputs[0]
+        bias.copy_((bias.double() / steps).round() * steps)
