@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from pydantic import ValidationError
 
+from modelpack.cli import details
 from modelpack.errors import StageError
 from modelpack.numerics import onnxfile
 from modelpack.numerics.measure.statistics import ratio
@@ -137,6 +138,17 @@ def test_no_point_of_the_front_is_beaten_in_everything(found):
     assert [row["chosen"] for row in rows] == [True] + [False] * (len(rows) - 1)
 
 
+def test_the_front_is_shown_with_the_chosen_point():
+    points = [point(0, 18, steady(4)), point(1, 22, steady(5)), point(3, 21, steady(6))]
+    lines = details.results({"front": front.table(points, points[1])}).splitlines()
+    assert lines[0] == "front"
+    assert lines[1].split() == ["kept", "in", "float", "against", "float32", "size", "sqnr_db", "added"]
+    assert lines[3].split()[:2] == ["0", "2.50×"]
+    assert lines[4].split()[:3] == ["chosen", "1", "2.00×"]
+    assert lines[4].endswith("22.0 dB  layer0")
+    assert lines[5].split()[0] == "beaten"
+
+
 def test_a_table_names_each_layer_once():
     rows = front.table([point(kept, 20 + kept, steady(4 + kept)) for kept in (0, 1, 3)], None)
     assert [row["added"] for row in rows] == [[], ["layer0"], ["layer1", "layer2"]]
@@ -243,6 +255,7 @@ def test_only_the_fragile_layer_stays_float(tmp_path, artifact):
     (chosen,) = (row for row in rows if row["chosen"])
     assert chosen["layers_kept"] == len(kept(made)) >= 1
     assert chosen["sqnr_db"] == pytest.approx(made.manifest.record["metrics"]["quantize_sqnr_db"], abs=0.01)
+    assert made.manifest.record["metrics"]["quantize_kept_layers"] == len(kept(made))
     assert chosen["model_bytes"] <= onnxfile.read(made.file("model.onnx")).ByteSize()
 
 

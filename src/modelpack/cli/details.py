@@ -46,7 +46,29 @@ def results(found: Row) -> str:
     )
 
 
-_SHAPES: Mapping[str, Callable[[Any], str]] = {"bench": pages.bench}
+def front(found: Sequence[Row]) -> str:
+    """Show mixtures of float and quantized layers, each with what it keeps beyond the one before."""
+    told = [name for name in ("sqnr_db", "cosine", "agreement", "accuracy", "accuracy_drop") if name in found[0]]
+    rows = [
+        (
+            "chosen" if item["chosen"] else "" if item["on_front"] else "beaten",
+            str(item["layers_kept"]),
+            f"{figure('speedup', item['speedup'])} ({_span(item)})",
+            figure("model_bytes", item["model_bytes"]),
+            *(figure(name, item[name]) for name in told),
+            ", ".join(item["added"]),
+        )
+        for item in found
+    ]
+    columns = ("", "kept in float", "against float32", "size", *told, "added")
+    return heading("front", table(columns, rows, right=range(1, len(columns) - 1), indent="  "))
+
+
+def _span(item: Row) -> str:
+    return f"{quantities.significant(item['speedup_low'])}–{quantities.significant(item['speedup_high'])}"
+
+
+_SHAPES: Mapping[str, Callable[[Any], str]] = {"bench": pages.bench, "front": front}
 """Results that read better in a shape of their own, by name."""
 
 

@@ -127,8 +127,13 @@ def quantize(reference: ModelProto, flow: Flow, layers: Sequence[str], budget: B
     points[place] = replace(chosen, quality=qualities[best])
     if not budget.met(qualities[best]):
         raise _unmet(points, budget, len(layers))
-    told = {**finals[best].results, "front": front.table(points, points[place])}
-    return replace(finals[best], results=told, kept=dict.fromkeys(chosen.kept, "kept in float for the budget"))
+    outcome = finals[best]
+    return replace(
+        outcome,
+        results={**outcome.results, "front": front.table(points, points[place])},
+        metrics={**outcome.metrics, "quantize_kept_layers": len(chosen.kept)},
+        kept=dict.fromkeys(chosen.kept, "kept in float for the budget"),
+    )
 
 
 def _left(layers: Sequence[str], kept: Collection[str]) -> list[str]:
