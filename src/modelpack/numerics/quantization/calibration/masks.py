@@ -9,7 +9,7 @@ import numpy as np
 from onnx import TensorProto, ValueInfoProto, helper
 
 from modelpack.errors import StageError, did_you_mean
-from modelpack.numerics import onnxfile, runtime
+from modelpack.numerics import onnxfile, rows, runtime
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 DEEP = -9_999.0
 """Constants below this that are added to values, or chosen instead of them, hide positions."""
+
+_FEW = 2
+"""Rows that tell a tensor's shape."""
 
 _MOVERS = frozenset(
     {"Cast", "Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Tile",
@@ -80,17 +83,19 @@ def aligned(
 ) -> dict[str, tuple[int, int]]:
     """Find the tensors whose leading axes are the mask's, apart or as one: how many those are, of how many.
 
-    Shape inference loses names of dimensions on its way through a graph; so the graph runs on the feed, and on the
-    feed cut by one in each dimension of the mask that may vary.
+    Shape inference loses names of dimensions on its way through a graph; so the graph runs on the feed's first rows,
+    and on those cut by one in each dimension of the mask that may vary.
 
     Raises:
         StageError: When the model fails on the feed.
     """
-    free = set(inputs[mask].dynamic.values())
-    seen = [(feed[mask].shape, _shapes(model, names, feed, device))]
-    for name in sorted(free):
-        cut = _shorter(feed, inputs, name)
-        seen.append((cut[mask].shape, _shapes(model, names, cut, device)))
+    few = rows.take(feed, inputs, _FEW)
+    with onnxfile.loadable(_shaped(model, names)) as content:
+        opened = runtime.session(content, device, entries=runtime.AT_REST)
+    seen = []
+    for cut in (few, *(_shorter(few, inputs, name) for name in sorted(set(inputs[mask].dynamic.values())))):
+        got = [tuple(value.tolist()) for value in runtime.execute(opened, cut).values()]
+        seen.append((cut[mask].shape, dict(zip(names, got, strict=True))))
     found = {}
     for name in names:
         if all(shapes[name][: len(wanted)] == wanted for wanted, shapes in seen):
@@ -111,15 +116,14 @@ def _shorter(feed: Feed, inputs: Mapping[str, TensorSpec], dimension: str) -> Fe
     return cut
 
 
-def _shapes(model: ModelProto, names: Sequence[str], feed: Feed, device: str) -> dict[str, tuple[int, ...]]:
+def _shaped(model: ModelProto, names: Sequence[str]) -> ModelProto:
+    """Copy a model so that it gives the shapes of some tensors, and nothing else."""
     twin = onnxfile.copied(model)
     del twin.graph.output[:]
     for place, name in enumerate(names):
         twin.graph.node.append(helper.make_node("Shape", [name], [f"modelpack.shape.{place}"]))
         twin.graph.output.append(ValueInfoProto(name=f"modelpack.shape.{place}"))
-    with onnxfile.loadable(twin) as content:
-        got = runtime.execute(runtime.session(content, device), feed)
-    return {name: tuple(value.tolist()) for name, value in zip(names, got.values(), strict=True)}
+    return twin
 
 
 def floors(model: ModelProto) -> dict[str, float]:

@@ -30,7 +30,7 @@ def least(histogram: Histogram, steps: int = STEPS) -> tuple[float, float]:
         histogram: The values, at least one.
         steps: Steps of the grid that will span the range.
     """
-    lows, highs = -_ends(-histogram.low), _ends(histogram.high)
+    lows, highs = 0.0 - _ends(-histogram.low), _ends(histogram.high)
     below = _clipped(-histogram.centers, histogram.counts, -lows)
     above = _clipped(histogram.centers, histogram.counts, highs)
     width = (highs[None, :] - lows[:, None]) / steps
