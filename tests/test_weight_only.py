@@ -299,6 +299,8 @@ def test_a_tied_table_is_stored_once_and_shared_weights_are_rounded_once():
     assert names.count("table:rows:codes") == names.count("w:columns:codes") == 1
     assert not {"table", "w", "v"} & set(names)
     assert sum(node.op_type == "MatMulNBits" for node in outcome.model.graph.node) == 4
+    assert outcome.notes[0] == "MatMulNBits belongs to onnxruntime: other runtimes read `form: qdq`"
+    assert not any("MatMulNBits" in note for note in rewritten(mixture(), form="qdq")[1].notes)
 
 
 def test_convolutions_are_stored_in_bytes_and_unpacked_while_loading():

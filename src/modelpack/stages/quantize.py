@@ -349,8 +349,6 @@ def _warn(config: QuantizeConfig, job: Job) -> None:
         job.warn("the quantized model was compared with the float one on made-up inputs; name real ones with `data:`")
     if config.method == "float16" and job.device == "cpu":
         job.warn("float16 halves the file, but most processors compute it slower than float32: meant for accelerators")
-    if config.method == "weight_only" and config.form == "nbits":
-        job.note("MatMulNBits belongs to onnxruntime: other runtimes read `form: qdq`")
     if config.method == "dynamic":
         job.note("dynamic ranges span a whole batch: a row's outputs change a little with the rows beside it")
 

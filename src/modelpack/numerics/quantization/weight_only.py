@@ -72,6 +72,8 @@ def quantize(model: ModelProto, found: Sequence[Layer], settings: Settings, evid
     tables = _tables(model, chosen)
     rounded, wide = _rounded(model, tables, settings, evidence)
     made = _written(model, chosen, rounded, settings)
+    if any(node.op_type == "MatMulNBits" for node in made.graph.node):
+        notes.append("MatMulNBits belongs to onnxruntime: other runtimes read `form: qdq`")
     stored = [name for name, layer in chosen.items() if layer.operator in ("Conv", "ConvTranspose")]
     if stored:
         notes.append(
