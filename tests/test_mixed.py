@@ -5,8 +5,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from pydantic import ValidationError
 
+from modelpack import recipe, schema
 from modelpack.cli import details
-from modelpack.errors import StageError
+from modelpack.errors import RecipeError, StageError
 from modelpack.numerics import onnxfile
 from modelpack.numerics.measure.statistics import ratio
 from modelpack.numerics.quantization import front, mixed, qdq
@@ -304,6 +305,37 @@ def test_answers_that_are_no_classes_cannot_agree(tmp_path):
 
 
 # Settings
+
+
+@pytest.mark.parametrize(
+    ("text", "column", "said"),
+    [
+        ("{sqnr: 20}", 52, "unknown key 'sqnr'"),
+        ("{sqnr_db: 20, agreement: 0.9}", 51, "give one of sqnr_db, agreement and accuracy_drop"),
+        ("{sqnr_db: many}", 61, "'sqnr_db' should be a valid number"),
+        ("20", 51, "'budget' should be settings"),
+    ],
+)
+def test_a_wrong_budget_is_shown_at_its_place(tmp_path, text, column, said):
+    onnxfile.write(net(), tmp_path)
+    np.savez(tmp_path / "rows.npz", x=ROWS.columns["x"])
+    (tmp_path / "recipe.yaml").write_text(
+        "name: mix\n"
+        "model: {onnx: model.onnx}\n"
+        "data: {val: {npz: {path: rows.npz}}}\n"
+        "stages:\n"
+        f"  - quantize: {{method: static, data: val, budget: {text}}}\n"
+    )
+    with pytest.raises(RecipeError) as caught:
+        recipe.load(tmp_path / "recipe.yaml")
+    (problem,) = caught.value.problems
+    assert (problem.place.line, problem.place.column) == (5, column)
+    assert problem.message.startswith(said)
+
+
+def test_the_names_of_a_budget_are_explained():
+    (told,) = (item.type for item in schema.settings(QuantizeConfig) if item.name == "budget")
+    assert told == "{sqnr_db, agreement, accuracy_drop, labels}"
 
 
 @pytest.mark.parametrize(

@@ -204,6 +204,9 @@ def _problem(root: Node, kind: type[BaseModel], detail: ErrorDetails) -> tuple[N
             problem = node.problem(f"{name} has characters that are not allowed", f"it must match {context['pattern']}")
         case "value_error":
             problem = node.problem(str(context["error"]))
+        case "model_type":
+            names = ", ".join(_fields_at(kind, detail["loc"]))
+            problem = node.problem(f"{name} should be settings", f"write {{name: value}}, with names among {names}")
         case _:
             said = detail["msg"].removeprefix("Input ")
             problem = node.problem(f"{name} {said[0].lower()}{said[1:]}")

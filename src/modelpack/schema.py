@@ -240,8 +240,8 @@ def _words(schema: dict[str, Any], known: dict[str, Any]) -> str:
     if kind == "array":
         return _array(schema, known)
     if kind == "object":
-        inner = schema.get("additionalProperties")
-        return f"name → {_words(inner, known)}" if isinstance(inner, dict) else "settings"
+        inner, named = schema.get("additionalProperties"), ", ".join(schema.get("properties", ()))
+        return f"name → {_words(inner, known)}" if isinstance(inner, dict) else f"{{{named}}}" if named else "settings"
     bounds = " and ".join(f"{sign} {_shown(schema[key])}" for key, sign in _BOUNDS if key in schema)
     return f"{_simple(kind)} {bounds}".rstrip()
 
