@@ -1,7 +1,7 @@
 """Which integers a processor multiplies fastest, and what it gets wrong.
 
-What onnxruntime 1.31 does with them, from its sources (github.com/microsoft/onnxruntime; x86 confirmed by measurement,
-the others not run):
+What onnxruntime does with them, from its sources (github.com/microsoft/onnxruntime, 2026) and, for x86, from
+measurements with release 1.31; the others were not run:
 
 * x86: ``onnxruntime/core/mlas/lib/platform.cpp`` has fast kernels for unsigned activations with signed weights (U8S8)
   alone; signed activations (S8S8) cost most of the speed. Without VNNI two products are added in 16 bits (see
