@@ -1,8 +1,8 @@
 """Which operators onnxruntime's CPU provider computes on bytes, between tensors that are marked.
 
 Read in its sources (folder ``onnxruntime/core/optimizer/qdq_transformer/selectors_actions``), and seen in the graphs
-that release 1.31 optimized. Left out although there are kernels: ``Softmax``, whose output is too coarse in 8 bits, and products
-of two activations, which are no faster than float ones there.
+that release 1.31 optimized. Left out although there are kernels: ``Softmax``, whose output is too coarse in 8 bits, and
+products of two activations, which are no faster than float ones there.
 """
 
 from __future__ import annotations
