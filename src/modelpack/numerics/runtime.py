@@ -50,6 +50,7 @@ __all__ = [
     "session",
     "signature",
     "survives",
+    "torch_threads",
 ]
 
 LEVELS = {
@@ -249,13 +250,14 @@ class TorchPredictor:
             name: torch.from_numpy(np.ascontiguousarray(value)).to(self.device)
             for name, value in feed(batch, self.inputs).items()
         }
-        with _torch_threads(self.threads), torch.inference_mode():
+        with torch_threads(self.threads), torch.inference_mode():
             outputs = call(self.module, tensors)
             return {name: outputs[name].detach().cpu().numpy() for name in self.outputs}
 
 
 @contextlib.contextmanager
-def _torch_threads(threads: int | None) -> Iterator[None]:
+def torch_threads(threads: int | None) -> Iterator[None]:
+    """Let torch use so many threads for a while; as many as before for None."""
     import torch
 
     before = torch.get_num_threads()

@@ -76,13 +76,20 @@ class Counter:
             self.sizes = self._guesses(feed)
         share = max(1, min(self.budget, PIECE) // max(sum(self.sizes.values()), 1))
         for piece in rows.pieces(feed, self.inputs, share):
-            count, wrong = rows.count(piece, self.inputs), None
-            for names in self._chunks(count):
-                for name, values in zip(names, handed(self.session, piece, names, self.device), strict=True):
-                    self.sizes[name] = max(self.sizes[name], values.nbytes // count)
-                    if not self._count(self.taps[name], values, piece) and wrong is None:
-                        wrong = name
+            # Pieces are small: threads would spend their time waiting for each other.
+            with runtime.torch_threads(1):
+                wrong = self._counted(piece)
             yield piece, wrong
+
+    def _counted(self, piece: Feed) -> str | None:
+        """Count the values on one piece; gives the first tensor that is not finite on it."""
+        count, wrong = rows.count(piece, self.inputs), None
+        for names in self._chunks(count):
+            for name, values in zip(names, handed(self.session, piece, names, self.device), strict=True):
+                self.sizes[name] = max(self.sizes[name], values.nbytes // count)
+                if not self._count(self.taps[name], values, piece) and wrong is None:
+                    wrong = name
+        return wrong
 
     def _count(self, tap: Tap, values: torch.Tensor, feed: Feed) -> bool:
         if tap.axes and self.mask is not None:
