@@ -116,7 +116,7 @@ def test_integers_agree_with_torch_inside_and_outside(name, request):
     feed = {key: value for batch in fresh.batches() for key, value in batch.items()}
     cases = exporting.cases(module, [feed], module.outputs)
     found = agreement.compare(made.graph, module, cases)
-    assert found.inside >= 0.999
+    assert found.inside >= 0.9999
     assert found.share >= 0.999
     assert set(found.shares) == set(runtime.LEVELS)
     assert made.exported.metrics["export_lsb_share"] >= 0.999
@@ -169,6 +169,10 @@ def test_the_artifact_is_data_that_loads_as_the_quantized_model(cnn):
     weights = module.floating.get_parameter("stem.weight").detach()
     steps = weights / (weights.abs().amax((1, 2, 3), keepdim=True) / 127)
     torch.testing.assert_close(steps, steps.round(), rtol=0, atol=1e-3)
+    # A bias off the grid of its products would tip rounded values in every layer behind it.
+    products = weights.abs().amax((1, 2, 3)).double() / 127 * body["grids"]["image"]["scale"]
+    steps = module.floating.get_parameter("stem.bias").detach().double() / products
+    torch.testing.assert_close(steps, steps.round(), rtol=0, atol=1e-2)
 
 
 def test_the_same_seed_gives_the_same_artifact_also_after_an_interruption(tmp_path, mlp):
