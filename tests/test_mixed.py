@@ -10,7 +10,7 @@ from modelpack.cli import details
 from modelpack.errors import RecipeError, StageError
 from modelpack.numerics import onnxfile
 from modelpack.numerics.measure.statistics import ratio
-from modelpack.numerics.quantization import front, mixed, qdq
+from modelpack.numerics.quantization import front, mixed, qdq, trials
 from modelpack.numerics.quantization.cost import Costs
 from modelpack.numerics.quantization.extent import Extent
 from modelpack.numerics.quantization.front import Budget, Point
@@ -57,7 +57,7 @@ ROWS = Rows({"x": weights(48, 3, 8, 8, seed=3), "label": np.arange(48) % 24}, 16
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
     """Measure times briefly: no test depends on them."""
-    monkeypatch.setattr(mixed, "ROUNDS", 10)
+    monkeypatch.setattr(trials, "ROUNDS", 10)
 
 
 def quantized(root, artifact, data=ROWS, **wanted):

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from modelpack.artifact import Kind
 from modelpack.bind import Whole
 from modelpack.errors import MissingError, StageError
-from modelpack.stage import CalibrationRef, DataRef, Implied, Job, Outside, StageConfig, stage
+from modelpack.stage import Assumption, CalibrationRef, DataRef, Implied, Job, Outside, StageConfig, stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -119,7 +119,9 @@ class QuantizeConfig(StageConfig):
         "and no VNNI, so that all machines give the same.",
     )
     budget: QualityBudget | None = Field(
-        None, description="With static: keep as few layers as possible at higher precision to stay this close."
+        None,
+        description="With static: stay this close to the float model on the rows of `data`. As many layers as that takes "
+        "are kept in float, those that cost least time on this machine.",
     )
     bits: Annotated[Literal[8, 4], Whole] = Field(4, description="With weight_only: bits of a weight.")
     group: Annotated[Literal[16, 32, 64, 128, 256], Whole] = Field(
@@ -189,6 +191,15 @@ def _preflight(config: QuantizeConfig, _outside: Outside) -> None:
         raise MissingError("nncf is not installed", then="pip install 'modelpack[peers]'")
 
 
+def _assumed(config: QuantizeConfig, device: str) -> Iterator[Assumption]:
+    """Say which integers this machine wants, where no target is named."""
+    if config.method == "static" and config.backend == "builtin" and config.target == "auto":
+        from modelpack.numerics.quantization import hardware
+
+        found = hardware.profile(config.target, device)
+        yield Assumption("integers", found.integers, f"this machine ({found.name}) wants {found.reason}")
+
+
 def _implied(config: QuantizeConfig) -> Implied | None:
     """Calibrate first, where no step did."""
     if config.method != "static" or config.backend != "builtin" or config.calibration is not None:
@@ -213,6 +224,7 @@ def _implied(config: QuantizeConfig) -> Implied | None:
     refuses={"quantized"},
     preflight=_preflight,
     implies=_implied,
+    assumes=_assumed,
 )
 def quantize(config: QuantizeConfig, job: Job) -> None:
     """Store weights in 16, 8 or 4 bits, and compute with them; every layer left out is listed with the reason."""

@@ -12,34 +12,23 @@ time is part of the result.
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from modelpack.errors import StageError
-from modelpack.numerics import graph, onnxfile, rows, runtime
-from modelpack.numerics.measure import timing
-from modelpack.numerics.measure.comparison import Comparison
-from modelpack.numerics.measure.metrics import LabelMetrics
-from modelpack.numerics.measure.statistics import ratio
-from modelpack.numerics.quantization import cost, front, sensitivity, switches
-from modelpack.numerics.quantization.front import Point
+from modelpack.numerics import rows
+from modelpack.numerics.quantization import cost, front, sensitivity, switches, trials
 from modelpack.numerics.quantization.sensitivity import Noise
-from modelpack.tensors import TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
-    import numpy as np
-    from numpy.typing import NDArray
     from onnx import ModelProto
 
-    from modelpack.numerics.measure.statistics import Ratio
     from modelpack.numerics.quantization.cost import Costs
-    from modelpack.numerics.quantization.front import Budget
+    from modelpack.numerics.quantization.front import Budget, Point
     from modelpack.numerics.quantization.qdq import Marks
     from modelpack.numerics.quantization.settings import Evidence, Outcome
-    from modelpack.numerics.rows import Feed
 
 SIZES = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 """Numbers of layers that are tried, as far as there are more layers."""
@@ -49,12 +38,6 @@ CANDIDATES = 64
 
 SMALLEST = 0.01
 """Share of the quantized graph's time below which what a layer costs is not told apart from nothing."""
-
-_TOLD = frozenset({"sqnr_db", "cosine", "agreement"})
-"""Figures of a comparison that the front shows."""
-
-ROUNDS, SECONDS = 40, 60.0
-"""Limits of the measurement of times."""
 
 
 @dataclass(frozen=True)
@@ -109,11 +92,12 @@ def quantize(reference: ModelProto, flow: Flow, layers: Sequence[str], budget: B
     Raises:
         StageError: When no mixture is within the budget, with the one that comes nearest.
     """
+    trials.check(reference, budget, evidence)
     whole = flow.correct(layers)
     kept_first = ranked(flow, layers, whole.outcome.model, evidence)
     sets = [tuple(kept_first[:size]) for size in SIZES if size < max(len(layers), 1)]
     drafts = [whole.outcome.model, *(_lent(flow.write(_left(layers, kept)), whole.outcome.model) for kept in sets[1:])]
-    points = measure(reference, dict(zip(sets, map(flow.align, drafts), strict=True)), budget, evidence)
+    points = trials.measure(reference, dict(zip(sets, map(flow.align, drafts), strict=True)), budget, evidence)
     chosen = front.choose(points, budget)
     if chosen is None:
         raise _unmet(points, budget, len(layers))
@@ -122,7 +106,7 @@ def quantize(reference: ModelProto, flow: Flow, layers: Sequence[str], budget: B
     anew = flow.correct(left) if chosen.kept else whole
     same = anew.outcome.model == lent.outcome.model
     finals = [flow.finish(draft, left) for draft in ([anew] if same else [anew, lent])]
-    qualities = judge(reference, [outcome.model for outcome in finals], budget, evidence)
+    qualities = trials.judge(reference, [outcome.model for outcome in finals], budget, evidence)
     best = max(range(len(finals)), key=lambda number: budget.merit(qualities[number]))
     points[place] = replace(chosen, quality=qualities[best])
     if not budget.met(qualities[best]):
@@ -140,18 +124,6 @@ def _left(layers: Sequence[str], kept: Collection[str]) -> list[str]:
     return [name for name in layers if name not in kept]
 
 
-def measure(
-    reference: ModelProto, models: Mapping[tuple[str, ...], ModelProto], budget: Budget, evidence: Evidence
-) -> list[Point]:
-    """Measure mixtures, each by the layers that it keeps in float."""
-    graphs = list(models.values())
-    measured = zip(judge(reference, graphs, budget, evidence), time(reference, graphs, evidence), strict=True)
-    return [
-        Point(kept, quality, onnxfile.size(model), speed, rounds)
-        for (kept, model), (quality, (speed, rounds)) in zip(models.items(), measured, strict=True)
-    ]
-
-
 def ranked(flow: Flow, layers: Sequence[str], quantized: ModelProto, evidence: Evidence) -> list[str]:
     """Order the layers that may be kept in float, those that remove most error per time lost first.
 
@@ -161,7 +133,7 @@ def ranked(flow: Flow, layers: Sequence[str], quantized: ModelProto, evidence: E
         quantized: The graph in which all of them are.
         evidence: Rows to measure on.
     """
-    inputs = _inputs(flow.model)
+    inputs = trials.inputs_of(flow.model)
     feeds = sensitivity.spread(evidence.read("read rows to measure layers on", None), inputs)
     if not feeds:
         raise StageError("the data have no rows that the model could read")
@@ -211,74 +183,6 @@ def _lent(model: ModelProto, donor: ModelProto) -> ModelProto:
         if item.name in constants:
             item.CopyFrom(constants[item.name])
     return model
-
-
-def judge(
-    reference: ModelProto, models: Sequence[ModelProto], budget: Budget, evidence: Evidence
-) -> list[dict[str, float]]:
-    """Compare the first output of some models with that of the float one, on all rows.
-
-    Raises:
-        StageError: When the budget needs labels and the data have none, or figures that the output does not have.
-    """
-    inputs, output = _inputs(reference), reference.graph.output[0].name
-    compared = [Comparison(output, classes=None) for _ in models]
-    labelled = budget.measure == "accuracy_drop"
-    told = [LabelMetrics(["accuracy"], f"output '{output}'") for _ in range(len(models) + 1)]
-    with _sessions([reference, *models], evidence.device) as opened:
-        for feed, label in _rows(evidence, labelled=labelled):
-            wanted, *given = (runtime.execute(session, feed, [output])[output] for session in opened)
-            for comparison, values in zip(compared, given, strict=True):
-                comparison.update(wanted, values, rows.count(feed, inputs))
-            if label is not None:
-                for metrics, values in zip(told, (wanted, *given), strict=True):
-                    metrics.update(values, label)
-    found = [{key: value for key, value in item.result().items() if key in _TOLD} for item in compared]
-    if labelled:
-        before, *after = (metrics.compute()["accuracy"] for metrics in told)
-        found = [
-            item | {"accuracy": now, "accuracy_drop": before - now} for item, now in zip(found, after, strict=True)
-        ]
-    if budget.measure not in found[0]:
-        raise StageError(
-            f"output '{output}' is no scores of classes, so that answers cannot agree",
-            where="budget",
-            then="give the budget as `sqnr_db`",
-        )
-    return found
-
-
-def _rows(evidence: Evidence, *, labelled: bool) -> Iterator[tuple[Feed, NDArray[np.generic] | None]]:
-    if not labelled:
-        yield from ((feed, None) for feed in evidence.read("compare mixtures", None))
-    else:
-        yield from evidence.labelled("compare mixtures")
-
-
-def time(
-    reference: ModelProto, models: Sequence[ModelProto], evidence: Evidence
-) -> list[tuple[Ratio, tuple[float, ...]]]:
-    """Time one row through some models, in turns with the float one.
-
-    Returns:
-        For each model, how many times as fast as the float one it is, and its milliseconds in every round.
-    """
-    feed = rows.take(next(iter(evidence.read("time mixtures", 1))), _inputs(reference), 1)
-    with _sessions([reference, *models], evidence.device) as opened:
-        timers = [timing.of_session(session, feed, evidence.device) for session in opened]
-        floats, *others = timing.interleave(timers, rounds=ROUNDS, seconds=SECONDS, warmup=3)
-    return [(ratio(floats.rounds, series.rounds), tuple(series.rounds)) for series in others]
-
-
-@contextlib.contextmanager
-def _sessions(models: Sequence[ModelProto], device: str) -> Iterator[list[Any]]:
-    with contextlib.ExitStack() as stack:
-        places = [stack.enter_context(onnxfile.loadable(model)) for model in models]
-        yield [runtime.session(place, device, threads=1) for place in places]
-
-
-def _inputs(model: ModelProto) -> dict[str, TensorSpec]:
-    return {name: TensorSpec.model_validate(spec) for name, spec in graph.signature(model)["inputs"].items()}
 
 
 def _unmet(points: Sequence[Point], budget: Budget, layers: int) -> StageError:
