@@ -120,8 +120,8 @@ class QuantizeConfig(StageConfig):
     )
     budget: QualityBudget | None = Field(
         None,
-        description="With static: stay this close to the float model on the rows of `data`. As many layers as that takes "
-        "are kept in float, those that cost least time on this machine.",
+        description="With static: stay this close to the float model on the rows of `data`. As many layers as that "
+        "takes are kept in float, those that cost least time on this machine.",
     )
     bits: Annotated[Literal[8, 4], Whole] = Field(4, description="With weight_only: bits of a weight.")
     group: Annotated[Literal[16, 32, 64, 128, 256], Whole] = Field(
@@ -197,7 +197,7 @@ def _assumed(config: QuantizeConfig, device: str) -> Iterator[Assumption]:
         from modelpack.numerics.quantization import hardware
 
         found = hardware.profile(config.target, device)
-        yield Assumption("integers", found.integers, f"this machine ({found.name}) wants {found.reason}")
+        yield Assumption("integers", found.integers, f"{found.reason} ({found.name} here)")
 
 
 def _implied(config: QuantizeConfig) -> Implied | None:
