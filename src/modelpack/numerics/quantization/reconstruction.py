@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     Correction = Literal["bias", "sequential", "rounding", "adaround"]
     Rounder = Callable[[Reals, Reals, Reals, Bounds], Reals]
 
-POSITIONS = 20_000
+POSITIONS = 40_000
 """Positions of a layer's output that are looked at, about."""
 
 DAMPING = 0.01
