@@ -1,15 +1,19 @@
-"""Write what is generated: README's figures, sample plugin and reference, and the schema for editors; `make docs`."""
+"""Write what is generated: figures and reference in README and docs, the schema for editors; `make docs`."""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from modelpack import reference, schema
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
 ROOT = Path(__file__).resolve().parent.parent
-MEASURED = ("recipes", "quantization", "image", "startup")
+QUANTIZED = ("lite0", "fashion", "resnet18", "minilm", "bbc")
 
 
 def measured(name: str) -> str:
@@ -19,12 +23,19 @@ def measured(name: str) -> str:
     return "\n".join(["##" + kept[0], *kept[1:]]).replace("\n\n\n", "\n\n")
 
 
-def generated() -> dict[str, str]:
+def together(names: Sequence[str]) -> str:
+    """Give several benchmarks' pages, one after the other; a paragraph that all of them have comes once, at the end."""
+    pages = [measured(name).split("\n\n") for name in names]
+    shared = [part for part in pages[0] if all(part in page for page in pages)]
+    return "\n\n".join([part for page in pages for part in page if part not in shared] + shared)
+
+
+def readme() -> dict[str, str]:
     """Give the generated parts of README, by the name of their markers."""
     package = ROOT / "tests" / "plugin"
     pyproject = (package / "pyproject.toml").read_text().partition("[project.entry-points")
     return {
-        "figures": "\n\n".join(measured(name) for name in MEASURED),
+        "figures": "\n\n".join([measured("recipes"), quantization(), measured("image"), measured("startup")]),
         "plugin": (
             f"```python\n{(package / 'modelpack_operators.py').read_text()}```\n\n```toml\n{''.join(pyproject[1:])}```"
         ),
@@ -32,23 +43,29 @@ def generated() -> dict[str, str]:
     }
 
 
-def filled(text: str) -> str:
-    """Give README's text with every generated part renewed."""
-    for name, part in generated().items():
+def quantization() -> str:
+    """Give the tables that compare quantizers."""
+    return together([f"quantization-{name}" for name in QUANTIZED])
+
+
+def filled(path: Path, parts: Mapping[str, str]) -> str:
+    """Give a page's text with every generated part renewed."""
+    text = path.read_text()
+    for name, part in parts.items():
         before, start, rest = text.partition(f"<!-- {name} -->\n")
         _, end, after = rest.partition(f"<!-- end of {name} -->")
         if not start or not end:
-            sys.exit(f"README.md: no place for '{name}'")
+            sys.exit(f"{path.name}: no place for '{name}'")
         text = f"{before}{start}\n{part}\n\n{end}{after}"
     return text
 
 
 def files() -> dict[Path, str]:
     """Give every generated file's path and content."""
-    readme = ROOT / "README.md"
-    return {
-        readme: filled(readme.read_text()),
-        ROOT / "recipes" / "recipe.schema.json": json.dumps(schema.document(), indent=1, ensure_ascii=False) + "\n",
+    pages = {ROOT / "README.md": readme(), ROOT / "docs" / "quantization.md": {"figures": quantization()}}
+    editors = json.dumps(schema.document(), indent=1, ensure_ascii=False) + "\n"
+    return {path: filled(path, parts) for path, parts in pages.items()} | {
+        ROOT / "recipes" / "recipe.schema.json": editors
     }
 
 
