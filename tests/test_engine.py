@@ -21,6 +21,7 @@ from modelpack.errors import BudgetError, MissingError, StageError, StoreError, 
 from modelpack.events import Metric, Note, Progress, StepFinished, StepStarted
 from modelpack.planning import plan
 from modelpack.runs import Journal, Runs
+from modelpack.stage import Assumption
 from modelpack.store import Store
 
 pytestmark = pytest.mark.usefixtures("tiny")
@@ -357,3 +358,24 @@ def test_fingerprints_are_hashes_of_the_work(folder):
     go(folder)
     for item in plan(desk(folder)):
         assert item.fingerprint == canonical.digest(item.work) == item.artifact.manifest.fingerprint
+
+
+def test_what_a_stage_assumes_of_the_machine_is_part_of_its_identity(folder):
+    def assuming(value):
+        found = desk(folder)
+        steps = (
+            replace(
+                step, stage=replace(step.stage, assumes=lambda _config, _device: [Assumption("integers", value, "")])
+            )
+            if step.id == "shrink"
+            else step
+            for step in found.recipe.steps
+        )
+        return replace(found, recipe=replace(found.recipe, steps=tuple(steps)))
+
+    engine.run(assuming("U8S8"), [].append)
+    same, other = (plan(assuming(value)) for value in ("U8S8", "S8S8"))
+    assert not any(item.why for item in same)
+    changed = next(item for item in other if item.step.id == "shrink")
+    assert changed.why == "integers: U8S8 → S8S8"
+    assert changed.assumptions == (Assumption("integers", "S8S8", ""),)

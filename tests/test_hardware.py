@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from modelpack import device
 from modelpack.numerics.quantization import hardware
 from modelpack.stages.quantize import QuantizeConfig
+from modelpack.stages.quantize import quantize as quantize_stage
 
 reals = st.floats(-1e6, 1e6)
 
@@ -56,3 +57,18 @@ def test_settings_about_another_kind_of_hardware_are_refused():
         QuantizeConfig(data="val", portable=True, target="neon")
     with pytest.raises(ValueError, match="`wide` fits static"):
         QuantizeConfig(method="dynamic", wide=["head"])
+
+
+def test_a_static_result_depends_on_this_machines_integers_unless_a_target_is_named(monkeypatch):
+    known = device.machine("cpu")
+
+    def assumed(flags, **settings):
+        found = {**known, "architecture": "x86_64", "processor": {**known["processor"], "flags": flags}}
+        monkeypatch.setattr(device, "machine", lambda _device: found)
+        config = QuantizeConfig.model_validate({"data": "train", **settings})
+        return [(item.name, item.value) for item in quantize_stage.assumes(config, "cpu")]
+
+    assert assumed(["avx2", "avx512_vnni"]) == assumed(["avx2", "amx_int8"]) == [("integers", "U8S8")]
+    assert assumed(["avx2"]) == [("integers", "U8S8, summed in 16 bits")]
+    assert assumed(["avx2"], target="vnni") == []
+    assert assumed(["avx2"], method="dynamic") == []

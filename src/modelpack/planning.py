@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from modelpack.data import DataSource
     from modelpack.recipe import Recipe
     from modelpack.record import Run
+    from modelpack.stage import Assumption
     from modelpack.steps import Step
     from modelpack.store import Store
 
@@ -33,12 +34,14 @@ class PlannedStep:
         work: What is asked for, whose hash is the fingerprint; None while an input is yet to be made.
         artifact: Its result, when the store has it.
         why: Why it will run; empty when it is cached.
+        assumptions: What it takes from the surroundings.
     """
 
     step: Step
     work: Mapping[str, Any] | None
     artifact: Artifact | None
     why: str
+    assumptions: tuple[Assumption, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -93,20 +96,23 @@ class Desk:
             "seed": self.recipe.seed,
             "packages": {name: minor_version(name) for name in step.stage.needs},
         }
+        assumed = {item.name: item.value for item in step.stage.assumes(step.config, self.device)}
+        if assumed:
+            work["assumes"] = assumed
         if step.stage.named:
             work["name"] = self.recipe.name
         return {**work, "machine": machine(self.device)} if step.stage.machine else work
 
     def planned(self, step: Step, made: Mapping[str, Artifact]) -> PlannedStep:
         """Plan one step, given the artifacts made so far."""
-        work = self.work(step, made)
+        work, assumed = self.work(step, made), tuple(step.stage.assumes(step.config, self.device))
         if work is None:
             missing = [name for name in (step.reads, *step.steps) if name and name not in made]
-            return PlannedStep(step, None, None, f"after {', '.join(missing)}")
+            return PlannedStep(step, None, None, f"after {', '.join(missing)}", assumed)
         artifact = self.store.find(canonical.digest(work))
         if artifact is None:
-            return PlannedStep(step, work, None, self._changes(step, work))
-        return PlannedStep(step, work, artifact, "forced" if step.id in self.force else "")
+            return PlannedStep(step, work, None, self._changes(step, work), assumed)
+        return PlannedStep(step, work, artifact, "forced" if step.id in self.force else "", assumed)
 
     def _changes(self, step: Step, work: Mapping[str, Any]) -> str:
         """Say what differs from the last run's work on the step of the same id."""
@@ -135,6 +141,8 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     for name, version in new["packages"].items():
         if old["packages"].get(name) != version:
             told.append(f"{name} {old['packages'].get(name)} → {version}")
+    before, now = old.get("assumes", {}), new.get("assumes", {})
+    told += [f"{name}: {before.get(name)} → {now.get(name)}" for name in now if before.get(name) != now.get(name)]
     if old.get("name") != new.get("name"):
         told.append("the recipe's name changed")
     if old.get("machine") != new.get("machine"):

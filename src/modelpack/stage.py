@@ -153,6 +153,21 @@ class Outside:
     data: Mapping[str, DataSource] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Assumption:
+    """A fact about the surroundings that a stage's result depends on; the value is part of its fingerprint.
+
+    Attributes:
+        name: What is assumed, such as ``target``.
+        value: What it is taken to be.
+        why: What follows from it, for people.
+    """
+
+    name: str
+    value: str
+    why: str
+
+
 C = TypeVar("C", bound=StageConfig)
 
 
@@ -178,6 +193,7 @@ class Stage(Generic[C]):
         preflight: Raises `MissingError` or `UsageError` before the first stage runs when this one could not.
         inputs: For a stage that brings a model in: the model's inputs, known without loading it.
         implies: For a config that leaves out a step it needs: that step.
+        assumes: What a config takes from the surroundings, given the device.
         effect: What is done outside the store after every run, cached or not, such as loading an image into an
             engine; repeating it changes nothing. Its job has no `out`.
         summary: One sentence of help, the first line of the function's docstring.
@@ -200,6 +216,7 @@ class Stage(Generic[C]):
     preflight: Callable[[C, Outside], None]
     inputs: Callable[[C], Mapping[str, TensorSpec]]
     implies: Callable[[C], Implied | None]
+    assumes: Callable[[C, str], Iterable[Assumption]]
     effect: Callable[[C, Artifact, Job], None]
     summary: str
 
@@ -220,6 +237,7 @@ def stage(
     preflight: Callable[[Any, Outside], None] = lambda _config, _outside: None,
     inputs: Callable[[Any], Mapping[str, TensorSpec]] = lambda _config: {},
     implies: Callable[[Any], Implied | None] = lambda _config: None,
+    assumes: Callable[[Any, str], Iterable[Assumption]] = lambda _config, _device: (),
     effect: Callable[[Any, Artifact, Job], None] = lambda _config, _artifact, _job: None,
 ) -> Callable[[Callable[[Any, Job], None]], Stage[Any]]:
     """Declare a stage; its config type is read from the function's first annotation, its help from the docstring."""
@@ -243,6 +261,7 @@ def stage(
             preflight=preflight,
             inputs=inputs,
             implies=implies,
+            assumes=assumes,
             effect=effect,
             summary=(function.__doc__ or "").strip().split("\n")[0],
         )

@@ -91,7 +91,12 @@ def plan(steps: Sequence[Row]) -> str:
     ]
     left = sum(not step["cached"] for step in steps)
     told = f"{left} of {len(steps)} steps to run" if left else "everything is in the store; nothing to run"
-    return page(table(("step", "state", "why", "reads", "fingerprint"), rows), told)
+    assumed = [
+        f"{step['id']} assumes {name} {item['value']}: {item['why']}"
+        for step in steps
+        for name, item in step["assumes"].items()
+    ]
+    return page(table(("step", "state", "why", "reads", "fingerprint"), rows), "\n".join([told, *assumed]))
 
 
 def runs(found: Sequence[Run], current: Mapping[str, int]) -> str:

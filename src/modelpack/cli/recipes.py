@@ -120,6 +120,7 @@ def _planned(item: PlannedStep) -> dict[str, Any]:
         "stage": step.stage.name,
         "cached": cached,
         "why": item.why,
+        "assumes": {known.name: {"value": known.value, "why": known.why} for known in item.assumptions},
         "reads": [*([step.reads] if step.reads else []), *step.steps],
         "data": list(step.data),
         "fingerprint": item.fingerprint,

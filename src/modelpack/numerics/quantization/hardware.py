@@ -52,6 +52,16 @@ class Profile:
     channels: int
     reason: str
 
+    @property
+    def integers(self) -> str:
+        """What a result depends on: types of activations and weights, and how products are added.
+
+        >>> PROFILES["vnni"].integers == PROFILES["amx"].integers, PROFILES["avx2"].integers
+        (True, 'U8S8, summed in 16 bits')
+        """
+        types = "S8S8" if np.dtype(self.integer).kind == "i" else "U8S8"
+        return f"{types}{' around zero' * self.centred}{', summed in 16 bits' * self.saturates}"
+
     def grid(self, low: float, high: float, *, wide: bool = False) -> Grid:
         """Give the grid of an activation between two values, in 16 bits when `wide`.
 
