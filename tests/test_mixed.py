@@ -295,6 +295,14 @@ def test_labels_count_where_accuracy_does(tmp_path, artifact):
         quantized(tmp_path, artifact, renamed, budget={"accuracy_drop": 1.0})
 
 
+def test_a_model_of_a_fixed_number_of_rows_is_measured_on_as_many(tmp_path):
+    model = net()
+    for item in (*model.graph.input, *model.graph.output):
+        item.type.tensor_type.shape.dim[0].dim_value = 16
+    made = quantized(tmp_path, onnx_artifact(tmp_path, model), budget={"sqnr_db": 1})
+    assert len(made.manifest.record["results"]["front"]) == 7
+
+
 def test_answers_that_are_no_classes_cannot_agree(tmp_path):
     model = net()
     model.graph.output[0].CopyFrom(helper.make_tensor_value_info("p", FLOAT, ["batch", 24, 1, 1]))

@@ -43,7 +43,7 @@ def check(reference: ModelProto, budget: Budget, evidence: Evidence) -> None:
     """
     few = replace(
         evidence,
-        read=lambda label, _limit: evidence.read(label, 1),
+        read=lambda label, limit: islice(evidence.read(label, limit), 1),
         labelled=lambda label: islice(evidence.labelled(label), 1),
     )
     judge(reference, [reference], budget, few)
@@ -111,7 +111,7 @@ def time(
     Returns:
         For each model, how many times as fast as the float one it is, and its milliseconds in every round.
     """
-    feed = rows.take(next(iter(evidence.read("time mixtures", 1))), inputs_of(reference), 1)
+    feed = rows.take(next(iter(evidence.read("time mixtures", None))), inputs_of(reference), 1)
     with _sessions([reference, *models], evidence.device) as opened:
         timers = [timing.of_session(session, feed, evidence.device) for session in opened]
         floats, *others = timing.interleave(timers, rounds=ROUNDS, seconds=SECONDS, warmup=3)
