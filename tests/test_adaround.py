@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modelpack.numerics.quantization import adaround, rounding
+from modelpack.numerics.quantization.correction import adaround, rounding
 
 
 def problem(seed, groups=2, rows=3, columns=5, levels=7):

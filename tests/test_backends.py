@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from modelpack.errors import MissingError, StageError
 from modelpack.events import Note, Progress
 from modelpack.numerics import graph, onnxfile
-from modelpack.numerics.quantization import backends, engine, layers, prepare
+from modelpack.numerics.quantization import backends, engine, layers
+from modelpack.numerics.quantization.rewriting import prepare
 from modelpack.numerics.quantization.settings import Evidence, Outcome, Settings
 from modelpack.numerics.silence import Terminal, quiet
 from modelpack.stage import Outside

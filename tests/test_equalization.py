@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from modelpack.numerics import onnxfile, runtime
-from modelpack.numerics.quantization import equalization
+from modelpack.numerics.quantization.adjustment import equalization
 from onnx_support import graph_of, weights
 
 FLOAT = TensorProto.FLOAT

@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from modelpack.numerics import onnxfile, runtime
-from modelpack.numerics.quantization import equivalents
+from modelpack.numerics.quantization.rewriting import equivalents
 from onnx_support import graph_of, weights
 
 FLOAT = TensorProto.FLOAT

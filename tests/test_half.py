@@ -8,7 +8,7 @@ from onnx import TensorProto, helper
 from modelpack.errors import StageError
 from modelpack.numerics import graph, onnxfile, runtime
 from modelpack.numerics.quantization import engine, layers, operators
-from modelpack.numerics.quantization.prepare import prepare
+from modelpack.numerics.quantization.rewriting.prepare import prepare
 from modelpack.numerics.quantization.settings import Evidence, Settings
 from modelpack.stages.quantize import QuantizeConfig
 from modelpack.stages.quantize import quantize as quantize_stage

@@ -10,12 +10,13 @@ from modelpack.cli import details
 from modelpack.errors import RecipeError, StageError
 from modelpack.numerics import onnxfile
 from modelpack.numerics.measure.statistics import ratio
-from modelpack.numerics.quantization import front, mixed, qdq, trials
-from modelpack.numerics.quantization.cost import Costs
+from modelpack.numerics.quantization import qdq
 from modelpack.numerics.quantization.extent import Extent
-from modelpack.numerics.quantization.front import Budget, Point
-from modelpack.numerics.quantization.mixed import Draft
-from modelpack.numerics.quantization.settings import Evidence, Outcome
+from modelpack.numerics.quantization.mixing import front, mixed, trials
+from modelpack.numerics.quantization.mixing.cost import Costs
+from modelpack.numerics.quantization.mixing.front import Point
+from modelpack.numerics.quantization.mixing.mixed import Draft
+from modelpack.numerics.quantization.settings import Budget, Evidence, Outcome
 from modelpack.stages.quantize import QuantizeConfig
 from modelpack.stages.quantize import quantize as quantize_stage
 from onnx_support import graph_of, onnx_artifact, weights

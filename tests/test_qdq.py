@@ -8,7 +8,8 @@ from onnx import TensorProto, helper
 
 from modelpack.errors import StageError
 from modelpack.numerics import graph, onnxfile, optimize, runtime
-from modelpack.numerics.quantization import alignment, engine, hardware, layers, prepare, qdq
+from modelpack.numerics.quantization import engine, hardware, layers, qdq
+from modelpack.numerics.quantization.rewriting import alignment, prepare
 from modelpack.numerics.quantization.settings import Evidence, Settings
 from onnx_support import calibrated, graph_of, weights
 

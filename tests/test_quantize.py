@@ -11,7 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 import nets
 from modelpack.errors import StageError
 from modelpack.numerics import graph, onnxfile, optimize, rows, runtime
-from modelpack.numerics.quantization import embedding, engine, grid, layers, prepare, qdq
+from modelpack.numerics.quantization import embedding, engine, grid, layers, qdq
+from modelpack.numerics.quantization.rewriting import prepare
 from modelpack.numerics.quantization.settings import Evidence, Settings
 from modelpack.stages.export import export as export_stage
 from modelpack.stages.optimize import optimize as optimize_stage

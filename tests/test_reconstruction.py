@@ -10,18 +10,10 @@ from pydantic import ValidationError
 import nets
 from modelpack.errors import StageError
 from modelpack.numerics import differences, onnxfile, rows, runtime
-from modelpack.numerics.quantization import (
-    fast_bias,
-    grid,
-    layers,
-    qdq,
-    reconstruction,
-    rounding,
-    samples,
-    subject,
-)
-from modelpack.numerics.quantization.subject import Bias
-from modelpack.numerics.quantization.walk import Walk
+from modelpack.numerics.quantization import grid, layers, qdq
+from modelpack.numerics.quantization.correction import fast_bias, reconstruction, rounding, samples, subject
+from modelpack.numerics.quantization.correction.subject import Bias
+from modelpack.numerics.quantization.correction.walk import Walk
 from modelpack.stages.export import export as export_stage
 from modelpack.stages.quantize import QuantizeConfig
 from modelpack.stages.quantize import quantize as quantize_stage

@@ -9,7 +9,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from modelpack.errors import StageError
 from modelpack.numerics import onnxfile
-from modelpack.numerics.quantization import layers, prepare
+from modelpack.numerics.quantization import layers
+from modelpack.numerics.quantization.rewriting import prepare
 from onnx_support import graph_of, weights
 
 FLOAT = TensorProto.FLOAT

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from onnx import TensorProto, helper, numpy_helper
 
-from modelpack.numerics.quantization import engine, narrowing, prepare, saturation
+from modelpack.numerics.quantization import engine
+from modelpack.numerics.quantization.rewriting import prepare
+from modelpack.numerics.quantization.saturation import narrowing, pairs
 from modelpack.numerics.quantization.settings import Evidence, Settings
 from onnx_support import calibrated, graph_of, weights
 
@@ -41,8 +43,8 @@ def by_scalars(inputs, held):
 @given(factors())
 def test_the_emulation_is_that_of_scalars(both):
     product, cut = by_scalars(*both)
-    assert np.array_equal(saturation.product(*both), product)
-    assert saturation.saturated(*both) == pytest.approx(cut)
+    assert np.array_equal(pairs.product(*both), product)
+    assert pairs.saturated(*both) == pytest.approx(cut)
 
 
 @given(factors())
@@ -50,7 +52,7 @@ def test_tamed_weights_never_leave_16_bits(both):
     inputs, held = both
     tame = narrowing.within(np.maximum(held, -127))
     for extreme in (np.full_like(inputs, 255), inputs):
-        assert saturation.saturated(extreme, tame).max() == 0
+        assert pairs.saturated(extreme, tame).max() == 0
     assert np.all(np.abs(tame) <= np.abs(held.astype(int)))
 
 

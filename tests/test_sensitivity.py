@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from modelpack.numerics import onnxfile, runtime
-from modelpack.numerics.quantization import cost, qdq, sensitivity, switches
-from modelpack.numerics.quantization.cost import Costs, Crossings
+from modelpack.numerics.quantization import qdq
 from modelpack.numerics.quantization.extent import Extent
-from modelpack.numerics.quantization.sensitivity import Noise
+from modelpack.numerics.quantization.mixing import cost, sensitivity, switches
+from modelpack.numerics.quantization.mixing.cost import Costs, Crossings
+from modelpack.numerics.quantization.mixing.sensitivity import Noise
 from modelpack.tensors import TensorSpec
 from onnx_support import graph_of, weights
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from modelpack.numerics import differences, onnxfile, runtime
-from modelpack.numerics.quantization import smoothing
+from modelpack.numerics.quantization.adjustment import smoothing
 from onnx_support import graph_of, weights
 
 FLOAT = TensorProto.FLOAT

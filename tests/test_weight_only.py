@@ -12,9 +12,10 @@ from onnx import TensorProto, helper
 import nets
 from modelpack.errors import RecipeError, StageError
 from modelpack.numerics import graph, onnxfile, rows, runtime
-from modelpack.numerics.quantization import blocks, engine, gptq, hqq, layers, moments, nbits, weight_only
-from modelpack.numerics.quantization.prepare import prepare
+from modelpack.numerics.quantization import engine, layers
+from modelpack.numerics.quantization.rewriting.prepare import prepare
 from modelpack.numerics.quantization.settings import Evidence, Settings
+from modelpack.numerics.quantization.weights import blocks, gptq, hqq, moments, nbits, weight_only
 from modelpack.server.engine import Engine
 from modelpack.server.signature import read as read_signature
 from modelpack.stages.export import export as export_stage

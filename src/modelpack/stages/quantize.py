@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from modelpack.numerics.checks import Subject
     from modelpack.numerics.quantization.calibration.record import Calibration
     from modelpack.numerics.quantization.engine import Result
-    from modelpack.numerics.quantization.front import Budget, Measure
+    from modelpack.numerics.quantization.settings import Budget, Measure
     from modelpack.numerics.rows import Feed
 
 Method = Literal["static", "dynamic", "weight_only", "float16", "bfloat16"]
@@ -338,7 +338,7 @@ def _calibration(config: QuantizeConfig, job: Job) -> Calibration | None:
 
 def _budget(config: QuantizeConfig) -> Budget | None:
     """Read the one limit that the budget gives."""
-    from modelpack.numerics.quantization.front import Budget
+    from modelpack.numerics.quantization.settings import Budget
 
     if config.budget is None:
         return None

@@ -18,7 +18,7 @@ from modelpack.numerics.checks.finding import failed, listed, passed, unchecked
 from modelpack.numerics.checks.layers import INTEGER, Reader, kind_of
 from modelpack.numerics.checks.subject import energies, opened, real
 from modelpack.numerics.measure.comparison import decibels
-from modelpack.numerics.quantization.prepare import prepare
+from modelpack.numerics.quantization.rewriting.prepare import prepare
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -8,7 +8,7 @@ from modelpack.numerics import onnxfile
 from modelpack.numerics.checks.finding import failed, listed, passed, unchecked, warned
 from modelpack.numerics.checks.layers import kind_of
 from modelpack.numerics.quantization import hardware
-from modelpack.numerics.quantization.saturation import shares
+from modelpack.numerics.quantization.saturation.pairs import shares
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

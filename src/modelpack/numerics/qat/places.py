@@ -13,7 +13,7 @@ from modelpack.numerics import onnxfile
 from modelpack.numerics.fake_quantization.quantizers import Places, Spot
 from modelpack.numerics.qat.correspondence import Correspondence
 from modelpack.numerics.quantization import layers, qdq
-from modelpack.numerics.quantization.prepare import prepare
+from modelpack.numerics.quantization.rewriting.prepare import prepare
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

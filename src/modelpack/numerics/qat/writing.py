@@ -9,7 +9,7 @@ from modelpack.numerics import onnxfile
 from modelpack.numerics.qat.correspondence import Correspondence
 from modelpack.numerics.quantization import embedding, layers, qdq
 from modelpack.numerics.quantization.extent import Extent
-from modelpack.numerics.quantization.prepare import prepare
+from modelpack.numerics.quantization.rewriting.prepare import prepare
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

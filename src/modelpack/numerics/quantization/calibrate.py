@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from modelpack.numerics.quantization import adjustment, smoothing, static
+from modelpack.numerics.quantization import static
+from modelpack.numerics.quantization.adjustment import adjust, smoothing
 from modelpack.numerics.quantization.calibration import channels, masks
 from modelpack.numerics.quantization.calibration.measure import measure
 from modelpack.numerics.quantization.calibration.record import Calibration
-from modelpack.numerics.quantization.prepare import prepare
+from modelpack.numerics.quantization.rewriting.prepare import prepare
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -65,12 +66,12 @@ def calibrate(
     mask = masks.padding(asked.mask, inputs)
     seen = Calibration(identity, 0, {}, mask or "", asked.equalize)
     if asked.smooth is not None:
-        even = adjustment.adjusted(prepared, seen, asked.operators).model
-        names = smoothing.channels(even, adjustment.products(even, asked.operators))
+        even = adjust.adjusted(prepared, seen, asked.operators).model
+        names = smoothing.channels(even, adjust.products(even, asked.operators))
         found = channels.largest(even, names, read("find outliers"), inputs, mask=mask, device=device)
         factors = smoothing.factors(even, found, asked.smooth)
         seen = replace(seen, smooth=asked.smooth, factors=factors)
-    ready = adjustment.adjusted(prepared, seen, asked.operators).model
+    ready = adjust.adjusted(prepared, seen, asked.operators).model
     names = static.tensors(ready, asked.operators)
     measured = measure(ready, names, read("calibrate"), inputs, mask=mask, histograms=asked.histograms, device=device)
     return replace(seen, rows=measured.rows, tensors=measured.tensors)

@@ -10,8 +10,9 @@ import numpy as np
 from modelpack.errors import StageError
 from modelpack.numerics import onnxfile, rows, runtime
 from modelpack.numerics.measure.comparison import Comparison
-from modelpack.numerics.quantization import backends, bfloat16, dynamic, half, layers, static, weight_only
-from modelpack.numerics.quantization.prepare import prepare
+from modelpack.numerics.quantization import backends, bfloat16, dynamic, half, layers, static
+from modelpack.numerics.quantization.rewriting.prepare import prepare
+from modelpack.numerics.quantization.weights import weight_only
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

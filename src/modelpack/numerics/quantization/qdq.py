@@ -21,12 +21,13 @@ import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
 from modelpack.numerics import onnxfile
-from modelpack.numerics.quantization import grid, kernels, narrowing
-from modelpack.numerics.quantization.composites import COMPOSED
+from modelpack.numerics.quantization import grid, kernels
 from modelpack.numerics.quantization.hardware import PROFILES
 from modelpack.numerics.quantization.layers import channel_axis
-from modelpack.numerics.quantization.prepare import raised
-from modelpack.numerics.quantization.shield import shield
+from modelpack.numerics.quantization.rewriting.composites import COMPOSED
+from modelpack.numerics.quantization.rewriting.prepare import raised
+from modelpack.numerics.quantization.rewriting.shield import shield
+from modelpack.numerics.quantization.saturation import narrowing
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence

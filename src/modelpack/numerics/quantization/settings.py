@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
     from modelpack.numerics.quantization.calibration.record import Calibration
-    from modelpack.numerics.quantization.front import Budget
     from modelpack.numerics.rows import Feed
 
 Method = Literal["static", "dynamic", "weight_only", "float16", "bfloat16"]
@@ -23,6 +22,30 @@ Rounding = Literal["nearest", "hqq", "gptq"]
 Form = Literal["nbits", "qdq"]
 Target = Literal["auto", "vnni", "amx", "avx2", "neon", "cuda"]
 Correction = Literal["none", "bias", "sequential", "rounding", "adaround"]
+Measure = Literal["sqnr_db", "agreement", "accuracy_drop"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How close to the float model a quantized one must stay.
+
+    Attributes:
+        measure: ``sqnr_db`` and ``agreement`` are at least `limit`, ``accuracy_drop`` is at most that.
+        limit: The bound.
+    """
+
+    measure: Measure
+    limit: float
+
+    def met(self, quality: Mapping[str, float]) -> bool:
+        """Whether measured figures are within the budget."""
+        value = quality[self.measure]
+        return value <= self.limit if self.measure == "accuracy_drop" else value >= self.limit
+
+    def merit(self, quality: Mapping[str, float]) -> tuple[float, float]:
+        """Give what orders figures from worse to better; equal ones are told apart by the error's power."""
+        value = quality[self.measure]
+        return (-value if self.measure == "accuracy_drop" else value, quality["sqnr_db"])
 
 
 @dataclass(frozen=True)

@@ -6,20 +6,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from modelpack.errors import StageError
-from modelpack.numerics.quantization import (
-    adjustment,
-    alignment,
-    embedding,
-    hardware,
-    layers,
-    mixed,
-    overflow,
-    qdq,
-    reconstruction,
-    unpacked,
-)
-from modelpack.numerics.quantization.mixed import Draft
-from modelpack.numerics.quantization.prepare import raised
+from modelpack.numerics.quantization import embedding, hardware, layers, qdq, unpacked
+from modelpack.numerics.quantization.adjustment import adjust
+from modelpack.numerics.quantization.correction import reconstruction
+from modelpack.numerics.quantization.mixing import mixed
+from modelpack.numerics.quantization.mixing.mixed import Draft
+from modelpack.numerics.quantization.rewriting import alignment
+from modelpack.numerics.quantization.rewriting.prepare import raised
+from modelpack.numerics.quantization.saturation import overflow
 from modelpack.numerics.quantization.settings import Outcome
 
 if TYPE_CHECKING:
@@ -28,10 +22,10 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
     from modelpack.numerics.quantization.calibration.record import Calibration
+    from modelpack.numerics.quantization.correction.reconstruction import Gain
     from modelpack.numerics.quantization.hardware import Profile
     from modelpack.numerics.quantization.layers import Layer
     from modelpack.numerics.quantization.qdq import Marks
-    from modelpack.numerics.quantization.reconstruction import Gain
     from modelpack.numerics.quantization.settings import Evidence, Settings
 
 
@@ -52,7 +46,7 @@ def quantize(model: ModelProto, found: Sequence[Layer], settings: Settings, evid
     if seen is None:
         raise ValueError("static quantization takes ranges from a calibration")
     _agree(seen, settings)
-    ready = adjustment.adjusted(model, seen, settings.operators)
+    ready = adjust.adjusted(model, seen, settings.operators)
     chosen = [layer.name for layer in found if layer.quantized and layer.operator != "Gather"]
     whole = embedding.quantize(
         ready.model, [layer.name for layer in found if layer.quantized and layer.operator == "Gather"]

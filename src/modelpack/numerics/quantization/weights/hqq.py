@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from modelpack.numerics.quantization import blocks
+from modelpack.numerics.quantization.weights import blocks
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -13,8 +13,9 @@ import numpy as np
 from onnx import ModelProto, NodeProto, numpy_helper
 
 from modelpack.numerics import onnxfile
-from modelpack.numerics.quantization import samples, saturation
+from modelpack.numerics.quantization.correction import samples
 from modelpack.numerics.quantization.grid import SMALLEST_SCALE
+from modelpack.numerics.quantization.saturation import pairs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -39,9 +40,9 @@ def scales(node: NodeProto, weights: NDArray[np.float32]) -> NDArray[np.float32]
     """
     shape = samples.shape(node, weights)
     split = shape.split(weights).astype(np.float64)
-    if saturation.exact(weights, shape):
+    if pairs.exact(weights, shape):
         return np.full(split.shape[:2], SMALLEST_SCALE, np.float32).reshape(-1)
-    orders = [split[:, :, saturation.order(weights, shape)]]
+    orders = [split[:, :, pairs.order(weights, shape)]]
     if shape.kernel and weights.shape[1] % 2:  # its channels may be padded later, which parts the pairs otherwise
         places = split.reshape(*split.shape[:2], weights.shape[1], -1)
         orders.append(np.moveaxis(np.pad(places, ((0, 0), (0, 0), (0, 1), (0, 0))), 2, 3).reshape(*split.shape[:2], -1))
@@ -64,10 +65,10 @@ def tame(model: ModelProto, chosen: Iterable[str]) -> None:
             continue
         weights = onnxfile.array(tensors[held.input[0]])
         shape = samples.shape(node, weights)
-        if saturation.exact(weights, shape):
+        if pairs.exact(weights, shape):
             continue
         split = np.array(shape.split(weights), np.int8)
-        order = saturation.order(weights, shape)
+        order = pairs.order(weights, shape)
         split[:, :, order] = within(split[:, :, order])
         tensors[held.input[0]].CopyFrom(numpy_helper.from_array(shape.join(split, weights), held.input[0]))
 

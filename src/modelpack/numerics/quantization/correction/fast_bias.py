@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from modelpack.numerics.quantization.subject import Subject
-    from modelpack.numerics.quantization.walk import Walk
+    from modelpack.numerics.quantization.correction.subject import Subject
+    from modelpack.numerics.quantization.correction.walk import Walk
 
 
 def pairs(subject: Subject, floats: Walk) -> Iterator[tuple[NDArray[np.generic], NDArray[np.generic]]]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from modelpack.numerics.quantization import layers, smoothing
-from modelpack.numerics.quantization.equalization import equalize
+from modelpack.numerics.quantization import layers
+from modelpack.numerics.quantization.adjustment import smoothing
+from modelpack.numerics.quantization.adjustment.equalization import equalize
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

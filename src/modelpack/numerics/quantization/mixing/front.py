@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from modelpack.numerics.measure.statistics import ratio
 
@@ -11,34 +11,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from modelpack.numerics.measure.statistics import Ratio
-
-Measure = Literal["sqnr_db", "agreement", "accuracy_drop"]
+    from modelpack.numerics.quantization.settings import Budget
 
 SLACK = 1.01
 """How many times as long a mixture may take before its time counts as longer than another's."""
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How close to the float model a quantized one must stay.
-
-    Attributes:
-        measure: ``sqnr_db`` and ``agreement`` are at least `limit`, ``accuracy_drop`` is at most that.
-        limit: The bound.
-    """
-
-    measure: Measure
-    limit: float
-
-    def met(self, quality: Mapping[str, float]) -> bool:
-        """Whether measured figures are within the budget."""
-        value = quality[self.measure]
-        return value <= self.limit if self.measure == "accuracy_drop" else value >= self.limit
-
-    def merit(self, quality: Mapping[str, float]) -> tuple[float, float]:
-        """Give what orders figures from worse to better; equal ones are told apart by the error's power."""
-        value = quality[self.measure]
-        return (-value if self.measure == "accuracy_drop" else value, quality["sqnr_db"])
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from modelpack.numerics.quantization import blocks, rounding
+from modelpack.numerics.quantization.correction import rounding
+from modelpack.numerics.quantization.weights import blocks
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -17,9 +17,9 @@ import numpy as np
 from modelpack.errors import StageError
 from modelpack.numerics import onnxfile, runtime
 from modelpack.numerics.measure.comparison import decibels
-from modelpack.numerics.quantization import adaround, fast_bias, rounding, samples
-from modelpack.numerics.quantization.subject import KEPT_OUT, Graph, Subject, kept_out, obstacle
-from modelpack.numerics.quantization.walk import Walk, opened
+from modelpack.numerics.quantization.correction import adaround, fast_bias, rounding, samples
+from modelpack.numerics.quantization.correction.subject import KEPT_OUT, Graph, Subject, kept_out, obstacle
+from modelpack.numerics.quantization.correction.walk import Walk, opened
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from onnx import ModelProto
 
-    from modelpack.numerics.quantization.rounding import Bounds
+    from modelpack.numerics.quantization.correction.rounding import Bounds
     from modelpack.numerics.rows import Feed
 
     Reals = NDArray[np.float64]

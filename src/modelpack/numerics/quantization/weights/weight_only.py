@@ -15,19 +15,20 @@ from onnx import ModelProto, NodeProto, helper
 
 from modelpack.errors import StageError
 from modelpack.numerics import onnxfile, runtime
-from modelpack.numerics.quantization import blocked, blocks, embedding, gptq, hqq, lookup, moments, nbits
+from modelpack.numerics.quantization import embedding
 from modelpack.numerics.quantization.layers import channel_axis
 from modelpack.numerics.quantization.settings import Outcome
-from modelpack.numerics.quantization.tables import Tables
+from modelpack.numerics.quantization.weights import blocked, blocks, gptq, hqq, lookup, moments, nbits
+from modelpack.numerics.quantization.weights.tables import Tables
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from modelpack.numerics.quantization.blocks import Blocks
     from modelpack.numerics.quantization.layers import Layer
     from modelpack.numerics.quantization.settings import Evidence, Settings
+    from modelpack.numerics.quantization.weights.blocks import Blocks
 
 WIDEST = 8192
 """Inputs of one output above which `gptq` leaves a layer to `hqq`: the moment would take over half a gigabyte."""

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from modelpack.numerics.quantization.rounding import LIMIT, error, nearest
+from modelpack.numerics.quantization.correction.rounding import LIMIT, error, nearest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from modelpack.numerics.quantization.rounding import Bounds
+    from modelpack.numerics.quantization.correction.rounding import Bounds
 
     Reals = NDArray[np.float64]
 

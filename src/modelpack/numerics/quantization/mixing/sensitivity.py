@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from modelpack.numerics import onnxfile, rows, runtime
-from modelpack.numerics.quantization import switches
+from modelpack.numerics.quantization.mixing import switches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
+    from modelpack.numerics.quantization.mixing.switches import Switchboard
     from modelpack.numerics.quantization.qdq import Marks
-    from modelpack.numerics.quantization.switches import Switchboard
     from modelpack.numerics.rows import Feed
     from modelpack.tensors import TensorSpec
 

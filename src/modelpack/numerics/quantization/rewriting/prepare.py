@@ -13,7 +13,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from modelpack.errors import StageError
 from modelpack.numerics import graph as graphs
 from modelpack.numerics import onnxfile, optimize, runtime
-from modelpack.numerics.quantization import equivalents
+from modelpack.numerics.quantization.rewriting import equivalents
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto

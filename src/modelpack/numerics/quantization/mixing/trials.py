@@ -13,7 +13,7 @@ from modelpack.numerics.measure import timing
 from modelpack.numerics.measure.comparison import Comparison
 from modelpack.numerics.measure.metrics import LabelMetrics
 from modelpack.numerics.measure.statistics import ratio
-from modelpack.numerics.quantization.front import Point
+from modelpack.numerics.quantization.mixing.front import Point
 from modelpack.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
     from modelpack.numerics.measure.statistics import Ratio
-    from modelpack.numerics.quantization.front import Budget
-    from modelpack.numerics.quantization.settings import Evidence
+    from modelpack.numerics.quantization.settings import Budget, Evidence
     from modelpack.numerics.rows import Feed
 
 _TOLD = frozenset({"sqnr_db", "cosine", "agreement"})

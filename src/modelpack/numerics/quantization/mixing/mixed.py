@@ -17,18 +17,18 @@ from typing import TYPE_CHECKING, Protocol
 
 from modelpack.errors import StageError
 from modelpack.numerics import rows
-from modelpack.numerics.quantization import cost, front, sensitivity, switches, trials
-from modelpack.numerics.quantization.sensitivity import Noise
+from modelpack.numerics.quantization.mixing import cost, front, sensitivity, switches, trials
+from modelpack.numerics.quantization.mixing.sensitivity import Noise
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from onnx import ModelProto
 
-    from modelpack.numerics.quantization.cost import Costs
-    from modelpack.numerics.quantization.front import Budget, Point
+    from modelpack.numerics.quantization.mixing.cost import Costs
+    from modelpack.numerics.quantization.mixing.front import Point
     from modelpack.numerics.quantization.qdq import Marks
-    from modelpack.numerics.quantization.settings import Evidence, Outcome
+    from modelpack.numerics.quantization.settings import Budget, Evidence, Outcome
 
 SIZES = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 """Numbers of layers that are tried, as far as there are more layers."""

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from modelpack.numerics import onnxfile
-from modelpack.numerics.quantization import samples
-from modelpack.numerics.quantization.walk import Walk
+from modelpack.numerics.quantization.correction import samples
+from modelpack.numerics.quantization.correction.walk import Walk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from onnx import ModelProto, NodeProto, TensorProto
 
-    from modelpack.numerics.quantization.samples import Shape
+    from modelpack.numerics.quantization.correction.samples import Shape
     from modelpack.numerics.rows import Feed
 
     Bytes = NDArray[np.uint8]

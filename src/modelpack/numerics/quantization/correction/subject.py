@@ -9,14 +9,14 @@ import numpy as np
 from onnx import TensorProto, numpy_helper
 
 from modelpack.numerics import onnxfile
-from modelpack.numerics.quantization import samples
+from modelpack.numerics.quantization.correction import samples
 from modelpack.numerics.quantization.grid import BIAS_LIMIT
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from onnx import ModelProto, NodeProto
 
-    from modelpack.numerics.quantization.samples import Shape, Spots
+    from modelpack.numerics.quantization.correction.samples import Shape, Spots
 
     Reals = NDArray[np.float64]
 

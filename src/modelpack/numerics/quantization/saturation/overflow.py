@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from modelpack.numerics.quantization import alignment, narrowing, saturation
+from modelpack.numerics.quantization.rewriting import alignment
+from modelpack.numerics.quantization.saturation import narrowing, pairs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,7 +32,7 @@ def found(model: ModelProto, chosen: Sequence[str], profile: Profile, evidence: 
         profile: The hardware that it was made for.
         evidence: Rows.
     """
-    return saturation.shares(
+    return pairs.shares(
         alignment.aligned(model, profile.channels),
         chosen,
         evidence.read("look for overflow", ROWS),

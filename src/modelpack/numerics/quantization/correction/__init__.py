@@ -1,0 +1,1 @@
+"""What brings rounded layers back to the outputs of the float ones."""

@@ -1,0 +1,1 @@
+"""Weights rounded alone, in blocks; activations stay in floating point."""
