@@ -579,7 +579,7 @@ def test_the_planner_knows_what_it_marks_and_refuses():
     assert "quantized" in quantize_stage.marks & quantize_stage.refuses
 
 
-def test_made_up_calibration_rows_are_said_to_be(tmp_path, exported):
+def test_made_up_rows_are_said_to_be(tmp_path, exported):
     source = exported["cnn"]
     made = run_stage(
         tmp_path,

@@ -2,186 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal, Self
-
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+import dataclasses
+from typing import TYPE_CHECKING, Literal
 
 from modelpack.artifact import Kind
-from modelpack.bind import Whole
 from modelpack.errors import MissingError, StageError
-from modelpack.stage import Assumption, CalibrationRef, DataRef, Implied, Job, Outside, StageConfig, stage
+from modelpack.stage import Assumption, Implied, Job, Outside, stage
+from modelpack.stages.quantize_config import QuantizeConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
+    from onnx import ModelProto
 
     from modelpack.numerics.checks import Subject
     from modelpack.numerics.quantization.calibration.record import Calibration
     from modelpack.numerics.quantization.engine import Result
-    from modelpack.numerics.quantization.settings import Budget, Measure
+    from modelpack.numerics.quantization.settings import Budget, Evidence, Measure, Settings
     from modelpack.numerics.rows import Feed
-
-Method = Literal["static", "dynamic", "weight_only", "float16", "bfloat16"]
-Operator = Literal["Conv", "ConvTranspose", "Gemm", "MatMul", "Gather"]
-
-_STATIC = frozenset({"static"})
-_HALF = frozenset({"float16", "bfloat16"})
-_ONLY_FOR: dict[str, frozenset[str]] = {
-    **dict.fromkeys(("calibration", "ranges", "percentile", "equalize", "smooth"), _STATIC),
-    **dict.fromkeys(("correction", "correction_rows", "wide", "target", "portable", "budget"), _STATIC),
-    **dict.fromkeys(("bits", "group", "rounding", "form"), frozenset({"weight_only"})),
-    "keep_operators": _HALF,
-    "backend": frozenset({"static", "dynamic"}),
-}
-"""Setting → methods that it fits."""
-
-_BACKENDS: dict[str, dict[str, frozenset[str]]] = {
-    "ort": {"static": frozenset({"operators", "ranges", "percentile"}), "dynamic": frozenset({"operators"})},
-    "nncf": {"static": frozenset()},
-}
-"""Other project's quantizer → method → settings that it knows, beside those that choose rows and layers."""
-
-_EVERY_BACKEND = frozenset({"method", "data", "rows", "exclude", "backend", "verify", "allow_slower"})
-
-_OPERATORS: dict[str, frozenset[Operator]] = {
-    "static": frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Gather"}),
-    "dynamic": frozenset({"Gemm", "MatMul", "Gather"}),
-}
-"""Method → operators that it can quantize, where not all."""
-
-
-class QualityBudget(BaseModel):
-    """How close the quantized model must stay to the float one: exactly one of these."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    sqnr_db: float | None = Field(None, gt=0, description="Signal-to-noise ratio of the first output, at least.")
-    agreement: float | None = Field(None, gt=0, le=1, description="Share of rows with the same answer, at least.")
-    accuracy_drop: float | None = Field(None, ge=0, le=1, description="Accuracy lost, at most; needs labels.")
-    labels: str = Field("label", min_length=1, description="Key of the labels in the data, for accuracy_drop.")
-
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        if sum(value is not None for value in (self.sqnr_db, self.agreement, self.accuracy_drop)) != 1:
-            raise ValueError("give one of sqnr_db, agreement and accuracy_drop")
-        return self
-
-
-class QuantizeConfig(StageConfig):
-    """Which numbers become smaller, and how their ranges are found."""
-
-    method: Method = Field(
-        "static",
-        description="static: 8-bit weights and activations, calibrated on data; dynamic: 8-bit weights, activations "
-        "rounded at run time; weight_only: 8- or 4-bit weights, float activations; float16, bfloat16: half precision.",
-    )
-    data: DataRef | None = Field(
-        None, description="Calibration rows, which the result is also compared on; static needs them."
-    )
-    rows: int = Field(256, gt=0, description="How many calibration rows to read, at most.")
-    calibration: CalibrationRef | None = Field(
-        None, description="With static: the calibrate step to take ranges from; one is made when absent."
-    )
-    ranges: Literal["minmax", "percentile", "entropy", "mse"] = Field(
-        "minmax", description="How static finds the range of an activation: all values, or what serves nearly all best."
-    )
-    percentile: float = Field(
-        99.999, gt=50, le=100, description="With `ranges: percentile`, the share of values inside the range."
-    )
-    equalize: bool = Field(
-        False, description="With static: even out the ranges of channels between layers first (cross-layer)."
-    )
-    smooth: float | None = Field(
-        None,
-        gt=0,
-        lt=1,
-        description="With static: move this share of the activations' outliers into the weights (SmoothQuant); 0.5 is "
-        "usual, for transformers.",
-    )
-    correction: Literal["none", "bias", "sequential", "rounding", "adaround"] = Field(
-        "none",
-        description="With static, what brings layers back to the float ones' outputs, at the same size and speed: "
-        "bias: biases, all at once; sequential: biases, layer after layer; rounding: weights and biases, layer after "
-        "layer; adaround: the same with learned rounding, slowest.",
-    )
-    correction_rows: int = Field(
-        128, ge=8, description="How many calibration rows `correction` reads, at most; it keeps them in memory."
-    )
-    wide: tuple[str, ...] = Field((), description="With static: names of layers whose activations take 16 bits.")
-    target: Literal["auto", "vnni", "amx", "avx2", "neon", "cuda"] = Field(
-        "auto", description="With static: the hardware it shall run on; auto is this machine's."
-    )
-    portable: bool = Field(
-        False,
-        description="With static: narrow the weights of the layers that would overflow 16 bits on processors with AVX2 "
-        "and no VNNI, so that all machines give the same.",
-    )
-    budget: QualityBudget | None = Field(
-        None,
-        description="With static: stay this close to the float model on the rows of `data`. As many layers as that "
-        "takes are kept in float, those that cost least time on this machine.",
-    )
-    bits: Annotated[Literal[8, 4], Whole] = Field(4, description="With weight_only: bits of a weight.")
-    group: Annotated[Literal[16, 32, 64, 128, 256], Whole] = Field(
-        32, description="With weight_only: weights that share one scale."
-    )
-    rounding: Literal["nearest", "hqq", "gptq"] | None = Field(
-        None,
-        description="With weight_only, how weights are rounded: nearest; hqq: on grids that let outliers go; gptq: by "
-        "what the layers' inputs make of each error, which needs data. When absent, nearest for 8 bits, and for 4 bits "
-        "gptq where there are data and hqq where there are none.",
-    )
-    form: Literal["nbits", "qdq"] = Field(
-        "nbits", description="With weight_only: onnxruntime's MatMulNBits, or standard DequantizeLinear in blocks."
-    )
-    operators: tuple[Operator, ...] | None = Field(
-        None, min_length=1, description="Quantize only these operators; chosen by the kind of network when absent."
-    )
-    exclude: tuple[str, ...] = Field((), description="Names of layers to leave alone; * and ? match anything.")
-    keep_operators: tuple[str, ...] = Field(
-        (), description="With float16 and bfloat16: operators that stay float32, such as Softmax."
-    )
-    backend: Literal["builtin", "ort", "nncf"] = Field(
-        "builtin", description="Whose quantizer: this one, onnxruntime's or NNCF's, for comparison."
-    )
-    verify: bool = Field(True, description="Examine the result for silent failures, and refuse it where one is found.")
-    allow_slower: bool = Field(False, description="Accept a result that is slower than the float model.")
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        self._fits_backend()
-        for name in sorted(self.model_fields_set):
-            fits = _ONLY_FOR.get(name)
-            if fits is not None and self.method not in fits:
-                raise ValueError(f"`{name}` fits {' and '.join(sorted(fits))}, not '{self.method}'; leave it out")
-        if self.portable and self.target in ("neon", "cuda"):
-            raise ValueError(f"`portable` is about x86 processors, `target: {self.target}` is none; leave one out")
-        if self.method == "static" and self.data is None:
-            raise ValueError("static quantization calibrates on data: add `data:`, or use `method: dynamic`")
-        if self.rounding == "gptq" and self.data is None:
-            raise ValueError("gptq looks at the layers' inputs on data: add `data:`, or use `rounding: hqq`")
-        able = _OPERATORS.get(self.method)
-        wrong = sorted(set(self.operators or ()) - able) if able else []
-        if able and wrong:
-            known = ", ".join(sorted(able))
-            raise ValueError(f"'{self.method}' cannot quantize {', '.join(wrong)}; it can: {known}")
-        return self
-
-    def _fits_backend(self) -> None:
-        if self.backend == "builtin":
-            return
-        methods = _BACKENDS[self.backend]
-        if self.method not in methods:
-            raise ValueError(f"`backend: {self.backend}` can do {' and '.join(methods)}, not '{self.method}'")
-        strange = sorted(self.model_fields_set - methods[self.method] - _EVERY_BACKEND)
-        if strange:
-            raise ValueError(f"`backend: {self.backend}` does not know `{strange[0]}`; leave it out")
-        if self.ranges == "mse":
-            raise ValueError(
-                f"`backend: {self.backend}` does not know `ranges: mse`; it has minmax, percentile, entropy"
-            )
+    from modelpack.tensors import TensorSpec
 
 
 def _preflight(config: QuantizeConfig, _outside: Outside) -> None:
@@ -230,33 +71,40 @@ def quantize(config: QuantizeConfig, job: Job) -> None:
     """Store weights in 16, 8 or 4 bits, and compute with them; every layer left out is listed with the reason."""
     from modelpack.numerics import checks, onnxfile, rows, runtime
     from modelpack.numerics.quantization import engine
-    from modelpack.numerics.quantization.settings import Evidence, Settings
 
     inputs, _ = runtime.signature(job.source)
     before = onnxfile.read(job.source.file(onnxfile.NAME))
-    settings = Settings(
-        method=config.method,
-        backend=config.backend,
-        operators=config.operators,
-        exclude=config.exclude,
-        ranges=config.ranges,
-        percentile=config.percentile,
-        equalize=config.equalize,
-        smooth=config.smooth,
-        correction=config.correction,
-        correction_rows=config.correction_rows,
-        wide=config.wide,
-        target=config.target,
-        portable=config.portable,
-        bits=config.bits,
-        group=config.group,
-        rounding=config.rounding or _rounding(config),
-        form=config.form,
-        keep_operators=config.keep_operators,
-        budget=_budget(config),
-    )
+    _warn(config, job)
+    evidence = _evidence(config, job, inputs)
+    made = engine.quantize(before, _settings(config), evidence)
+    after = made.outcome.model
+    onnxfile.write(after, job.out)
+    (job.out / "signature.json").write_bytes(job.source.file("signature.json").read_bytes())
+    _report(made, job)
+    real = config.data is not None
+    feeds = evidence.read("compare outputs", None) if real else rows.examples(None, inputs, 16, job.seed)
+    _compare(before, engine.fidelity(before, after, feeds, inputs, job.device), job)
+    if config.verify:
+        few = list(evidence.read("examine", 8)) if real else rows.examples(None, inputs, 8, job.seed)
+        made_up = not real or config.data in job.synthetic
+        _examine(checks.Subject(after, inputs, few, before, job.device, made_up=made_up), made, config, job)
 
-    def read(label: str, limit: int | None = None) -> Iterator[Feed]:
+
+def _settings(config: QuantizeConfig) -> Settings:
+    """Hand on what was asked for, and choose what was left open."""
+    from modelpack.numerics.quantization.settings import Settings
+
+    chosen = {"rounding": config.rounding or _rounding(config), "budget": _budget(config)}
+    names = [field.name for field in dataclasses.fields(Settings)]
+    return Settings(**{name: chosen.get(name, getattr(config, name)) for name in names})
+
+
+def _evidence(config: QuantizeConfig, job: Job, inputs: Mapping[str, TensorSpec]) -> Evidence:
+    """Give the method its rows and its calibration."""
+    from modelpack.numerics import rows
+    from modelpack.numerics.quantization.settings import Evidence
+
+    def read(label: str, limit: int | None) -> Iterator[Feed]:
         if config.data is None:
             return
         most = config.rows if limit is None else min(limit, config.rows)
@@ -271,27 +119,16 @@ def quantize(config: QuantizeConfig, job: Job) -> None:
     def track(names: Sequence[str], label: str) -> Iterable[str]:
         return job.track(names, len(names), label)
 
-    _warn(config, job)
-    evidence = Evidence(read, _calibration(config, job), job.seed, job.device, track, labelled)
-    made = engine.quantize(before, settings, evidence)
-    onnxfile.write(made.outcome.model, job.out)
-    (job.out / "signature.json").write_bytes(job.source.file("signature.json").read_bytes())
-    _report(made, job)
-    feeds: Iterable[Feed] = (
-        read("compare outputs") if config.data is not None else rows.examples(None, inputs, 16, job.seed)
-    )
-    figures = engine.fidelity(before, made.outcome.model, feeds, inputs, job.device)
+    return Evidence(read, _calibration(config, job), job.seed, job.device, track, labelled)
+
+
+def _compare(before: ModelProto, figures: Mapping[str, Mapping[str, float]], job: Job) -> None:
+    """Record how close the outputs are to the float model's, the first one as metrics."""
     job.result("fidelity", figures)
     first = figures[before.graph.output[0].name]
     for name in ("sqnr_db", "cosine", "agreement"):
         if name in first:
             job.metric(f"quantize_{name}", first[name])
-    if config.verify:
-        few = rows.examples(None, inputs, 8, job.seed) if config.data is None else list(read("examine", 8))
-        made_up = config.data is None or config.data in job.synthetic
-        _examine(
-            checks.Subject(made.outcome.model, inputs, few, before, job.device, made_up=made_up), made, config, job
-        )
 
 
 def _examine(subject: Subject, made: Result, config: QuantizeConfig, job: Job) -> None:
@@ -355,7 +192,7 @@ def _rounding(config: QuantizeConfig) -> Literal["nearest", "hqq", "gptq"]:
 
 
 def _warn(config: QuantizeConfig, job: Job) -> None:
-    if config.data in job.synthetic and config.method != "static":
+    if config.data in job.synthetic:
         job.warn(f"compared with the float model on made-up rows: '{config.data}' is random data")
     if config.data is None:
         job.warn("the quantized model was compared with the float one on made-up inputs; name real ones with `data:`")
