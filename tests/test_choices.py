@@ -7,7 +7,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from modelpack import registry
-from modelpack.stages.quantize import QuantizeConfig
+from modelpack.stages.quantize_config import QuantizeConfig
 
 
 def choices():

@@ -10,8 +10,8 @@ from modelpack.numerics import graph, onnxfile, runtime
 from modelpack.numerics.quantization import engine, layers, operators
 from modelpack.numerics.quantization.rewriting.prepare import prepare
 from modelpack.numerics.quantization.settings import Evidence, Settings
-from modelpack.stages.quantize import QuantizeConfig
 from modelpack.stages.quantize import quantize as quantize_stage
+from modelpack.stages.quantize_config import QuantizeConfig
 from onnx_support import graph_of, onnx_artifact, weights
 from support import Rows, run_stage
 

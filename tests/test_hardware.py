@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from modelpack import device
 from modelpack.numerics.quantization import hardware
-from modelpack.stages.quantize import QuantizeConfig
 from modelpack.stages.quantize import quantize as quantize_stage
+from modelpack.stages.quantize_config import QuantizeConfig
 
 reals = st.floats(-1e6, 1e6)
 

@@ -17,8 +17,8 @@ from modelpack.numerics.quantization.mixing.cost import Costs
 from modelpack.numerics.quantization.mixing.front import Point
 from modelpack.numerics.quantization.mixing.mixed import Draft
 from modelpack.numerics.quantization.settings import Budget, Evidence, Outcome
-from modelpack.stages.quantize import QuantizeConfig
 from modelpack.stages.quantize import quantize as quantize_stage
+from modelpack.stages.quantize_config import QuantizeConfig
 from onnx_support import graph_of, onnx_artifact, weights
 from support import Rows, run_stage
 

@@ -16,8 +16,8 @@ from modelpack.numerics.quantization.rewriting import prepare
 from modelpack.numerics.quantization.settings import Evidence, Settings
 from modelpack.stages.export import export as export_stage
 from modelpack.stages.optimize import optimize as optimize_stage
-from modelpack.stages.quantize import QuantizeConfig
 from modelpack.stages.quantize import quantize as quantize_stage
+from modelpack.stages.quantize_config import QuantizeConfig
 from modelpack.tensors import TensorSpec
 from onnx_support import calibrated, graph_of, onnx_artifact, torch_artifact, weights
 from support import Rows, run_stage

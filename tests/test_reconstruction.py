@@ -15,8 +15,8 @@ from modelpack.numerics.quantization.correction import fast_bias, reconstruction
 from modelpack.numerics.quantization.correction.subject import Bias
 from modelpack.numerics.quantization.correction.walk import Walk
 from modelpack.stages.export import export as export_stage
-from modelpack.stages.quantize import QuantizeConfig
 from modelpack.stages.quantize import quantize as quantize_stage
+from modelpack.stages.quantize_config import QuantizeConfig
 from onnx_support import calibrated, graph_of, onnx_artifact, torch_artifact, weights
 from support import Rows, run_stage
 

@@ -19,8 +19,8 @@ from modelpack.numerics.quantization.weights import blocks, gptq, hqq, moments, 
 from modelpack.server.engine import Engine
 from modelpack.server.signature import read as read_signature
 from modelpack.stages.export import export as export_stage
-from modelpack.stages.quantize import QuantizeConfig
 from modelpack.stages.quantize import quantize as quantize_stage
+from modelpack.stages.quantize_config import QuantizeConfig
 from onnx_support import graph_of, torch_artifact, weights
 from support import Rows, run_stage
 

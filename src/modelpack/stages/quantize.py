@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
-    from onnx import ModelProto
 
     from modelpack.numerics.checks import Subject
     from modelpack.numerics.quantization.calibration.record import Calibration
@@ -83,7 +82,7 @@ def quantize(config: QuantizeConfig, job: Job) -> None:
     _report(made, job)
     real = config.data is not None
     feeds = evidence.read("compare outputs", None) if real else rows.examples(None, inputs, 16, job.seed)
-    _compare(before, engine.fidelity(before, after, feeds, inputs, job.device), job)
+    _compare(engine.fidelity(before, after, feeds, inputs, job.device), before.graph.output[0].name, job)
     if config.verify:
         few = list(evidence.read("examine", 8)) if real else rows.examples(None, inputs, 8, job.seed)
         made_up = not real or config.data in job.synthetic
@@ -122,13 +121,12 @@ def _evidence(config: QuantizeConfig, job: Job, inputs: Mapping[str, TensorSpec]
     return Evidence(read, _calibration(config, job), job.seed, job.device, track, labelled)
 
 
-def _compare(before: ModelProto, figures: Mapping[str, Mapping[str, float]], job: Job) -> None:
-    """Record how close the outputs are to the float model's, the first one as metrics."""
+def _compare(figures: Mapping[str, Mapping[str, float]], first: str, job: Job) -> None:
+    """Record how close each output is to the float model's; the first one's figures are metrics."""
     job.result("fidelity", figures)
-    first = figures[before.graph.output[0].name]
     for name in ("sqnr_db", "cosine", "agreement"):
-        if name in first:
-            job.metric(f"quantize_{name}", first[name])
+        if name in figures[first]:
+            job.metric(f"quantize_{name}", figures[first][name])
 
 
 def _examine(subject: Subject, made: Result, config: QuantizeConfig, job: Job) -> None:
