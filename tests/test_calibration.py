@@ -1,6 +1,7 @@
 import io
 import json
 import math
+import statistics
 import tracemalloc
 import zipfile
 
@@ -186,9 +187,16 @@ def test_least_squares_clips_where_steps_are_few_but_never_a_spike():
         assert (high > 0.97 * data.max()) == whole, (name, steps)
 
 
+def reference_spikes(counts):
+    """Bin by bin; beyond the histogram there is nothing."""
+    padded = [0] * 16 + counts.tolist() + [0] * 16
+    medians = [statistics.median(padded[place : place + 33]) for place in range(counts.size)]
+    return {place - SIDE for place, one in enumerate(medians) if counts[place] > 4 * max(one, 1)}
+
+
 def reference_divergence(counts, first, last, levels):
     """Definition by definition, one bin after the other."""
-    places = range(-SIDE, SIDE + 1)
+    places, kept = range(-SIDE, SIDE + 1), {first, 0, last} | reference_spikes(counts)
     inside = [place for place in places if first <= place <= last]
     wanted = {place: float(counts[place + SIDE]) for place in inside}
     wanted[first] += float(sum(counts[place + SIDE] for place in places if place < first))
@@ -196,15 +204,15 @@ def reference_divergence(counts, first, last, levels):
     got = {}
     for level in range(levels):
         members = [place for place in inside if (place - first) * levels // len(inside) == level]
-        shared = [place for place in members if place not in (first, 0, last) and counts[place + SIDE]]
+        shared = [place for place in members if place not in kept and counts[place + SIDE]]
         got |= {place: float(counts[place + SIDE]) for place in members}
         got |= dict.fromkeys(shared, sum(float(counts[place + SIDE]) for place in shared) / max(len(shared), 1))
-    total, kept, sum_ = sum(wanted.values()), sum(got.values()), 0.0
+    total, left, sum_ = sum(wanted.values()), sum(got.values()), 0.0
     for place in inside:
         if wanted[place]:
             if not got[place]:
                 return math.inf
-            sum_ += wanted[place] / total * math.log(wanted[place] / total / (got[place] / kept))
+            sum_ += wanted[place] / total * math.log(wanted[place] / total / (got[place] / left))
     return sum_
 
 
@@ -221,7 +229,8 @@ def test_the_divergence_is_that_of_its_definition(data, below, above, levels):
     if not inside.sum():
         return
     expected = reference_divergence(counts, -below, above, levels)
-    assert entropy.divergence(counts, -below, above, levels) == pytest.approx(expected, abs=1e-9)
+    found = entropy.divergence(counts, entropy.spikes(counts), -below, above, levels)
+    assert found == pytest.approx(expected, abs=1e-9)
 
 
 def test_entropy_cuts_no_spike_off_and_clips_a_long_tail():
@@ -229,6 +238,31 @@ def test_entropy_cuts_no_spike_off_and_clips_a_long_tail():
     for name, least in (("relu6", 5.9), ("sparse", 2.5), ("normal", 2.5)):
         assert entropy.nearest(histogram(DRAWS[name](generator)))[1] > least, name
     assert entropy.nearest(histogram(DRAWS["long"](generator)))[1] < 30
+
+
+@pytest.mark.parametrize(("share", "last"), [(0.2, None), (0.7, None), (0.7, 6.0)])
+def test_entropy_is_not_misled_by_what_channels_make_of_a_plain_background(share, last):
+    """Equal values, wherever they lie, are no reason to clip others."""
+    generator = np.random.default_rng(5)
+    data = generator.laplace(0, 1.5, 200_000)
+    plain = entropy.nearest(histogram(data))
+    background = generator.choice(generator.uniform(-3, 3, 16), 200_000)
+    data = np.where(generator.random(data.size) < share, background, data)
+    if last is not None:
+        data = np.clip(data, 0, last)
+    low, high = entropy.nearest(histogram(data))
+    assert (data > high).mean() + (data < low).mean() < 1e-3
+    assert high == 6.0 if last is not None else high > 0.75 * plain[1]
+    assert low == 0.0 if last is not None else low < 0.75 * plain[0]
+
+
+def test_equal_values_are_spikes_and_chance_makes_hardly_any():
+    data = np.random.default_rng(2).standard_normal(100_000)
+    found = histogram(data)
+    assert found.counts[entropy.spikes(found.counts)].sum() < 1e-3 * data.size
+    found = histogram(np.concatenate([data, np.full(1000, 1.25), np.full(1000, -2.5)]))
+    bins = {math.trunc(value / found.width) + SIDE for value in (1.25, -2.5)}
+    assert bins == set(np.flatnonzero(entropy.spikes(found.counts) & (found.counts > 1000)))
 
 
 @given(values)

@@ -2,8 +2,9 @@
 
 After Migacz 2017 ("8-bit inference with TensorRT"): what lies outside a range counts as its outermost bin in the
 distribution that is wanted, but is absent from the one that rounding gives, whose levels spread over the bins that they
-hold. Zero and the ends of the range are no part of that spreading, because every grid holds them exactly.
-Without this, a spike there, as ReLU and ReLU6 make, costs most where no value is clipped, and the rule cuts it off.
+hold. Spikes are no part of that spreading: many equal values stay equal when they are rounded, and every grid holds
+zero and the ends of its range exactly. Were they spread, they would cost most where no value is clipped, and the rule
+would clip: the zeros of ReLU, what ReLU6 cuts off, and what each channel makes of a picture's plain background.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from modelpack.numerics.quantization.calibration.histogram import SIDE
 
@@ -24,6 +26,12 @@ LEVELS = 256
 
 _TRIED = 128
 """Most ranges that are tried."""
+
+_AROUND = 16
+"""Bins on either side that a spike stands out from: as many as one of 256 levels over the whole histogram holds."""
+
+_SPIKE = 4
+"""How many times the median of the bins around it a spike holds."""
 
 
 def nearest(histogram: Histogram, levels: int = LEVELS) -> tuple[float, float]:
@@ -39,15 +47,25 @@ def nearest(histogram: Histogram, levels: int = LEVELS) -> tuple[float, float]:
     tried = reaches[np.unique(np.linspace(0, reaches.size - 1, _TRIED).astype(np.int64))].tolist()
     inside = [used[np.abs(used) <= reach] for reach in tried]
     ends = [(min(int(part[0]), 0), max(int(part[-1]), 0)) for part in inside]
-    first, last = ends[int(np.argmin([divergence(histogram.counts, *pair, levels) for pair in ends]))]
+    alone = spikes(histogram.counts)
+    first, last = ends[int(np.argmin([divergence(histogram.counts, alone, *pair, levels) for pair in ends]))]
     return max(histogram.low, (first - 1) * histogram.width), min(histogram.high, (last + 1) * histogram.width)
 
 
-def divergence(counts: NDArray[np.int64], first: int, last: int, levels: int = LEVELS) -> float:
+def spikes(counts: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Say which bins hold far more values than those around them do, as equal values make."""
+    around = sliding_window_view(np.pad(counts, _AROUND), 2 * _AROUND + 1)
+    return np.asarray(counts > _SPIKE * np.maximum(np.median(around, axis=1), 1))
+
+
+def divergence(
+    counts: NDArray[np.int64], alone: NDArray[np.bool_], first: int, last: int, levels: int = LEVELS
+) -> float:
     """Give the divergence between all values and what a grid over some bins keeps of them, in nats.
 
     Args:
         counts: A histogram's counts.
+        alone: Bins whose values do not spread over others.
         first: Lowest bin of the range, at most 0.
         last: Highest bin of the range, at least 0.
         levels: Levels of the grid.
@@ -56,7 +74,7 @@ def divergence(counts: NDArray[np.int64], first: int, last: int, levels: int = L
     wanted = held.copy()
     wanted[0] += counts[: SIDE + first].sum()
     wanted[-1] += counts[SIDE + last + 1 :].sum()
-    exact = np.zeros(held.size, bool)
+    exact = alone[SIDE + first : SIDE + last + 1].copy()
     exact[[0, -first, -1]] = True
     level = np.arange(held.size) * levels // held.size
     spread = (held > 0) & ~exact
