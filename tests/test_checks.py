@@ -11,8 +11,8 @@ import failures
 import healthy
 from failures import Case
 from modelpack.errors import StageError
-from modelpack.numerics import checks, graph, onnx_import, onnxfile
-from modelpack.numerics.checks import batch, layers, opening, padding, speed
+from modelpack.numerics import checks, graph, onnx_import, onnxfile, stored
+from modelpack.numerics.checks import batch, opening, padding, speed
 from modelpack.numerics.checks.speed import Sign, judge
 from modelpack.numerics.checks.subject import likeness
 from modelpack.numerics.measure.statistics import Ratio
@@ -200,7 +200,7 @@ def test_a_mask_is_found_by_name_and_shape():
 
 def test_layers_are_read_from_every_form():
     case = failures.convolutions()
-    assert {(item.operator, item.kind, item.activations) for item in layers.read(case.model)} == {
+    assert {(item.operator, item.kind, item.activations) for item in stored.layers(case.model)} == {
         ("Conv", "FLOAT", ""),
         ("Gemm", "FLOAT", ""),
     }
@@ -211,7 +211,7 @@ def test_layers_are_read_from_every_form():
         (failures.static(case, activation_type=failures.QuantType.QInt8), ("INT8", "INT8")),
         (failures.dynamic(case, weight_type=failures.QuantType.QUInt8), ("UINT8", "UINT8")),
     ):
-        found = layers.read(made.model)
+        found = stored.layers(made.model)
         assert [item.elements for item in found] == [2304, 2304, 2304, 160]
         assert {(item.kind, item.activations) for item in found} == {kind}
 
@@ -231,14 +231,14 @@ def test_weights_times_their_scales_are_weights_and_activations_are_not():
         {"y": [8, 8]},
         held,
     )
-    found = {item.name: (item.kind, item.activations) for item in layers.read(proto)}
+    found = {item.name: (item.kind, item.activations) for item in stored.layers(proto)}
     assert found == {"first": ("INT8", ""), "second": ("FLOAT", "")}
 
 
 def test_four_bits_count_as_four():
     tensor = onnx.TensorProto(name="w", data_type=onnx.TensorProto.INT4, dims=[3, 3])
-    assert layers.nbytes(tensor) == 5
-    assert layers.bits("FLOAT16") == 16
+    assert stored.nbytes(tensor) == 5
+    assert stored.bits("FLOAT16") == 16
 
 
 # Files from elsewhere

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
 
 from modelpack import onnx_header
 from modelpack.errors import StageError
-from modelpack.numerics import onnxfile, products
+from modelpack.numerics import onnxfile, products, stored
 from modelpack.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def facts(model: ModelProto, sizes: Mapping[str, int] | None = None) -> Facts:
     held = {item.name: item for inner in onnxfile.graphs(model.graph) for item in inner.initializer}
     packed = _packed(model.graph, held)
     tensors = {name: packed.get(name) or Held(_dtype(item), math.prod(item.dims)) for name, item in held.items()}
-    layers = tuple(_layers(model.graph, shapes, tensors))
+    layers = tuple(_layers(model, shapes, tensors))
     weights = _weights(model.graph, held, tensors)
     return Facts(
         opset=onnxfile.opset(model),
@@ -208,13 +208,14 @@ def _packed(graph: GraphProto, held: Mapping[str, TensorProto]) -> dict[str, Hel
     return found
 
 
-def _layers(graph: GraphProto, shapes: Shapes, tensors: Mapping[str, Held]) -> list[Layer]:
+def _layers(model: ModelProto, shapes: Shapes, tensors: Mapping[str, Held]) -> list[Layer]:
     layers = []
-    makers = onnxfile.producers(graph)
-    for node in graph.node:
+    reader = stored.Reader(model)
+    for node in model.graph.node:
         if node.op_type not in products.RULES:
             continue
-        held = [tensors[name] for name in (_origin(name, makers, tensors) for name in node.input) if name in tensors]
+        sources = [tensor for name in node.input if (tensor := reader.origin(name).tensor) is not None]
+        held = [tensors[tensor.name] for tensor in sources if tensor.name in tensors]
         largest = max(held, key=lambda item: item.elements, default=None)
         layers.append(
             Layer(
@@ -226,17 +227,6 @@ def _layers(graph: GraphProto, shapes: Shapes, tensors: Mapping[str, Held]) -> l
             )
         )
     return layers
-
-
-def _origin(name: str, makers: Mapping[str, NodeProto], tensors: Mapping[str, Held]) -> str:
-    """Follow a value back through the nodes that only change its form, or scale it by a constant."""
-    while name in makers:
-        node = makers[name]
-        scaled = node.op_type == "Mul" and node.input[1] in tensors
-        if not scaled and node.op_type not in ("DequantizeLinear", "Transpose", "Cast", "Identity"):
-            break
-        name = node.input[0]
-    return name
 
 
 def _weights(graph: GraphProto, held: Mapping[str, TensorProto], tensors: Mapping[str, Held]) -> list[Held]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from modelpack.numerics import onnxfile
 from modelpack.numerics.checks.finding import failed, listed, passed, unchecked
-from modelpack.numerics.checks.layers import INTEGER, Reader
+from modelpack.numerics.stored import INTEGER, Reader
 
 if TYPE_CHECKING:
     from onnx import NodeProto

@@ -15,10 +15,10 @@ from onnx import numpy_helper
 from modelpack.errors import StageError
 from modelpack.numerics import onnxfile, runtime
 from modelpack.numerics.checks.finding import failed, listed, passed, unchecked
-from modelpack.numerics.checks.layers import INTEGER, Reader, kind_of
 from modelpack.numerics.checks.subject import energies, opened, real
 from modelpack.numerics.measure.comparison import decibels
 from modelpack.numerics.quantization.rewriting.prepare import prepare
+from modelpack.numerics.stored import INTEGER, Reader, kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -20,19 +20,19 @@ ENOUGH = 0.5
 
 
 def check(subject: Subject) -> Finding:
-    """Most of the weights take fewer bits."""
+    """Most of the weights take fewer bits, of the layers that were not left out on purpose."""
     if not subject.quantized:
         return unchecked("the model is in floating point throughout")
-    if not subject.layers:
-        return unchecked("the model has no layer with constant weights")
-    total = sum(layer.elements for layer in subject.layers)
-    share = sum(layer.elements for layer in subject.layers if layer.reduced) / max(total, 1)
-    every = Counter(layer.operator for layer in subject.layers)
-    done = Counter(layer.operator for layer in subject.layers if layer.reduced)
+    wanted = [layer for layer in subject.layers if layer.name not in subject.left_out]
+    if not wanted:
+        return unchecked("the model has no layer with constant weights that was to be quantized")
+    share = sum(layer.elements for layer in wanted if layer.reduced) / max(sum(layer.elements for layer in wanted), 1)
+    every = Counter(layer.operator for layer in wanted)
+    done = Counter(layer.operator for layer in wanted if layer.reduced)
     told = ", ".join(f"{done[name]} of {count} {name}" for name, count in sorted(every.items()))
     if share >= ENOUGH:
         return passed(f"{told}: {share:.0%} of the weights")
-    left = sorted((layer for layer in subject.layers if not layer.reduced), key=lambda layer: -layer.elements)
+    left = sorted((layer for layer in wanted if not layer.reduced), key=lambda layer: -layer.elements)
     return failed(
         f"only {told} have quantized weights: {share:.0%} of them by number",
         "the quantizer did not recognize the other layers: export them as plain Conv, Gemm and MatMul, or use another",

@@ -13,12 +13,12 @@ import numpy as np
 
 from modelpack.numerics import onnxfile
 from modelpack.numerics.checks.finding import failed, listed, passed, unchecked
-from modelpack.numerics.checks.layers import bits, kind_of
+from modelpack.numerics.stored import bits, kind_of
 
 if TYPE_CHECKING:
     from modelpack.numerics.checks.finding import Finding
-    from modelpack.numerics.checks.layers import Layer
     from modelpack.numerics.checks.subject import Subject
+    from modelpack.numerics.stored import Layer
 
 STEPS = 8
 """A channel whose largest weight has fewer steps is collapsed: its weights are rounded by a sixteenth and more."""

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from modelpack.numerics import onnxfile
 from modelpack.numerics.checks.finding import failed, listed, passed, unchecked, warned
-from modelpack.numerics.checks.layers import kind_of
 from modelpack.numerics.quantization import hardware
 from modelpack.numerics.quantization.saturation.pairs import shares
+from modelpack.numerics.stored import kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from onnx import NodeProto
 
     from modelpack.numerics.checks.finding import Finding
-    from modelpack.numerics.checks.layers import Layer
     from modelpack.numerics.checks.subject import Subject
+    from modelpack.numerics.stored import Layer
 
 HARMLESS = 1e-4
 """Share of a layer's pairs that may be cut off before its outputs suffer."""

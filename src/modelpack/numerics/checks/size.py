@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from modelpack.numerics import onnxfile
 from modelpack.numerics.checks.finding import failed, listed, passed, unchecked
-from modelpack.numerics.checks.layers import bits, kind_of, nbytes
+from modelpack.numerics.stored import bits, kind_of, nbytes
 
 if TYPE_CHECKING:
     from modelpack.numerics.checks.finding import Finding

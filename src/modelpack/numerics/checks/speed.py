@@ -10,18 +10,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from modelpack.errors import StageError
-from modelpack.numerics import optimize, rows
+from modelpack.numerics import rows
 from modelpack.numerics.checks.finding import failed, listed, passed, unchecked, warned
-from modelpack.numerics.checks.layers import FLOATING, bits
-from modelpack.numerics.checks.layers import read as read_layers
 from modelpack.numerics.measure import timing
 from modelpack.numerics.measure.statistics import Ratio, ratio
-from modelpack.numerics.quantization import hardware
+from modelpack.numerics.quantization import hardware, unpacked
+from modelpack.numerics.stored import bits
 
 if TYPE_CHECKING:
     from modelpack.numerics.checks.finding import Finding
-    from modelpack.numerics.checks.layers import Layer
     from modelpack.numerics.checks.subject import Subject
+    from modelpack.numerics.stored import Layer
 
 SLACK = 1.02
 """How many times as long a call may take before it counts as slower."""
@@ -181,14 +180,13 @@ def _integer_convolutions(subject: Subject) -> list[Sign]:
 
 def _unfused(subject: Subject) -> list[Sign]:
     """Layers between QDQ pairs that onnxruntime nevertheless computes in floating point."""
-    pairs = [layer for layer in subject.layers if layer.activations in _INTEGERS and _is_marked(layer)]
+    pairs = [layer for layer in subject.layers if layer.activations in _INTEGERS and layer.dequantized]
     if not pairs:
         return []
     try:
-        tuned = optimize.by_onnxruntime(subject.model)
+        floating = unpacked.weights(subject.model)
     except StageError:  # the check of levels tells of a model that cannot be loaded
         return []
-    floating = {layer.weights.name for layer in read_layers(tuned) if _is_marked(layer)}
     some = [layer for layer in pairs if layer.weights.name in floating]
     return [
         Sign(
@@ -199,8 +197,3 @@ def _unfused(subject: Subject) -> list[Sign]:
             _share(some, subject),
         )
     ]
-
-
-def _is_marked(layer: Layer) -> bool:
-    """Whether an operator on floats reads rounded weights."""
-    return layer.operator in FLOATING and bits(layer.kind) <= 8

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from modelpack.numerics import graph, onnxfile, rows, runtime
-from modelpack.numerics.checks import layers
+from modelpack.numerics import graph, onnxfile, rows, runtime, stored
 from modelpack.numerics.measure.comparison import decibels
 
 if TYPE_CHECKING:
@@ -18,9 +17,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from onnx import ModelProto
 
-    from modelpack.numerics.checks.layers import Layer
     from modelpack.numerics.quantization.settings import Target
     from modelpack.numerics.rows import Feed
+    from modelpack.numerics.stored import Layer
     from modelpack.tensors import TensorSpec
 
 _HUGE = 1e200
@@ -40,6 +39,7 @@ class Subject:
         made_up: Whether the rows are invented, so that they say nothing about quality.
         lacks: Why there are no rows, where there are none.
         target: The hardware it shall run on, as recipes name it; ``auto`` is this machine.
+        left_out: Names of layers that were left in float on purpose.
     """
 
     model: ModelProto
@@ -50,11 +50,12 @@ class Subject:
     made_up: bool = False
     lacks: str = ""
     target: Target = "auto"
+    left_out: frozenset[str] = frozenset()
 
     @functools.cached_property
     def layers(self) -> list[Layer]:
         """The layers with constant weights."""
-        return layers.read(self.model)
+        return stored.layers(self.model)
 
     @functools.cached_property
     def quantized(self) -> bool:

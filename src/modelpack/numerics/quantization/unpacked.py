@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from modelpack.numerics import optimize
+from modelpack.numerics import optimize, stored
 from modelpack.numerics.quantization import hardware, kernels
 
 if TYPE_CHECKING:
@@ -14,6 +14,15 @@ if TYPE_CHECKING:
 
     from modelpack.numerics.quantization.hardware import Profile
     from modelpack.numerics.quantization.layers import Layer
+
+
+def weights(model: ModelProto) -> frozenset[str]:
+    """Name the constants of a byte or less that onnxruntime turns into floats before it multiplies by them.
+
+    Raises:
+        StageError: When onnxruntime cannot load the model.
+    """
+    return frozenset(layer.weights.name for layer in stored.layers(optimize.by_onnxruntime(model)) if layer.dequantized)
 
 
 def told(
@@ -33,11 +42,9 @@ def told(
     """
     if hardware.profile("auto", device).integer is not profile.integer:
         return ()
-    tuned = optimize.by_onnxruntime(made)
-    unpacked = {node.input[0] for node in tuned.graph.node if node.op_type == "DequantizeLinear"}
     held = {f"{layer.weights}:{side}:quantized": layer.name for layer in found for side in ("rows", "columns")}
     able = {*kernels.PRODUCTS, "Gather"}
-    names = [held[name] for name in sorted(unpacked & set(held))]
+    names = [held[name] for name in sorted(weights(made) & set(held))]
     names += [layer.name for layer in found if layer.quantized and layer.operator not in able]
     if not names:
         return ()

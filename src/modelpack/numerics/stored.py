@@ -93,6 +93,11 @@ class Layer:
         """Whether a weight takes less than 32 bits."""
         return bits(self.kind) < 32
 
+    @property
+    def dequantized(self) -> bool:
+        """Whether an operator on floats reads weights of a byte or less."""
+        return self.operator in FLOATING and bits(self.kind) <= 8
+
 
 def kind_of(tensor: TensorProto) -> str:
     """Name a constant's element type as ONNX does."""
@@ -175,7 +180,7 @@ def _values(graph: GraphProto) -> Iterator[tuple[str, TensorProto]]:
             yield node.output[0], value
 
 
-def read(model: ModelProto) -> list[Layer]:
+def layers(model: ModelProto) -> list[Layer]:
     """List the layers, in the order of the nodes."""
     reader = Reader(model)
     nodes = [node for graph in onnxfile.graphs(model.graph) for node in graph.node]
