@@ -12,6 +12,7 @@ from modelpack.errors import StageError
 from modelpack.numerics import differences, onnxfile, rows, runtime
 from modelpack.numerics.quantization import grid, layers, qdq
 from modelpack.numerics.quantization.correction import fast_bias, reconstruction, rounding, samples, subject
+from modelpack.numerics.quantization.correction.padding import Padding
 from modelpack.numerics.quantization.correction.subject import Bias
 from modelpack.numerics.quantization.correction.walk import Walk
 from modelpack.stages.export import export as export_stage
@@ -378,7 +379,7 @@ def test_shared_weights_stay_but_biases_follow_and_it_is_said(shared):
     changed = {name for name, value in after.items() if not np.array_equal(value, before[name])}
     assert {"more"} < changed <= {"more", "v:rows:quantized", "last:bias:quantized"}
     assert made.after < made.before
-    assert [made.before, made.after] == reconstruction.noise(model, [plain, made.model], feeds)
+    assert [made.before, made.after] == reconstruction.noise(model, [plain, made.model], feeds, Padding())
 
 
 def test_the_given_graph_stays_as_it_is(shared):

@@ -158,12 +158,14 @@ def _corrected(
     """Correct layers, unless the whole model does not gain from what each of its layers gained from."""
     feeds = list(evidence.read("read rows to fit on", settings.correction_rows))
     assert settings.correction != "none"
+    assert evidence.calibration is not None
     made = reconstruction.correct(
         model,
         plain,
         chosen,
         feeds,
         settings.correction,
+        mask=evidence.calibration.mask,
         seed=evidence.seed,
         device=evidence.device,
         track=lambda names: evidence.track(names, "correct layers"),

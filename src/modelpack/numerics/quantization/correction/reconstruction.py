@@ -18,6 +18,7 @@ from modelpack.errors import StageError
 from modelpack.numerics import onnxfile, runtime
 from modelpack.numerics.measure.comparison import decibels
 from modelpack.numerics.quantization.correction import adaround, fast_bias, rounding, samples
+from modelpack.numerics.quantization.correction.padding import padding
 from modelpack.numerics.quantization.correction.subject import KEPT_OUT, Graph, Subject, kept_out, obstacle
 from modelpack.numerics.quantization.correction.walk import Walk, opened
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from onnx import ModelProto
 
+    from modelpack.numerics.quantization.correction.padding import Padding
     from modelpack.numerics.quantization.correction.rounding import Bounds
     from modelpack.numerics.rows import Feed
 
@@ -103,6 +105,7 @@ def correct(
     feeds: Sequence[Feed],
     correction: Correction,
     *,
+    mask: str = "",
     seed: int = 0,
     device: str = "cpu",
     track: Callable[[Sequence[str]], Iterable[str]] = iter,
@@ -117,12 +120,14 @@ def correct(
         correction: ``bias``: take back every layer's own shift, from one pass over the float graph;
             ``sequential``: biases layer after layer; ``rounding``: weights rounded together (see `rounding`), then
             biases; ``adaround``: weights by learned rounding (see `adaround`), then biases.
+        mask: The input that is 1 at real positions and 0 at padded ones, which then do not count;
+            empty when all are real.
         seed: Seed of the choice of positions.
         device: Where both graphs run, and where rounding is learned.
         track: Passes the layers' names through, showing progress.
 
     Raises:
-        StageError: When there are too few rows.
+        StageError: When there are too few rows, or the mask holds anything but 0 and 1.
     """
     total = sum(_rows(feed) for feed in feeds)
     if total < FEWEST:
@@ -131,6 +136,8 @@ def correct(
     graph, names = Graph(model, twin), list(chosen)
     left = {name: reason for name in names if (reason := obstacle(name, graph))}
     subjects = sorted((Subject(name, graph) for name in names if name not in left), key=lambda item: item.place)
+    goals = [*(item.goal for item in subjects), *(item.name for item in model.graph.output)]
+    padded = padding(model, goals, mask, feeds, device)
     floats = Walk(model, feeds, device)
     bytes_ = None if correction == "bias" else Walk(twin, feeds, device)
     rounder = _rounder(correction, device)
@@ -138,10 +145,10 @@ def correct(
     for number, name in enumerate(track([item.name for item in subjects])):
         subject, generator = subjects[number], np.random.default_rng([seed, number])
         pairs = fast_bias.pairs(subject, floats) if bytes_ is None else _pairs(subject, floats, bytes_)
-        _look(subject, pairs, -(-POSITIONS // len(feeds)), generator, products=rounder is not None)
+        _look(subject, pairs, padded, -(-POSITIONS // len(feeds)), generator, products=rounder is not None)
         gains[name] = improve(subject, rounder)
         subject.forget()
-    before, after = noise(model, [plain, twin], feeds, device)
+    before, after = noise(model, [plain, twin], feeds, padded, device)
     kept = after <= before
     return Corrected(twin if kept else plain, tuple(gains[name] for name in names), kept, before, after)
 
@@ -152,20 +159,23 @@ def _rounder(correction: Correction, device: str) -> Rounder | None:
     return rounding.rounded if correction == "rounding" else None
 
 
-def noise(model: ModelProto, twins: Sequence[ModelProto], feeds: Iterable[Feed], device: str = "cpu") -> list[float]:
+def noise(
+    model: ModelProto, twins: Sequence[ModelProto], feeds: Iterable[Feed], padded: Padding, device: str = "cpu"
+) -> list[float]:
     """Sum the squared differences of graphs' outputs from the float one's, relative to their size, on rows kept out."""
     names = [item.name for item in model.graph.output]
     reference, *subjects = (opened(item, device) for item in (model, *twins))
     total, power, seen = np.zeros((len(twins), len(names))), np.zeros(len(names)), 0
-    for feed in feeds:
+    for batch, feed in enumerate(feeds):
         expected = runtime.execute(reference, feed, names)
         for number, subject in enumerate(subjects):
             got = runtime.execute(subject, feed, names)
             for place, name in enumerate(names):
                 wanted, given = (np.atleast_1d(side[name]).astype(np.float64) for side in (expected, got))
                 out = kept_out(np.arange(len(wanted)) + seen)
-                power[place] += float(np.square(wanted[out]).sum()) if number == 0 else 0.0
-                total[number, place] += float(np.square(given[out] - wanted[out]).sum())
+                counted = padded.real(name, batch, wanted.shape)[out]
+                power[place] += float(np.square(wanted[out])[counted].sum()) if number == 0 else 0.0
+                total[number, place] += float(np.square(given[out] - wanted[out])[counted].sum())
         seen += _rows(feed)
     return [float(item) for item in (total / np.where(power > 0, power, 1.0)).sum(axis=1)]
 
@@ -184,16 +194,18 @@ def _pairs(subject: Subject, floats: Walk, bytes_: Walk) -> Iterator[tuple[NDArr
 def _look(
     subject: Subject,
     pairs: Iterable[tuple[NDArray[np.generic], NDArray[np.generic]]],
+    padded: Padding,
     most: int,
     generator: np.random.Generator,
     *,
     products: bool,
 ) -> None:
-    """Gather some positions of each batch."""
+    """Gather some positions of each batch, but no padded ones."""
     last, seen = not subject.shape.kernel, 0
-    for given, goal in pairs:
+    for batch, (given, goal) in enumerate(pairs):
         values, wanted = np.atleast_2d(given, goal) if last else (given, goal)
-        spots = samples.positions(wanted.shape, channels_last=last, most=most, generator=generator)
+        real = padded.real(subject.goal, batch, wanted.shape[:-1]) if last else None
+        spots = samples.positions(wanted.shape, channels_last=last, most=most, generator=generator, real=real)
         subject.see(values, wanted, spots, products=products and not subject.fixed, seen=seen)
         seen += len(wanted)
 

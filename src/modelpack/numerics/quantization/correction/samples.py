@@ -133,12 +133,25 @@ def at(values: NDArray[np.generic], spots: Spots, shape: Shape) -> NDArray[np.ge
 
 
 def positions(
-    output: tuple[int, ...], *, channels_last: bool, most: int, generator: np.random.Generator
-) -> tuple[NDArray[np.int64], ...]:
-    """Draw positions of an output without repetition, in order; all of them when there are no more than `most`."""
+    output: tuple[int, ...],
+    *,
+    channels_last: bool,
+    most: int,
+    generator: np.random.Generator,
+    real: NDArray[np.bool_] | None = None,
+) -> Spots:
+    """Draw positions of an output without repetition, in order; all of them when there are no more than `most`.
+
+    Args:
+        output: Sizes of the output's axes.
+        channels_last: Whether channels are its last axis, not its second.
+        most: How many to draw.
+        generator: What draws.
+        real: Which positions may be drawn, in the shape of the output without channels; all when None.
+    """
     sizes = output[:-1] if channels_last else (output[0], *output[2:])
-    total = int(np.prod(sizes))
-    drawn = np.arange(total) if total <= most else np.sort(generator.choice(total, most, replace=False))
+    able = np.arange(int(np.prod(sizes))) if real is None else np.flatnonzero(real)
+    drawn = able if able.size <= most else np.sort(generator.choice(able, most, replace=False))
     return tuple(np.asarray(index, np.int64) for index in np.unravel_index(drawn, sizes))
 
 
