@@ -57,6 +57,29 @@ def test_operators_that_know_float32_only_are_kept_with_a_note():
     np.testing.assert_allclose(run(made.model)["y"], run(proto)["y"], atol=0.1)
 
 
+def test_outputs_stay_float32_whatever_makes_them():
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"], name="first"),
+        helper.make_node("MatMul", ["h", "u"], ["kept"], name="kept"),
+        helper.make_node("TopK", ["h", "k"], ["top", "places"], name="top", axis=-1),
+    ]
+    values = {"w": weights(64, 64, seed=1), "u": weights(64, 32, seed=2), "constant": weights(70), "k": np.array([3])}
+    outputs = {"kept": ["n", 32], "top": ["n", 3], "constant": [70]}
+    proto = graph_of(nodes, {"x": (["n", 64], FLOAT)}, outputs, values)
+    before, after = run(proto), run(made_of(proto, "float16", exclude=("kept",)).model)
+    for name in outputs:
+        assert after[name].dtype == np.float32
+        np.testing.assert_allclose(after[name], before[name], atol=0.3)
+
+
+def test_an_input_that_is_an_output_too_passes_through():
+    proto = chain("Relu")
+    proto.graph.output.append(proto.graph.input[0])
+    after = run(made_of(proto, "float16").model)
+    assert (after["x"] == X["x"]).all()
+    np.testing.assert_allclose(after["y"], run(proto)["y"], atol=0.1)
+
+
 @pytest.mark.parametrize("opset", [13, 17, 20])
 def test_usual_operators_are_converted(opset):
     assert not operators.without_float16(chain("Relu", "Sigmoid", "Softmax", "Tanh", opset=opset))

@@ -116,7 +116,7 @@ def converted(model: ModelProto, left_alone: Iterable[str]) -> ModelProto:
     try:
         with quiet():
             fresh: ModelProto = float16.convert_float_to_float16(
-                onnxfile.infer(_with_own_weights(_with_own_outputs(model), apart)),
+                onnxfile.infer(_with_own_weights(_with_own_outputs(model, apart), apart)),
                 keep_io_types=True,
                 node_block_list=sorted(apart),
                 min_positive_val=SMALLEST,
@@ -129,15 +129,30 @@ def converted(model: ModelProto, left_alone: Iterable[str]) -> ModelProto:
     return fresh
 
 
-def _with_own_outputs(model: ModelProto) -> ModelProto:
-    """Copy a model so that no node reads an output of the graph, which the converter would give two types."""
+def _stays(node: onnx.NodeProto, apart: frozenset[str]) -> bool:
+    return node.op_type in float16.DEFAULT_OP_BLOCK_LIST or node.name in apart
+
+
+def _with_own_outputs(model: ModelProto, apart: frozenset[str]) -> ModelProto:
+    """Copy a model so that the converter gives every output of the graph float32.
+
+    It errs where a node reads an output too, and where none makes it or one that stays in float32.
+    """
     twin = onnxfile.copied(model)
-    readers = onnxfile.consumers(twin.graph)
-    inner = {item.name: f"{item.name}:inner" for item in twin.graph.output if item.name in readers}
+    taken = {item.name for item in twin.graph.input}
+    readers, makers = onnxfile.consumers(twin.graph), onnxfile.producers(twin.graph)
+    inner = {
+        item.name: f"{item.name}:inner"
+        for item in twin.graph.output
+        if item.name not in taken
+        and (item.name in readers or item.name not in makers or _stays(makers[item.name], apart))
+    }
     for node in twin.graph.node:
         for values in (node.input, node.output):
             for place, name in enumerate(values):
                 values[place] = inner.get(name, name)
+    for tensor in twin.graph.initializer:
+        tensor.name = inner.get(tensor.name, tensor.name)
     for name, source in inner.items():
         twin.graph.node.append(onnx.helper.make_node("Identity", [source], [name], name=f"{name}:output"))
     return twin
@@ -147,13 +162,9 @@ def _with_own_weights(model: ModelProto, apart: frozenset[str]) -> ModelProto:
     """Give nodes that stay in float32 weights of their own, in place: the converter leaves shared ones in float32."""
     weights = {item.name: item for item in model.graph.initializer if item.data_type == onnx.TensorProto.FLOAT}
     readers = onnxfile.consumers(model.graph)
-
-    def stays(node: onnx.NodeProto) -> bool:
-        return node.op_type in float16.DEFAULT_OP_BLOCK_LIST or node.name in apart
-
-    for node in filter(stays, model.graph.node):
-        for place, name in enumerate(node.input):
-            if name in weights and not all(map(stays, readers[name])):
+    for node in model.graph.node:
+        for place, name in enumerate(node.input if _stays(node, apart) else ()):
+            if name in weights and not all(_stays(reader, apart) for reader in readers[name]):
                 twin = model.graph.initializer.add()
                 twin.CopyFrom(weights[name])
                 twin.name = node.input[place] = f"{name}:{node.name or node.output[0]}:{place}"
