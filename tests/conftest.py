@@ -18,6 +18,14 @@ def wide(monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
 
 
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory):
+    """Export each of the small nets once, when it is asked for."""
+    from exported import Exported  # loads torch
+
+    return Exported(tmp_path_factory.mktemp("exported"))
+
+
 @pytest.fixture(autouse=True)
 def plugins():
     """Look for plugins anew in every test: some tests install one, and the next must not see it."""

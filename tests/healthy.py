@@ -3,18 +3,17 @@ small ones that come with the onnx package."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
 
-import nets
 from failures import Case, attention, convolutions, dynamic, plain_depthwise, products, static
+from modelpack.artifact import Artifact
 from modelpack.numerics import onnxfile, rows, runtime
 from modelpack.numerics.quantization import engine
 from modelpack.numerics.quantization.settings import Evidence, Settings
-from modelpack.stages.export import export as export_stage
-from onnx_support import calibrated, torch_artifact
-from support import run_stage
+from onnx_support import calibrated
 
 SHIPPED = (
     "Conv1d", "Conv2d", "Conv2d_depthwise", "Conv2d_groups", "Conv2d_strided", "Conv3d", "ConvTranspose2d", "Embedding",
@@ -51,23 +50,19 @@ def _made_up(model: onnx.ModelProto) -> Case:
     return Case(model, None, rows.sample(case.subject().inputs, 4, 0))
 
 
-NETS = {
-    "cnn": ("nets.py:cnn", nets.IMAGE, {"width": 32}),
-    "encoder": ("nets.py:encoder", nets.TOKENS, {"width": 64, "hidden": 128, "vocabulary": 500}),
-}
 METHODS = {"cnn": ("static", "weight_only", "float16"), "encoder": ("static", "dynamic", "weight_only", "float16")}
 
 
-def from_torch(root: Path) -> dict[str, Case]:
-    """Export the nets, and quantize each by every method that suits it."""
+def from_torch(exported: Mapping[str, Artifact]) -> dict[str, Case]:
+    """Quantize exported nets by every method that suits them."""
     found = {}
-    for name, (factory, inputs, arguments) in NETS.items():
-        artifact = run_stage(root, export_stage, {}, model=torch_artifact(root, factory, inputs, arguments=arguments))
+    for name, methods in METHODS.items():
+        artifact = exported[name]
         specs, _ = runtime.signature(artifact)
         plain = onnxfile.read(artifact.file("model.onnx"))
         feed = rows.sample(specs, 16, 5)
         found[f"torch/{name}"] = Case(plain, None, feed)
-        for method in METHODS[name]:
+        for method in methods:
             evidence = Evidence(calibration=calibrated(plain, [feed]) if method == "static" else None)
             made = engine.quantize(plain, Settings(method=method), evidence)
             found[f"torch/{name} {method}"] = Case(made.outcome.model, plain, feed)

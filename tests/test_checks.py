@@ -57,8 +57,8 @@ def test_the_corpus_is_complete():
 
 
 @pytest.fixture(scope="module")
-def well(tmp_path_factory):
-    return healthy.by_hand() | healthy.shipped() | healthy.from_torch(tmp_path_factory.mktemp("healthy"))
+def well(exported):
+    return healthy.by_hand() | healthy.shipped() | healthy.from_torch(exported)
 
 
 def test_no_healthy_model_raises_an_alarm(well):

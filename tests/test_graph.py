@@ -3,6 +3,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import nets
+from exported import WIDE
 from modelpack.errors import StageError
 from modelpack.numerics import graph, macs, models, onnxfile, rows, runtime
 from modelpack.stages.export import export as export_stage
@@ -13,13 +14,10 @@ from support import Rows, run_stage
 FLOAT = TensorProto.FLOAT
 
 
-@pytest.mark.parametrize(
-    ("factory", "inputs"),
-    [("nets.py:cnn", nets.IMAGE), ("nets.py:grouped", nets.PICTURE), ("nets.py:encoder", nets.TOKENS)],
-)
-def test_multiply_accumulates_are_those_that_torch_counts(tmp_path, factory, inputs):
-    source = torch_artifact(tmp_path, factory, inputs)
-    made = run_stage(tmp_path, export_stage, {}, model=source)
+@pytest.mark.parametrize("name", WIDE)
+def test_multiply_accumulates_are_those_that_torch_counts(tmp_path, exported, name):
+    factory, inputs, more = WIDE[name]
+    source, made = torch_artifact(tmp_path, factory, inputs, **more), exported[name]
     specs, _ = runtime.signature(source)
     sizes = {"height": 16, "width": 20, "sequence": 12}
     feed = models.tensors(rows.sample(specs, 1, 0, sizes), "cpu")
@@ -38,12 +36,10 @@ def test_shapes_that_inference_cannot_reach_are_seen_by_running(tmp_path):
     assert by_name["gru/GRU_1"] == 5 * 2 * one_direction(20)
 
 
-def test_rounding_changes_bytes_and_precision_but_not_the_work_behind_the_first_layer(tmp_path):
-    source = torch_artifact(tmp_path, "nets.py:cnn", nets.IMAGE, arguments={"width": 32})
-    exported = run_stage(tmp_path, export_stage, {}, model=source)
+def test_rounding_changes_bytes_and_precision_but_not_the_work_behind_the_first_layer(tmp_path, exported):
     data = {"val": Rows({"image": weights(8, 1, 16, 16)})}
-    rounded = run_stage(tmp_path, quantize_stage, {"data": "val"}, model=exported, data=data)
-    before, after = (graph.facts(onnxfile.read(item.file("model.onnx"))) for item in (exported, rounded))
+    rounded = run_stage(tmp_path, quantize_stage, {"data": "val"}, model=exported["cnn"], data=data)
+    before, after = (graph.facts(onnxfile.read(item.file("model.onnx"))) for item in (exported["cnn"], rounded))
     assert (before.precision, after.precision) == ("float32", "int8")
     work = [[(layer.parameters, layer.macs) for layer in facts.layers] for facts in (before, after)]
     assert work[1][1:] == work[0][1:]

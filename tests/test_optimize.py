@@ -6,23 +6,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-import nets
 from modelpack.errors import MissingError, StageError
 from modelpack.numerics import graph, onnxfile, optimize, rows, runtime
 from modelpack.stage import Outside
-from modelpack.stages.export import export as export_stage
 from modelpack.stages.optimize import optimize as optimize_stage
-from onnx_support import graph_of, onnx_artifact, torch_artifact, weights
+from onnx_support import graph_of, onnx_artifact, weights
 from support import Rows, run_stage
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    root = tmp_path_factory.mktemp("exported")
-    return {
-        "cnn": run_stage(root, export_stage, {}, model=torch_artifact(root, "nets.py:cnn", nets.IMAGE)),
-        "encoder": run_stage(root, export_stage, {}, model=torch_artifact(root, "nets.py:encoder", nets.TOKENS)),
-    }
 
 
 @pytest.mark.parametrize("tool", ["onnxruntime", "onnxslim"])

@@ -8,37 +8,21 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from onnx import TensorProto, helper, numpy_helper
 
-import nets
+from exported import WIDE
 from modelpack.errors import StageError
 from modelpack.numerics import graph, onnxfile, optimize, rows, runtime
 from modelpack.numerics.quantization import embedding, engine, grid, layers, qdq
 from modelpack.numerics.quantization.rewriting import prepare
 from modelpack.numerics.quantization.settings import Evidence, Settings
-from modelpack.stages.export import export as export_stage
 from modelpack.stages.optimize import optimize as optimize_stage
 from modelpack.stages.quantize import quantize as quantize_stage
 from modelpack.stages.quantize_config import QuantizeConfig
 from modelpack.tensors import TensorSpec
-from onnx_support import calibrated, graph_of, onnx_artifact, torch_artifact, weights
+from onnx_support import calibrated, graph_of, onnx_artifact, weights
 from support import Rows, run_stage
 
 FLOAT = TensorProto.FLOAT
 finite = st.floats(-1e6, 1e6, width=32)
-
-WIDE = {
-    "cnn": ("nets.py:cnn", nets.IMAGE, {"arguments": {"width": 32}}),
-    "encoder": ("nets.py:encoder", nets.TOKENS, {"arguments": {"width": 64, "hidden": 128, "vocabulary": 500}}),
-    "grouped": ("nets.py:grouped", nets.PICTURE, {}),
-}
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    root = tmp_path_factory.mktemp("exported")
-    return {
-        name: run_stage(root, export_stage, {}, model=torch_artifact(root, factory, inputs, **more))
-        for name, (factory, inputs, more) in WIDE.items()
-    }
 
 
 def drawn(artifact, count=48, seed=7):

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-import nets
 from modelpack.errors import RecipeError, StageError
 from modelpack.numerics import graph, onnxfile, rows, runtime
 from modelpack.numerics.quantization import engine, layers
@@ -18,10 +17,9 @@ from modelpack.numerics.quantization.settings import Evidence, Settings
 from modelpack.numerics.quantization.weights import blocks, gptq, hqq, moments, nbits, weight_only
 from modelpack.server.engine import Engine
 from modelpack.server.signature import read as read_signature
-from modelpack.stages.export import export as export_stage
 from modelpack.stages.quantize import quantize as quantize_stage
 from modelpack.stages.quantize_config import QuantizeConfig
-from onnx_support import graph_of, torch_artifact, weights
+from onnx_support import graph_of, weights
 from support import Rows, run_stage
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
@@ -353,13 +351,6 @@ def test_the_facts_of_both_forms_are_true():
 # The stage
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    root = tmp_path_factory.mktemp("exported")
-    wide = {"arguments": {"width": 64, "hidden": 128, "vocabulary": 500}}
-    return run_stage(root, export_stage, {}, model=torch_artifact(root, "nets.py:encoder", nets.TOKENS, **wide))
-
-
 def quantized(root, artifact, **wanted):
     data = Rows(rows.sample(runtime.signature(artifact)[0], 32, 7), 16)
     return run_stage(root, quantize_stage, {"method": "weight_only", **wanted}, model=artifact, data={"val": data})
@@ -375,7 +366,7 @@ def quantized(root, artifact, **wanted):
     ],
 )
 def test_an_encoder_shrinks_and_says_how_close_it_stays(tmp_path, exported, wanted, shrink, sqnr):
-    made = quantized(tmp_path, exported, **wanted)
+    made = quantized(tmp_path, exported["encoder"], **wanted)
     assert made.metrics["quantized_layers"] == made.metrics["quantizable_layers"] == 15
     assert made.metrics["quantize_shrink"] < shrink
     assert made.metrics["quantize_sqnr_db"] > sqnr
@@ -387,13 +378,13 @@ def test_an_encoder_shrinks_and_says_how_close_it_stays(tmp_path, exported, want
 
 
 def test_the_same_rows_give_the_same_bytes(tmp_path, exported):
-    one, two = (quantized(tmp_path / name, exported, data="val") for name in "ab")
+    one, two = (quantized(tmp_path / name, exported["encoder"], data="val") for name in "ab")
     assert one.id == two.id
 
 
 def test_gptq_is_closer_than_rounding_to_nearest(tmp_path, exported):
     found = {
-        name: quantized(tmp_path / name, exported, data="val", rounding=name).metrics["quantize_sqnr_db"]
+        name: quantized(tmp_path / name, exported["encoder"], data="val", rounding=name).metrics["quantize_sqnr_db"]
         for name in ("nearest", "gptq")
     }
     assert found["gptq"] > found["nearest"] + 1
