@@ -1,13 +1,14 @@
 """What quantize and export do with what the checks find: record it, warn of it, refuse it."""
 
 import contextlib
+from dataclasses import replace
 
 import pytest
 
 import failures
 from modelpack.errors import StageError
 from modelpack.events import Progress
-from modelpack.numerics import checks
+from modelpack.numerics import checks, onnxfile
 from modelpack.numerics.checks.finding import failed, passed, unchecked, warned
 from modelpack.stages.quantize import quantize
 from onnx_support import onnx_artifact
@@ -68,3 +69,14 @@ def test_the_first_failure_is_the_error():
         checks.accept([named], remedies={"levels": "do something else"})
     assert caught.value.then == "do something else"
     assert checks.accept([named], tolerated=["levels"]) == ["levels: it is wrong; do it right"]
+
+
+def test_layers_left_out_on_purpose_are_not_missed(tmp_path):
+    case = failures.convolutions(outputs=190)
+    for number, wanted in enumerate(({"exclude": ["conv*"]}, {"operators": ["Gemm"]})):
+        made = quantized(tmp_path / str(number), case, **wanted)
+        (found,) = (item for item in made.manifest.record["results"]["checks"] if item["check"] == "coverage")
+        assert (found["verdict"], found["cause"]) == ("ok", "1 of 1 Gemm: 100% of the weights")
+        alone = replace(case, model=onnxfile.read(made.file("model.onnx"))).subject()
+        (missed,) = checks.examine(alone, only=["coverage"])
+        assert missed.verdict == "failed", "nobody says that it was meant"

@@ -8,14 +8,17 @@ from pydantic import ValidationError
 from modelpack import recipe, schema
 from modelpack.cli import details
 from modelpack.errors import RecipeError, StageError
+from modelpack.events import Note
 from modelpack.numerics import onnxfile
 from modelpack.numerics.measure.statistics import ratio
 from modelpack.numerics.quantization import qdq
 from modelpack.numerics.quantization.extent import Extent
-from modelpack.numerics.quantization.mixing import front, mixed, trials
+from modelpack.numerics.quantization.mixing import cost, front, mixed, ranking, sensitivity, switches, trials
 from modelpack.numerics.quantization.mixing.cost import Costs
+from modelpack.numerics.quantization.mixing.flow import Draft
 from modelpack.numerics.quantization.mixing.front import Point
-from modelpack.numerics.quantization.mixing.mixed import Draft
+from modelpack.numerics.quantization.mixing.mixed import Files
+from modelpack.numerics.quantization.mixing.sensitivity import Noise
 from modelpack.numerics.quantization.settings import Budget, Evidence, Outcome
 from modelpack.stages.quantize import quantize as quantize_stage
 from modelpack.stages.quantize_config import QuantizeConfig
@@ -55,20 +58,41 @@ def artifact(tmp_path_factory):
 ROWS = Rows({"x": weights(48, 3, 8, 8, seed=3), "label": np.arange(48) % 24}, 16)
 
 
-@pytest.fixture(autouse=True)
-def short(monkeypatch):
-    """Measure times briefly: no test depends on them."""
-    monkeypatch.setattr(trials, "ROUNDS", 10)
+@pytest.fixture
+def clock(monkeypatch):
+    """Let every layer in float cost the same time, so that no clock decides."""
+
+    def times(_reference, models, _evidence):
+        found = [steady(5 + 0.5 * len(floats(model))) for model in models]
+        return [(ratio([10.0] * len(rounds), rounds), tuple(rounds)) for rounds in found]
+
+    def costs_of(model, layers, marks, *_others, **_more):
+        marked = marks(layers)
+        return Costs(dict.fromkeys(layers, 10.0), 0.0, 0.0, dict.fromkeys((*marked.measured, *marked.carried), 1), 100)
+
+    monkeypatch.setattr(trials, "time", times)
+    monkeypatch.setattr(cost, "measure", costs_of)
 
 
-def quantized(root, artifact, data=ROWS, **wanted):
+def floats(model):
+    """Names of the convolutions that read floats."""
+    makers = onnxfile.producers(model.graph)
+    return [
+        node.name
+        for node in model.graph.node
+        if node.op_type == "Conv"
+        and (node.input[0] not in makers or makers[node.input[0]].op_type != "DequantizeLinear")
+    ]
+
+
+def quantized(root, artifact, data=ROWS, collect=None, **wanted):
     asked = {"data": "val", "target": "vnni", "verify": False, **wanted}
-    return run_stage(root, quantize_stage, asked, model=artifact, data={"val": data})
+    return run_stage(root, quantize_stage, asked, model=artifact, data={"val": data}, collect=collect)
 
 
-def point(kept, db, rounds, size=100, **quality):
-    floats = [10.0] * len(rounds)
-    return Point(tuple(NAMES[:kept]), {"sqnr_db": db, **quality}, size, ratio(floats, rounds), tuple(rounds))
+def point(kept, db, rounds, size=100, *, corrected=False, **quality):
+    speed = ratio([10.0] * len(rounds), rounds)
+    return Point(tuple(NAMES[:kept]), {"sqnr_db": db, **quality}, size, speed, tuple(rounds), corrected)
 
 
 def steady(milliseconds):
@@ -94,26 +118,23 @@ def test_a_budget_is_met_from_its_side(measure, limit, value, met):
     assert Budget(measure, limit).met({"sqnr_db": 0.0, measure: value}) is met
 
 
-def test_the_fastest_point_within_the_budget_is_chosen():
-    points = [point(0, 18, steady(4)), point(1, 22, steady(5)), point(2, 25, steady(4.5)), point(3, 26, steady(6))]
-    assert front.choose(points, Budget("sqnr_db", 20)) is points[2]
-    assert front.choose(points, Budget("sqnr_db", 25.5)) is points[3]
-    assert front.choose(points, Budget("sqnr_db", 10)) is points[0]
+def test_the_fastest_point_is_chosen():
+    points = [point(0, 18, steady(6)), point(1, 22, steady(5)), point(2, 25, steady(4.5)), point(3, 26, steady(6))]
+    assert front.fastest(points) is points[2]
 
 
 def test_of_points_as_fast_as_each_other_the_one_that_keeps_least_is_chosen():
     noisy = [5 + 0.4 * ((7 * place) % 5) for place in range(20)]
     points = [point(1, 22, noisy), point(4, 25, [value - 0.02 for value in noisy])]
-    assert front.choose(points, Budget("sqnr_db", 20)) is points[0]
+    assert front.fastest(points) is points[0]
     within = [point(1, 22, steady(5)), point(4, 25, steady(4.97))]
-    assert front.choose(within, Budget("sqnr_db", 20)) is within[0], "half a per cent is no gain"
+    assert front.fastest(within) is within[0], "half a per cent is no gain"
     apart = [point(1, 22, steady(5)), point(4, 25, steady(4.5))]
-    assert front.choose(apart, Budget("sqnr_db", 20)) is apart[1]
+    assert front.fastest(apart) is apart[1]
 
 
-def test_an_impossible_budget_names_the_best_point():
+def test_the_point_nearest_to_a_budget_is_the_best():
     points = [point(0, 18, steady(4), agreement=0.9), point(1, 22, steady(5), agreement=0.95)]
-    assert front.choose(points, Budget("sqnr_db", 30)) is None
     assert front.best(points, Budget("sqnr_db", 30)) is points[1]
     tied = [point(0, 18, steady(4), agreement=0.9), point(1, 22, steady(5), agreement=0.9)]
     assert front.best(tied, Budget("agreement", 1)) is tied[1]
@@ -151,8 +172,22 @@ def test_the_front_is_shown_with_the_chosen_point():
     assert lines[5].split()[0] == "beaten"
 
 
+def test_the_front_tells_corrected_points_from_others():
+    points = [point(0, 24, steady(4), corrected=True), point(1, 18, steady(5)), point(3, 27, steady(6), corrected=True)]
+    lines = details.results({"front": front.table(points, points[2])}).splitlines()
+    assert lines[1].endswith("corrected  added")
+    assert [line.split("dB  ")[1].split()[0] for line in lines[3:]] == ["yes", "no", "yes"]
+    budget = Budget("sqnr_db", 30)
+    assert front.sentence(points[1], budget, 10, corrects=True) == (
+        "keeps 1 of 10 layers in float: sqnr_db 18 before correction, 2.00 times as fast as float32, 100 bytes"
+    )
+    assert "correction" not in front.sentence(points[1], budget, 10, corrects=False)
+    assert "correction" not in front.sentence(points[2], budget, 10, corrects=True)
+
+
 def test_a_table_names_each_layer_once():
-    rows = front.table([point(kept, 20 + kept, steady(4 + kept)) for kept in (0, 1, 3)], None)
+    points = [point(kept, 20 + kept, steady(4 + kept)) for kept in (0, 1, 3)]
+    rows = front.table(points, points[0])
     assert [row["added"] for row in rows] == [[], ["layer0"], ["layer1", "layer2"]]
     assert [row["layers_kept"] for row in rows] == [0, 1, 3]
 
@@ -176,6 +211,7 @@ class Plain:
     """Nothing but QDQ pairs."""
 
     model = MODEL
+    corrects = False
     marks = staticmethod(marks)
     write = staticmethod(write)
 
@@ -199,21 +235,21 @@ def costs(crossing=0.0, **layers):
 
 def test_layers_come_by_error_removed_per_time_lost():
     errors = dict.fromkeys(NAMES, 1e-6) | {"layer1": 3e-3, "layer6": 2e-3, "layer8": 4e-3}
-    assert mixed.order(FLOW, errors, costs(), 3) == ["layer8", "layer1", "layer6"]
-    assert mixed.order(FLOW, errors, costs(layer8=40.0), 3) == ["layer1", "layer6", "layer8"]
-    assert mixed.order(FLOW, errors, costs(layer6=-5.0), 3)[0] == "layer6", "what costs nothing comes first"
+    assert ranking.order(FLOW, errors, costs(), 3) == ["layer8", "layer1", "layer6"]
+    assert ranking.order(FLOW, errors, costs(layer8=40.0), 3) == ["layer1", "layer6", "layer8"]
+    assert ranking.order(FLOW, errors, costs(layer6=-5.0), 3)[0] == "layer6", "what costs nothing comes first"
 
 
 def test_a_neighbour_of_a_kept_layer_is_cheaper():
     errors = dict.fromkeys(NAMES, 1e-6) | {"layer4": 9e-3, "layer5": 2e-3, "layer8": 3e-3}
-    assert mixed.order(FLOW, errors, costs(), 3) == ["layer4", "layer8", "layer5"]
-    assert mixed.order(FLOW, errors, costs(crossing=50.0), 3) == ["layer4", "layer5", "layer8"]
+    assert ranking.order(FLOW, errors, costs(), 3) == ["layer4", "layer8", "layer5"]
+    assert ranking.order(FLOW, errors, costs(crossing=50.0), 3) == ["layer4", "layer5", "layer8"]
 
 
 def test_no_more_layers_are_kept_than_asked_for():
     errors = dict.fromkeys(NAMES, 1e-3)
-    assert len(mixed.order(FLOW, errors, costs(), 4)) == 4
-    assert sorted(mixed.order(FLOW, errors, costs(), 99)) == sorted(NAMES)
+    assert len(ranking.order(FLOW, errors, costs(), 4)) == 4
+    assert sorted(ranking.order(FLOW, errors, costs(), 99)) == sorted(NAMES)
 
 
 # From rows to a model
@@ -224,69 +260,166 @@ def feeds(_label, limit=None):
 
 
 def test_the_fragile_layer_is_kept_first():
-    assert mixed.ranked(FLOW, NAMES, write(NAMES), Evidence(feeds))[0] == FRAGILE
+    inputs = trials.inputs_of(MODEL)
+    few = sensitivity.spread(feeds(""), inputs)
+    errors = Noise(switches.build(MODEL, write(NAMES), marks(NAMES)), marks, few).alone(NAMES)
+    assert ranking.order(FLOW, errors, costs(), 1) == [FRAGILE]
 
 
-def test_constants_are_lent_and_nothing_else():
-    donor = write(NAMES)
-    for item in donor.graph.initializer:
-        if item.name.endswith(":rows:quantized"):
-            item.raw_data = bytes(len(item.raw_data))
-    subset = write(NAMES[1:])
-    twin = mixed._lent(onnxfile.copied(subset), donor)
-    assert [node.name for node in twin.graph.node] == [node.name for node in subset.graph.node]
-    lent = {item.name: onnxfile.array(item) for item in twin.graph.initializer}
-    assert not lent["w3:rows:quantized"].any()
-    assert lent["w0"].any()
+def test_layers_are_ranked_by_what_is_measured(clock):
+    order = ranking.ranked(FLOW, NAMES, 3, Evidence(feeds))
+    assert order[0] == FRAGILE
+    assert len(set(order)) == 3
+    with pytest.raises(StageError, match="no rows"):
+        ranking.ranked(FLOW, NAMES, 3, Evidence())
+
+
+# Which files are made
+
+
+class Improved(Plain):
+    """A correction that stands for one: it lists what it was asked to quantize."""
+
+    corrects = True
+
+    def __init__(self):
+        self.asked = []
+
+    def correct(self, layers):
+        self.asked.append(DEEP - len(layers))
+        return Draft(Outcome(write(layers)))
+
+
+def searched(monkeypatch, limit, decibels, *, milliseconds=None, plain=0.0, flow=None):
+    """Search sets whose finished files come to some decibels; give the flow, the files and what was found."""
+    flow = flow or Improved()
+    sizes = range(len(decibels))
+    times = milliseconds or [4 + 0.5 * size for size in sizes]
+    points = [point(size, plain + size, steady(times[size])) for size in sizes]
+    files = Files(MODEL, flow, NAMES, Budget("sqnr_db", limit), Evidence(feeds), points)
+    monkeypatch.setattr(
+        trials, "judge", lambda _reference, models, *_others: [{"sqnr_db": decibels[len(floats(models[0]))]}]
+    )
+    return flow, files, mixed.search(files)
+
+
+RISING = [20.0, 21.0, 22.0, 23.0, 24.0, 25.0, 26.0, 27.0, 28.0, 29.0]
+
+
+@pytest.mark.parametrize("wanted", range(DEEP))
+def test_the_smallest_set_whose_corrected_file_is_within_the_budget_is_found_by_halving(monkeypatch, wanted):
+    flow, files, found = searched(monkeypatch, RISING[wanted], RISING)
+    assert found == wanted
+    assert len(flow.asked) == len(set(flow.asked)) <= (5 if wanted else 1)
+    for place, now in enumerate(files.points):
+        assert now.corrected == (place in flow.asked)
+        assert now.quality["sqnr_db"] == (RISING[place] if now.corrected else place)
+
+
+def test_a_set_that_is_faster_is_corrected_too(monkeypatch):
+    flow, _, found = searched(monkeypatch, 21, RISING[:7], milliseconds=[4, 5, 6, 4.5, 7, 8, 9])
+    assert found == 3
+    assert flow.asked.count(3) == 1
+
+
+def test_a_faster_set_whose_file_misses_the_budget_is_passed_over(monkeypatch):
+    uneven = [20.0, 21.0, 22.0, 20.5, 24.0, 25.0, 26.0]
+    _, files, found = searched(monkeypatch, 21, uneven, milliseconds=[4, 5, 6, 4.5, 7, 8, 9])
+    assert found == 1
+    assert files.points[3].corrected
+    assert files.points[3].quality["sqnr_db"] == 20.5
+
+
+def test_without_correction_only_the_chosen_file_is_made(monkeypatch):
+    flow = Plain()
+    _, files, found = searched(monkeypatch, 23, RISING, plain=20.0, flow=flow)
+    assert found == 3
+    assert list(files.made) == [3]
+    assert not any(now.corrected for now in files.points)
+
+
+def test_a_finished_file_that_misses_the_budget_is_not_handed_out(monkeypatch):
+    spoiled = [value - 1.5 for value in RISING]
+    _, files, found = searched(monkeypatch, 23, spoiled, plain=20.0, flow=Plain())
+    assert found == 5
+    assert list(files.made) == [3, 4, 5]
+    assert [now.quality["sqnr_db"] for now in files.points[2:6]] == [22.0, 21.5, 22.5, 23.5]
+
+
+def test_nothing_is_found_where_nothing_is_within_the_budget(monkeypatch):
+    flow, _, found = searched(monkeypatch, 99, RISING)
+    assert found is None
+    assert flow.asked[0] == 0
+    assert flow.asked[-1] == DEEP - 1, "the most that can be kept was tried"
+    assert searched(monkeypatch, 99, RISING, flow=Plain())[2] is None
+
+
+# Through the stage
 
 
 def kept(made):
     return [row["layer"] for row in made.manifest.record["results"]["layers"] if not row["quantized"]]
 
 
-def test_only_the_fragile_layer_stays_float(tmp_path, artifact):
+def test_only_the_fragile_layer_stays_float(tmp_path, artifact, clock):
     plain = quantized(tmp_path, artifact)
     made = quantized(tmp_path, artifact, budget={"sqnr_db": 25})
     rows = made.manifest.record["results"]["front"]
     assert plain.manifest.record["metrics"]["quantize_sqnr_db"] < 20
-    assert made.manifest.record["metrics"]["quantize_sqnr_db"] >= 25
-    assert FRAGILE in kept(made)
+    assert kept(made) == [FRAGILE]
     assert [row["layers_kept"] for row in rows] == [0, 1, 2, 3, 4, 6, 8]
     assert rows[1]["added"] == [FRAGILE]
     assert rows[1]["sqnr_db"] > 25 > rows[0]["sqnr_db"]
+    assert [row["chosen"] for row in rows] == [False, True, *[False] * 5]
+    assert made.manifest.record["metrics"]["quantize_sqnr_db"] == pytest.approx(rows[1]["sqnr_db"], abs=0.01)
+    assert made.manifest.record["metrics"]["quantize_kept_layers"] == 1
+    assert rows[1]["model_bytes"] <= onnxfile.read(made.file("model.onnx")).ByteSize()
+
+
+def test_whatever_the_clock_says_the_budget_is_met(tmp_path, artifact, monkeypatch):
+    monkeypatch.setattr(trials, "ROUNDS", 10)
+    made = quantized(tmp_path, artifact, budget={"sqnr_db": 25})
+    rows = made.manifest.record["results"]["front"]
     (chosen,) = (row for row in rows if row["chosen"])
     assert chosen["layers_kept"] == len(kept(made)) >= 1
-    assert chosen["sqnr_db"] == pytest.approx(made.manifest.record["metrics"]["quantize_sqnr_db"], abs=0.01)
-    assert made.manifest.record["metrics"]["quantize_kept_layers"] == len(kept(made))
-    assert chosen["model_bytes"] <= onnxfile.read(made.file("model.onnx")).ByteSize()
+    assert FRAGILE in kept(made)
+    assert made.manifest.record["metrics"]["quantize_sqnr_db"] >= 25
+    assert all(0 < row["speedup_low"] <= row["speedup"] <= row["speedup_high"] for row in rows)
 
 
-def test_a_budget_that_is_met_anyway_keeps_nothing_that_costs_time(tmp_path, artifact):
+def test_a_budget_that_is_met_anyway_keeps_nothing(tmp_path, artifact, clock):
     made = quantized(tmp_path, artifact, budget={"sqnr_db": 1})
+    assert kept(made) == []
+    assert made.manifest.record["results"]["front"][0]["chosen"]
+
+
+def test_a_correction_is_made_anew_for_the_layers_that_are_left(tmp_path, artifact, clock):
+    made = quantized(tmp_path, artifact, budget={"sqnr_db": 30}, correction="rounding")
     rows = made.manifest.record["results"]["front"]
-    assert rows[0]["layers_kept"] == 0
     (chosen,) = (row for row in rows if row["chosen"])
-    assert chosen["speedup"] >= rows[0]["speedup"] / front.SLACK
-
-
-def test_a_correction_is_made_anew_for_the_layers_that_are_left(tmp_path, artifact):
-    made = quantized(tmp_path, artifact, budget={"sqnr_db": 25}, correction="rounding")
-    (chosen,) = (row for row in made.manifest.record["results"]["front"] if row["chosen"])
-    assert chosen["sqnr_db"] >= 25
+    assert chosen["corrected"]
+    assert chosen["sqnr_db"] >= 30
     assert made.manifest.record["metrics"]["quantize_sqnr_db"] == pytest.approx(chosen["sqnr_db"], abs=0.01)
     corrected = {row["layer"] for row in made.manifest.record["results"]["correction"]}
     assert corrected == set(NAMES) - set(kept(made))
+    assert rows[0]["corrected"]
+    by_hand = quantized(tmp_path, artifact, exclude=kept(made), correction="rounding")
+    assert by_hand.file("model.onnx").read_bytes() == made.file("model.onnx").read_bytes()
 
 
-def test_an_impossible_budget_is_refused_with_the_best_point(tmp_path, artifact):
-    with pytest.raises(StageError) as caught:
-        quantized(tmp_path, artifact, budget={"sqnr_db": 150})
-    assert "of 10 layers in float and has " in caught.value.what
-    assert "0 kept: " in caught.value.then
-    assert "8 kept: " in caught.value.then
+def test_an_impossible_budget_is_refused_with_the_best_point(tmp_path, artifact, clock):
+    events = []
+    with pytest.raises(StageError, match="no mixture") as caught:
+        quantized(tmp_path, artifact, budget={"sqnr_db": 150}, collect=events)
+    assert caught.value.what.endswith("is within the budget of sqnr_db 150")
+    assert caught.value.then.startswith("the best keeps 8 of 10 layers in float: sqnr_db ")
+    assert caught.value.then.endswith("; ask for less, or add `correction: rounding`")
+    told = [event.text for event in events if isinstance(event, Note) and event.text.startswith("keeps")]
+    assert [text.split()[1] for text in told] == ["0", "1", "2", "3", "4", "6", "8"]
+    assert told[-1] in caught.value.then
 
 
-def test_labels_count_where_accuracy_does(tmp_path, artifact):
+def test_labels_count_where_accuracy_does(tmp_path, artifact, clock):
     made = quantized(tmp_path, artifact, budget={"accuracy_drop": 1.0})
     assert all(row["accuracy"] == pytest.approx(row["accuracy"]) for row in made.manifest.record["results"]["front"])
     renamed = Rows({"x": ROWS.columns["x"], "kind": ROWS.columns["label"]}, 16)
@@ -296,7 +429,8 @@ def test_labels_count_where_accuracy_does(tmp_path, artifact):
         quantized(tmp_path, artifact, renamed, budget={"accuracy_drop": 1.0})
 
 
-def test_a_model_of_a_fixed_number_of_rows_is_measured_on_as_many(tmp_path):
+def test_a_model_of_a_fixed_number_of_rows_is_measured_on_as_many(tmp_path, monkeypatch):
+    monkeypatch.setattr(trials, "ROUNDS", 10)
     model = net()
     for item in (*model.graph.input, *model.graph.output):
         item.type.tensor_type.shape.dim[0].dim_value = 16

@@ -48,6 +48,7 @@ def results(found: Row) -> str:
 
 def front(found: Sequence[Row]) -> str:
     """Show mixtures of float and quantized layers, each with what it keeps beyond the one before."""
+    some = any(item["corrected"] for item in found)
     told = [name for name in ("sqnr_db", "cosine", "agreement", "accuracy", "accuracy_drop") if name in found[0]]
     rows = [
         (
@@ -56,11 +57,12 @@ def front(found: Sequence[Row]) -> str:
             f"{figure('speedup', item['speedup'])} ({_span(item)})",
             figure("model_bytes", item["model_bytes"]),
             *(figure(name, item[name]) for name in told),
+            *(["yes" if item["corrected"] else "no"] if some else []),
             ", ".join(item["added"]),
         )
         for item in found
     ]
-    columns = ("", "kept in float", "against float32", "size", *told, "added")
+    columns = ("", "kept in float", "against float32", "size", *told, *(["corrected"] if some else []), "added")
     return heading("front", table(columns, rows, right=range(1, len(columns) - 1), indent="  "))
 
 

@@ -86,7 +86,9 @@ def quantize(config: QuantizeConfig, job: Job) -> None:
     if config.verify:
         few = list(evidence.read("examine", 8)) if real else rows.examples(None, inputs, 8, job.seed)
         made_up = not real or config.data in job.synthetic
-        _examine(checks.Subject(after, inputs, few, before, job.device, made_up=made_up), made, config, job)
+        left_out = _on_purpose(made, config)
+        subject = checks.Subject(after, inputs, few, before, job.device, made_up=made_up, left_out=left_out)
+        _examine(subject, made, config, job)
 
 
 def _settings(config: QuantizeConfig) -> Settings:
@@ -118,7 +120,7 @@ def _evidence(config: QuantizeConfig, job: Job, inputs: Mapping[str, TensorSpec]
     def track(names: Sequence[str], label: str) -> Iterable[str]:
         return job.track(names, len(names), label)
 
-    return Evidence(read, _calibration(config, job), job.seed, job.device, track, labelled)
+    return Evidence(read, _calibration(config, job), job.seed, job.device, track, labelled, job.note)
 
 
 def _compare(figures: Mapping[str, Mapping[str, float]], first: str, job: Job) -> None:
@@ -127,6 +129,14 @@ def _compare(figures: Mapping[str, Mapping[str, float]], first: str, job: Job) -
     for name in ("sqnr_db", "cosine", "agreement"):
         if name in figures[first]:
             job.metric(f"quantize_{name}", figures[first][name])
+
+
+def _on_purpose(made: Result, config: QuantizeConfig) -> frozenset[str]:
+    """Name the layers that are in float because the recipe wants it so."""
+    from modelpack.numerics.quantization import layers
+
+    others = [layer.name for layer in made.layers if config.operators and layer.operator not in config.operators]
+    return frozenset({*made.outcome.kept, *layers.excluded(made.layers, config.exclude), *others})
 
 
 def _examine(subject: Subject, made: Result, config: QuantizeConfig, job: Job) -> None:

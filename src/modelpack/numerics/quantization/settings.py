@@ -107,6 +107,10 @@ def _quietly(names: Sequence[str], _label: str) -> Iterable[str]:
     return names
 
 
+def _unheard(_text: str) -> None:
+    return
+
+
 @dataclass(frozen=True)
 class Evidence:
     """What data say about a model.
@@ -118,6 +122,7 @@ class Evidence:
         device: Where models run.
         track: Passes names through, showing progress under a label.
         labelled: Reads the rows with their labels; the argument says what for.
+        note: Tells the user at once what an outcome could not, where there will be none.
     """
 
     read: Callable[[str, int | None], Iterable[Feed]] = _no_rows
@@ -126,6 +131,7 @@ class Evidence:
     device: str = "cpu"
     track: Callable[[Sequence[str], str], Iterable[str]] = _quietly
     labelled: Callable[[str], Iterable[tuple[Feed, NDArray[np.generic]]]] = _no_labels
+    note: Callable[[str], None] = _unheard
 
 
 @dataclass(frozen=True)

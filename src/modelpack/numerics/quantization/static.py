@@ -10,7 +10,7 @@ from modelpack.numerics.quantization import embedding, hardware, layers, qdq, un
 from modelpack.numerics.quantization.adjustment import adjust
 from modelpack.numerics.quantization.correction import reconstruction
 from modelpack.numerics.quantization.mixing import mixed
-from modelpack.numerics.quantization.mixing.mixed import Draft
+from modelpack.numerics.quantization.mixing.flow import Draft
 from modelpack.numerics.quantization.rewriting import alignment
 from modelpack.numerics.quantization.rewriting.prepare import raised
 from modelpack.numerics.quantization.saturation import overflow
@@ -91,6 +91,10 @@ class _Flow:
     wide: tuple[str, ...]
 
     @property
+    def corrects(self) -> bool:
+        return self.settings.correction != "none"
+
+    @property
     def profile(self) -> Profile:
         return hardware.profile(self.settings.target, self.evidence.device)
 
@@ -111,7 +115,7 @@ class _Flow:
         risky = overflow.found(plain, chosen, profile, self.evidence) if looked else {}
         if settings.portable and risky:
             plain = self.write(chosen, risky)
-        if settings.correction == "none":
+        if not self.corrects:
             return Draft(Outcome(plain), risky)
         return Draft(_corrected(self.model, plain, chosen, settings, self.evidence), risky)
 

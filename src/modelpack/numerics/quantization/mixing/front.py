@@ -27,6 +27,7 @@ class Point:
         size: Bytes of the file.
         speed: How many times as fast as the float model it is.
         rounds: Milliseconds of one row in each of the rounds that all points were measured in.
+        corrected: Whether `quality` is that of corrected constants.
     """
 
     kept: tuple[str, ...]
@@ -34,6 +35,7 @@ class Point:
     size: int
     speed: Ratio
     rounds: tuple[float, ...] = field(repr=False)
+    corrected: bool = False
 
     def slower_than(self, other: Point) -> bool:
         """Whether the rounds show that it takes longer than another point, by more than `SLACK`."""
@@ -45,17 +47,14 @@ class Point:
         return mine != others and all(theirs <= own for own, theirs in zip(mine, others, strict=True))
 
 
-def choose(points: Sequence[Point], budget: Budget) -> Point | None:
-    """Give the fastest point within a budget; None when there is none.
+def fastest(points: Sequence[Point]) -> Point:
+    """Give the fastest point.
 
     Of points whose times the rounds do not tell apart the one that keeps the fewest layers is taken, so that noise
     seldom decides.
     """
-    within = [point for point in points if budget.met(point.quality)]
-    if not within:
-        return None
-    fastest = max(within, key=lambda point: point.speed.value)
-    return min((point for point in within if not point.slower_than(fastest)), key=lambda point: len(point.kept))
+    first = max(points, key=lambda point: point.speed.value)
+    return min((point for point in points if not point.slower_than(first)), key=lambda point: len(point.kept))
 
 
 def best(points: Sequence[Point], budget: Budget) -> Point:
@@ -63,7 +62,24 @@ def best(points: Sequence[Point], budget: Budget) -> Point:
     return max(points, key=lambda point: budget.merit(point.quality))
 
 
-def table(points: Sequence[Point], chosen: Point | None) -> list[dict[str, object]]:
+def sentence(point: Point, budget: Budget, layers: int, *, corrects: bool) -> str:
+    """Say in one line what a point keeps and what that brings.
+
+    Args:
+        point: The point.
+        budget: What it is held against.
+        layers: How many layers could be quantized.
+        corrects: Whether a correction was asked for, so that a point without one is to be told apart.
+    """
+    without = " before correction" if corrects and not point.corrected else ""
+    return (
+        f"keeps {len(point.kept)} of {layers} layers in float: {budget.measure} "
+        f"{point.quality[budget.measure]:.4g}{without}, {point.speed.value:.2f} times as fast as float32, "
+        f"{point.size:,} bytes"
+    )
+
+
+def table(points: Sequence[Point], chosen: Point) -> list[dict[str, object]]:
     """Describe the points, each with the layers that it keeps beyond those of the point before."""
     rows: list[dict[str, object]] = []
     before: set[str] = set()
@@ -76,6 +92,7 @@ def table(points: Sequence[Point], chosen: Point | None) -> list[dict[str, objec
                 "speedup_low": point.speed.low,
                 "speedup_high": point.speed.high,
                 "model_bytes": point.size,
+                "corrected": point.corrected,
                 **point.quality,
                 "on_front": not any(point.dominated_by(other) for other in points),
                 "chosen": point is chosen,
