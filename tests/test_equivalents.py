@@ -51,6 +51,33 @@ def pooled():
     return graph_of(nodes, {"x": ([1, 2, 6, 6], FLOAT)}, {"y": None}, {"w": weights(3, 2, 3, 3)})
 
 
+def clipped(late):
+    """A clip behind a pooling, its bound made after it."""
+    nodes = [
+        node("Conv", ["x", "w"], ["c"]),
+        node("MaxPool", ["c"], ["m"], kernel_shape=[2, 2]),
+        node("ReduceMax", ["x" if late else "m"], ["most"], keepdims=0),
+        node("Clip", ["m", "", "most"]),
+    ]
+    return graph_of(nodes, {"x": ([1, 2, 6, 6], FLOAT)}, {"y": None}, {"w": weights(3, 2, 3, 3)})
+
+
+def whole_mean(kind):
+    nodes = [
+        node("Cast", ["x"], ["i"], to=kind),
+        node("ReduceMean", ["i"], ["m"], axes=[2, 3]),
+        helper.make_node("Cast", ["m"], ["y"], name="back", to=FLOAT),
+    ]
+    return graph_of(nodes, {"x": ([1, 4, 5, 6], FLOAT)}, {"y": [1, 4, 1, 1]}, {})
+
+
+def padded_kernel():
+    """Zeros around what a convolution takes as its weights."""
+    nodes = [node("Neg", ["w"], ["n"]), node("Pad", ["x", "pads"], ["p"]), node("Conv", ["n", "p"])]
+    held = {"pads": numbers(0, 0, 1, 1, 0, 0, 1, 1), "w": weights(1, 2, 9, 9)}
+    return graph_of(nodes, {"x": ([3, 2, 3, 3], FLOAT)}, {"y": [1, 3, 5, 5]}, held)
+
+
 def swish():
     return graph_of([node("HardSwish", ["x"])], {"x": ([3, 7], FLOAT)}, {"y": [3, 7]}, {})
 
@@ -63,12 +90,18 @@ CASES = {
     "Gemm with factors": (gemm(weights(5), alpha=0.5, beta=-2.0, transB=1), ["Gemm"]),
     "Gemm turned": (gemm(weights(5), transA=1), ["Transpose", "Gemm"]),
     "Gemm with a matrix added": (gemm(weights(3, 5), beta=0.5), ["MatMul", "Add"]),
+    "Gemm with a factor and a column added": (gemm(weights(3, 1), transB=1, alpha=2.0), ["MatMul", "Add"]),
     "Gemm with a column added": (gemm(weights(3, 1), transB=1), ["MatMul", "Add"]),
     "zeros": (padded(0.0, 0, 0, 1, 2, 0, 0, 0, 1), ["Conv"]),
     "ones": (padded(1.0, 0, 0, 1, 2, 0, 0, 0, 1), ["Pad", "Conv"]),
     "zeros cut off": (padded(0.0, 0, 0, -1, 2, 0, 0, 0, 1), ["Pad", "Conv"]),
     "upsampling": (upsampled(strides=[2, 2]), ["Conv", "Relu", "DepthToSpace"]),
     "upsampling that overlaps": (upsampled(strides=[1, 1]), ["ConvTranspose", "Relu"]),
+    "a clip whose bound is made late": (clipped(late=True), ["Conv", "MaxPool", "ReduceMax", "Clip"]),
+    "a clip whose bound hangs on what it clips": (clipped(late=False), ["Conv", "MaxPool", "ReduceMax", "Clip"]),
+    "mean of integers": (whole_mean(TensorProto.INT32), ["Cast", "ReduceMean", "Cast"]),
+    "mean of doubles": (whole_mean(TensorProto.DOUBLE), ["Cast", "ReduceMean", "Cast"]),
+    "zeros around weights": (padded_kernel(), ["Neg", "Pad", "Conv"]),
     "pooling before a ReLU": (pooled(), ["Conv", "Relu", "MaxPool"]),
 }
 

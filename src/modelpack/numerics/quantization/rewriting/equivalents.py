@@ -57,10 +57,14 @@ class _Graph:
     def __init__(self, model: ModelProto) -> None:
         self.graph = model.graph
         self.fixed = onnxfile.constants(model.graph)
-        inferred = onnxfile.infer(model).graph
-        known = (*inferred.value_info, *inferred.input, *inferred.output)
+        inferred = onnxfile.infer(onnxfile.outline(model)).graph
+        known = (
+            (item.name, item.type.tensor_type) for item in (*inferred.value_info, *inferred.input, *inferred.output)
+        )
         self.ranks = {
-            item.name: len(item.type.tensor_type.shape.dim) for item in known if item.type.tensor_type.HasField("shape")
+            name: len(kind.shape.dim)
+            for name, kind in known
+            if kind.elem_type == TensorProto.FLOAT and kind.HasField("shape")
         }
 
     def array(self, name: str) -> NDArray[np.generic] | None:
@@ -68,6 +72,7 @@ class _Graph:
 
     def constant(self, name: str, values: NDArray[np.generic]) -> str:
         self.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
+        self.fixed[name] = self.graph.initializer[-1]
         return name
 
 
@@ -183,7 +188,7 @@ def _fold_padding(graph: GraphProto) -> None:
     for node in graph.node:
         after = readers.get(node.output[0], []) if node.output else []
         pads = _zeros(node, fixed)
-        if pads is None or not after or node.output[0] in given or not all(_paddable(reader) for reader in after):
+        if pads is None or not after or node.output[0] in given or not all(_paddable(reader, node) for reader in after):
             kept.append(node)
             continue
         for reader in after:
@@ -212,8 +217,9 @@ def _zeros(node: NodeProto, fixed: Mapping[str, TensorProto]) -> list[int] | Non
     return [*pads[2:axes], *pads[axes + 2 :]]
 
 
-def _paddable(node: NodeProto) -> bool:
-    return node.op_type == "Conv" and (onnxfile.attribute(node, "auto_pad") or b"NOTSET") == b"NOTSET"
+def _paddable(node: NodeProto, pad: NodeProto) -> bool:
+    own = node.op_type == "Conv" and (onnxfile.attribute(node, "auto_pad") or b"NOTSET") == b"NOTSET"
+    return own and pad.output[0] == node.input[0] and pad.output[0] not in node.input[1:]
 
 
 def _advance(graph: GraphProto) -> None:
@@ -231,12 +237,13 @@ def _advance(graph: GraphProto) -> None:
 
 def _out_of_turn(graph: GraphProto, given: set[str]) -> tuple[int, int] | None:
     """Find a mover that only a ReLU or clip reads: the positions of both."""
-    readers = onnxfile.consumers(graph)
+    readers, fixed = onnxfile.consumers(graph), onnxfile.constants(graph)
     places = {name: place for place, node in enumerate(graph.node) for name in node.output}
     for second, node in enumerate(graph.node):
         first = places.get(node.input[0]) if node.op_type in ("Relu", "Clip") else None
         if first is None or graph.node[first].op_type not in MOVERS or len(graph.node[first].output) != 1:
             continue
-        if node.input[0] not in given and len(readers[node.input[0]]) == 1:
+        known = all(not name or name in fixed for name in node.input[1:])  # others may be made later
+        if known and node.input[0] not in given and len(readers[node.input[0]]) == 1:
             return first, second
     return None

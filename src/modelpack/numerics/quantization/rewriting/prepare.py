@@ -163,7 +163,8 @@ def _split_fused(model: ModelProto) -> None:
 
 def _parts(node: NodeProto, graph: GraphProto) -> list[NodeProto]:
     activation = (onnxfile.attribute(node, "activation") or b"").decode()
-    numbers = list(onnxfile.attribute(node, "activation_params") or ())
+    alone = onnxfile.attribute(node, "activation_alpha")  # what a Gemm has instead
+    numbers = [alone] if alone is not None else list(onnxfile.attribute(node, "activation_params") or ())
     if activation not in ("", "Relu", "Clip", "Sigmoid", "Tanh", "LeakyRelu"):
         return [node]
     layer = NodeProto.FromString(node.SerializeToString())
