@@ -256,6 +256,13 @@ def test_entropy_is_not_misled_by_what_channels_make_of_a_plain_background(share
     assert low == 0.0 if last is not None else low < 0.75 * plain[0]
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_entropy_keeps_values_none_of_which_is_near_zero(sign):
+    data = sign * np.random.default_rng(3).uniform(0.26, 1.5, 2000)
+    low, high = entropy.nearest(histogram(data))
+    assert ((data > high) | (data < low)).mean() < 0.05
+
+
 def test_equal_values_are_spikes_and_chance_makes_hardly_any():
     data = np.random.default_rng(2).standard_normal(100_000)
     found = histogram(data)

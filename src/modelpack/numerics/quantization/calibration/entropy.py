@@ -4,7 +4,9 @@ After Migacz 2017 ("8-bit inference with TensorRT"): what lies outside a range c
 distribution that is wanted, but is absent from the one that rounding gives, whose levels spread over the bins that they
 hold. Spikes are no part of that spreading: many equal values stay equal when they are rounded, and every grid holds
 zero and the ends of its range exactly. Were they spread, they would cost most where no value is clipped, and the rule
-would clip: the zeros of ReLU, what ReLU6 cuts off, and what each channel makes of a picture's plain background.
+would clip: the zeros of ReLU, what ReLU6 cuts off, and what each channel makes of a picture's plain background. Ranges
+that clip most values are not tried: where all fall into the outermost bin, as they do where none is near zero, that is
+all there is to keep.
 """
 
 from __future__ import annotations
@@ -27,6 +29,9 @@ LEVELS = 256
 _TRIED = 128
 """Most ranges that are tried."""
 
+_INSIDE = 0.5
+"""Share of the values, zeros aside, that a range holds at least."""
+
 _AROUND = 16
 """Bins on either side that a spike stands out from: as many as one of 256 levels over the whole histogram holds."""
 
@@ -43,13 +48,19 @@ def nearest(histogram: Histogram, levels: int = LEVELS) -> tuple[float, float]:
     """
     used = np.flatnonzero(histogram.counts) - SIDE
     reaches = np.unique(np.abs(used))
-    reaches = reaches[reaches >= min(levels // 2, reaches[-1])][::-1]
+    reaches = reaches[reaches >= min(max(levels // 2, _shortest(histogram.counts)), reaches[-1])][::-1]
     tried = reaches[np.unique(np.linspace(0, reaches.size - 1, _TRIED).astype(np.int64))].tolist()
     inside = [used[np.abs(used) <= reach] for reach in tried]
     ends = [(min(int(part[0]), 0), max(int(part[-1]), 0)) for part in inside]
     alone = spikes(histogram.counts)
     first, last = ends[int(np.argmin([divergence(histogram.counts, alone, *pair, levels) for pair in ends]))]
     return max(histogram.low, (first - 1) * histogram.width), min(histogram.high, (last + 1) * histogram.width)
+
+
+def _shortest(counts: NDArray[np.int64]) -> int:
+    """Give the fewest bins on either side of zero that hold enough values."""
+    sides = counts[SIDE + 1 :] + counts[:SIDE][::-1]
+    return 1 + int(np.searchsorted(np.cumsum(sides), _INSIDE * sides.sum()))
 
 
 def spikes(counts: NDArray[np.int64]) -> NDArray[np.bool_]:
