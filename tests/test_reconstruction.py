@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from pydantic import ValidationError
 
-import nets
 from modelpack.errors import StageError
 from modelpack.numerics import differences, onnxfile, rows, runtime
 from modelpack.numerics.quantization import grid, layers, qdq
@@ -15,10 +14,9 @@ from modelpack.numerics.quantization.correction import fast_bias, reconstruction
 from modelpack.numerics.quantization.correction.padding import Padding
 from modelpack.numerics.quantization.correction.subject import Bias
 from modelpack.numerics.quantization.correction.walk import Walk
-from modelpack.stages.export import export as export_stage
 from modelpack.stages.quantize import quantize as quantize_stage
 from modelpack.stages.quantize_config import QuantizeConfig
-from onnx_support import calibrated, graph_of, onnx_artifact, torch_artifact, weights
+from onnx_support import calibrated, graph_of, onnx_artifact, weights
 from support import Rows, run_stage
 
 FLOAT = TensorProto.FLOAT
@@ -208,20 +206,6 @@ def test_moments_and_measured_errors_are_those_of_a_float64_reference():
 
 
 # The walk and the sequence
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    root = tmp_path_factory.mktemp("exported")
-    wide = {
-        "cnn": ("nets.py:cnn", nets.IMAGE, {"arguments": {"width": 32}}),
-        "encoder": ("nets.py:encoder", nets.TOKENS, {"arguments": {"width": 64, "hidden": 128, "vocabulary": 500}}),
-        "grouped": ("nets.py:grouped", nets.PICTURE, {}),
-    }
-    return {
-        name: run_stage(root, export_stage, {}, model=torch_artifact(root, factory, inputs, **more))
-        for name, (factory, inputs, more) in wide.items()
-    }
 
 
 def quantized(root, artifact, count=48, **wanted):
