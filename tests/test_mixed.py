@@ -115,7 +115,9 @@ def steady(milliseconds):
     ],
 )
 def test_a_budget_is_met_from_its_side(measure, limit, value, met):
-    assert Budget(measure, limit).met({"sqnr_db": 0.0, measure: value}) is met
+    budget = Budget(measure, limit)
+    assert budget.met({"sqnr_db": 0.0, measure: value}) is met
+    assert str(budget) == f"{measure} {'≤' if measure == 'accuracy_drop' else '≥'} {limit:g}"
 
 
 def test_the_fastest_point_is_chosen():
@@ -164,7 +166,7 @@ def test_no_point_of_the_front_is_beaten_in_everything(found):
 def test_the_front_is_shown_with_the_chosen_point():
     points = [point(0, 18, steady(4)), point(1, 22, steady(5)), point(3, 21, steady(6))]
     lines = details.results({"front": front.table(points, points[1])}).splitlines()
-    assert lines[0] == "front"
+    assert lines[0] == "front: each row keeps the layers of those above it too"
     assert lines[1].split() == ["kept", "in", "float", "against", "float32", "size", "sqnr_db", "added"]
     assert lines[3].split()[:2] == ["0", "2.50×"]
     assert lines[4].split()[:3] == ["chosen", "1", "2.00×"]
@@ -411,7 +413,7 @@ def test_an_impossible_budget_is_refused_with_the_best_point(tmp_path, artifact,
     events = []
     with pytest.raises(StageError, match="no mixture") as caught:
         quantized(tmp_path, artifact, budget={"sqnr_db": 150}, collect=events)
-    assert caught.value.what.endswith("is within the budget of sqnr_db 150")
+    assert caught.value.what == "no mixture of float and quantized layers has sqnr_db ≥ 150"
     assert caught.value.then.startswith("the best keeps 8 of 10 layers in float: sqnr_db ")
     assert caught.value.then.endswith("; ask for less, or add `correction: rounding`")
     told = [event.text for event in events if isinstance(event, Note) and event.text.startswith("keeps")]

@@ -63,7 +63,10 @@ def front(found: Sequence[Row]) -> str:
         for item in found
     ]
     columns = ("", "kept in float", "against float32", "size", *told, *(["corrected"] if some else []), "added")
-    return heading("front", table(columns, rows, right=range(1, len(columns) - 1), indent="  "))
+    return heading(
+        "front: each row keeps the layers of those above it too",
+        table(columns, rows, right=range(1, len(columns) - 1), indent="  "),
+    )
 
 
 def _span(item: Row) -> str:

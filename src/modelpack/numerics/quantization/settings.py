@@ -37,6 +37,9 @@ class Budget:
     measure: Measure
     limit: float
 
+    def __str__(self) -> str:
+        return f"{self.measure} {'≤' if self.measure == 'accuracy_drop' else '≥'} {self.limit:g}"
+
     def met(self, quality: Mapping[str, float]) -> bool:
         """Whether measured figures are within the budget."""
         value = quality[self.measure]

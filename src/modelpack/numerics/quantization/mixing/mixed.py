@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 SIZES = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 """Numbers of layers that are tried, as far as there are more layers."""
 
+REASON = "kept in float by the fastest mixture within the budget"
+
 
 def quantize(reference: ModelProto, flow: Flow, layers: Sequence[str], budget: Budget, evidence: Evidence) -> Outcome:
     """Quantize all layers but those that a budget cannot spare.
@@ -63,7 +65,7 @@ def quantize(reference: ModelProto, flow: Flow, layers: Sequence[str], budget: B
         outcome,
         results={**outcome.results, "front": front.table(points, chosen)},
         metrics={**outcome.metrics, "quantize_kept_layers": len(chosen.kept)},
-        kept=dict.fromkeys(chosen.kept, "kept in float for the budget"),
+        kept=dict.fromkeys(chosen.kept, REASON),
     )
 
 
@@ -126,7 +128,7 @@ def _unmet(files: Files) -> StageError:
     nearest = front.best(files.points, budget)
     more = "" if files.flow.corrects else ", or add `correction: rounding`"
     return StageError(
-        f"no mixture of float and quantized layers is within the budget of {budget.measure} {budget.limit:g}",
+        f"no mixture of float and quantized layers has {budget}",
         where="budget",
         then=f"the best {front.sentence(nearest, budget, total, corrects=files.flow.corrects)}; ask for less{more}",
     )
