@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from modelpack.artifact import Kind
 from modelpack.stage import DataRef, Job, StageConfig, TorchRef, stage
+from modelpack.stages import remarks
 
 
 class DistillConfig(StageConfig):
@@ -62,8 +63,7 @@ def distill(config: DistillConfig, job: Job) -> None:
     )
     if goal.task == "none":
         job.note(f"no truth is used (column '{config.target}'): the student learns from the teacher alone")
-    for name in sorted(job.synthetic & {config.data, config.eval_data}):
-        job.warn(f"'{name}' holds invented rows: what is learnt from them says little about real ones")
+    remarks.invented({config.data, config.eval_data}, job)
     lesson = distillation.Lesson(
         teacher,
         data,
@@ -78,8 +78,4 @@ def distill(config: DistillConfig, job: Job) -> None:
     )
     trained = distillation.train(student, lesson, job.scratch)
     models.save(student, job.out, like=job.source)
-    for text in distillation.remarks(trained, lesson):
-        job.note(text)
-    job.result("history", trained.history)
-    if trained.score is not None:
-        job.metric(*distillation.scored(trained, goal))
+    remarks.training(trained, lesson, job)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from modelpack.artifact import Kind
 from modelpack.errors import MissingError, StageError
 from modelpack.stage import Assumption, Implied, Job, Outside, stage
+from modelpack.stages import remarks
 from modelpack.stages.quantize_config import QuantizeConfig
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def _examine(subject: Subject, made: Result, config: QuantizeConfig, job: Job) -
         StageError: When one is found.
     """
     from modelpack.numerics import checks
-    from modelpack.numerics.quantization import engine
+    from modelpack.numerics.quantization import layers
 
     # The method itself says which layers overflow, and every layer that was left out is listed with its reason.
     skip = {"saturation", *({"speed"} if config.allow_slower else ())}
@@ -156,7 +157,7 @@ def _examine(subject: Subject, made: Result, config: QuantizeConfig, job: Job) -
         tolerated = set(checks.CHECKS)
     found = checks.examine(subject, skip=skip, track=lambda names: job.track(names, len(names), "examine"))
     job.result("checks", [item.to_json() for item in found])
-    for text in checks.accept(found, tolerated, {"size": engine.left_out(made.layers)}):
+    for text in checks.accept(found, tolerated, {"size": layers.left_out(made.layers)}):
         job.warn(text)
 
 
@@ -211,12 +212,8 @@ def _warn(config: QuantizeConfig, job: Job) -> None:
 
 
 def _report(made: Result, job: Job) -> None:
-    """Say what the method has to tell, how many layers were quantized, and which were not."""
-    left = [layer for layer in made.layers if not layer.quantized]
-    job.metric("quantizable_layers", len(made.layers))
-    job.metric("quantized_layers", len(made.layers) - len(left))
+    """Say what the method has to tell, and which layers were quantized."""
     job.metric("quantize_shrink", made.shrunk)
-    job.result("layers", [layer.to_json() for layer in made.layers])
     for name, figure in made.outcome.metrics.items():
         job.metric(name, figure)
     for name, value in made.outcome.results.items():
@@ -225,7 +222,4 @@ def _report(made: Result, job: Job) -> None:
         job.note(note)
     for warning in made.outcome.warnings:
         job.warn(warning)
-    if left:
-        shown = "; ".join(f"{layer.name}: {layer.reason}" for layer in left[:4])
-        more = f"; and {len(left) - 4} more" if len(left) > 4 else ""
-        job.warn(f"{len(left)} of {len(made.layers)} layers were not quantized: {shown}{more}")
+    remarks.layers(made.layers, job)

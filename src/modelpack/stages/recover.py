@@ -6,6 +6,7 @@ from pydantic import Field
 
 from modelpack.artifact import Kind
 from modelpack.stage import DataRef, Job, StageConfig, TorchRef, stage
+from modelpack.stages import remarks
 
 
 class RecoverConfig(StageConfig):
@@ -35,8 +36,7 @@ def recover(config: RecoverConfig, job: Job) -> None:
     teacher = models.load(job.steps[config.teacher], job.device)
     student = models.load(job.source, job.device)
     held_out = job.data[config.eval_data] if config.eval_data else None
-    for name in sorted(job.synthetic & {config.data, config.eval_data}):
-        job.warn(f"'{name}' holds invented rows: what is learnt from them says little about real ones")
+    remarks.invented({config.data, config.eval_data}, job)
     lesson = distillation.Lesson(
         teacher,
         distillation.Rows(job.data[config.data].batches, job.inputs, None),
@@ -52,8 +52,4 @@ def recover(config: RecoverConfig, job: Job) -> None:
         job.note(f"measured the statistics of {count} batch norms anew" if count else "the model has no batch norms")
     trained = distillation.train(student, lesson, job.scratch)
     models.save(student, job.out, like=job.source)
-    for text in distillation.remarks(trained, lesson):
-        job.note(text)
-    job.result("history", trained.history)
-    if trained.score is not None:
-        job.metric(*distillation.scored(trained, lesson.goal))
+    remarks.training(trained, lesson, job)

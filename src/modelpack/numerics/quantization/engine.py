@@ -67,7 +67,7 @@ def quantize(model: ModelProto, settings: Settings, evidence: Evidence) -> Resul
     prepared, notes = prepare(model)
     found = layers.choose(prepared, settings.method, settings.operators, settings.exclude)
     if not any(layer.quantized for layer in found):
-        raise StageError(f"no layer can be quantized by '{settings.method}'", then=left_out(found))
+        raise StageError(f"no layer can be quantized by '{settings.method}'", then=layers.left_out(found))
     functions = METHODS if settings.backend == "builtin" else backends.BACKENDS[settings.backend]
     outcome = functions[settings.method](prepared, found, settings, evidence)
     # Stored shapes let onnxruntime join each residual sum with its layer norm, which gains on GPUs and costs a
@@ -80,18 +80,6 @@ def quantize(model: ModelProto, settings: Settings, evidence: Evidence) -> Resul
     shrunk = onnxfile.size(made) / onnxfile.size(model)
     told = replace(outcome, model=made, notes=(*notes, *outcome.notes))
     return Result(told, tuple(found), shrunk)
-
-
-def left_out(found: Sequence[Layer]) -> str:
-    """Count the quantized layers, and list the others, largest first, with reasons."""
-    left = sorted((layer for layer in found if not layer.quantized), key=lambda layer: -layer.elements)
-    if not found:
-        return "the graph has no layer of an operator with weights that this method knows"
-    if not left:
-        return "every layer was quantized; the graph's weights are too few to matter"
-    listed = "; ".join(f"{layer.name} ({layer.elements:,} weights): {layer.reason}" for layer in left[:5])
-    more = f"; and {len(left) - 5} more" if len(left) > 5 else ""
-    return f"{len(found) - len(left)} of {len(found)} layers were quantized; left in float: {listed}{more}"
 
 
 def fidelity(

@@ -149,6 +149,18 @@ def excluded(found: Sequence[Layer], patterns: Sequence[str]) -> list[str]:
     return [layer.name for layer in found if any(fnmatch.fnmatchcase(layer.name, pattern) for pattern in patterns)]
 
 
+def left_out(found: Sequence[Layer]) -> str:
+    """Count the quantized layers, and list the others, largest first, with reasons."""
+    left = sorted((layer for layer in found if not layer.quantized), key=lambda layer: -layer.elements)
+    if not found:
+        return "the graph has no layer of an operator with weights that this method knows"
+    if not left:
+        return "every layer was quantized; the graph's weights are too few to matter"
+    listed = "; ".join(f"{layer.name} ({layer.elements:,} weights): {layer.reason}" for layer in left[:5])
+    more = f"; and {len(left) - 5} more" if len(left) > 5 else ""
+    return f"{len(found) - len(left)} of {len(found)} layers were quantized; left in float: {listed}{more}"
+
+
 def _default_operators(model: ModelProto, method: Method) -> frozenset[str]:
     # In attention, masks of large negative numbers and long-tailed sums share tensors with the values that matter.
     if method == "static" and has_attention(model.graph):

@@ -1,0 +1,41 @@
+"""What several stages have to tell, in the same words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from modelpack.numerics.distillation import Lesson, Trained
+    from modelpack.numerics.quantization.layers import Layer
+    from modelpack.stage import Job
+
+
+def invented(names: set[str | None], job: Job) -> None:
+    """Warn of rows to learn from or to be judged by that nobody has seen."""
+    for name in sorted(job.synthetic & names):
+        job.warn(f"'{name}' holds invented rows: what is learnt from them says little about real ones")
+
+
+def training(trained: Trained, lesson: Lesson, job: Job) -> None:
+    """Record how a training went, and the score that it ended with."""
+    from modelpack.numerics import distillation
+
+    for text in distillation.remarks(trained, lesson):
+        job.note(text)
+    job.result("history", trained.history)
+    if trained.score is not None:
+        job.metric(*distillation.scored(trained, lesson.goal))
+
+
+def layers(found: Sequence[Layer], job: Job) -> None:
+    """Record how many layers are quantized, and warn of those that are not."""
+    from modelpack.numerics.quantization.layers import left_out
+
+    quantized = sum(layer.quantized for layer in found)
+    job.metric("quantizable_layers", len(found))
+    job.metric("quantized_layers", quantized)
+    job.result("layers", [layer.to_json() for layer in found])
+    if quantized < len(found):
+        job.warn(left_out(found))
