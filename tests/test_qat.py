@@ -198,3 +198,36 @@ def test_layers_behind_padding_pooling_and_flattening_are_found():
         {path for _, path in places.layers} == set(places.weights) == {"first.weight", "second.weight", "last.weight"}
     )
     assert len(places.activations["x"].readers) == 1
+
+
+class Named(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.kernel, self.offset = nn.Parameter(torch.randn(5, 4)), nn.Parameter(torch.randn(5))
+        self.square, self.last = nn.Linear(5, 5), nn.Linear(5, 2)
+
+    def forward(self, x):
+        x = functional.relu(functional.linear(x, self.kernel, self.offset))
+        x = functional.relu(self.square(functional.relu(self.square(x))))
+        return self.last(x)
+
+
+def test_biases_end_on_the_grids_of_their_products_whatever_their_names():
+    torch.manual_seed(0)
+    module, inputs = Named().eval(), {"x": TensorSpec(shape=("batch", 4))}
+    described = {"output": {"shape": ["batch", 2], "dtype": "float32"}}
+    feed = rows.sample(inputs, 8, 0)
+    made = qat.prepare(module, inputs, described, exclude=(), feed=feed, seed=0)
+    assert set(made.found.biases) == {"offset", "last.bias"}
+    # One bias, added to the products of two inputs, each with a grid of its own.
+    assert len(made.found.adrift) == 2
+    assert set(made.found.adrift) < {layer.name for layer in made.found.layers}
+    device = torch.device("cpu")
+    student = qat.learning(made, qat.observe(made, [feed], 100.0, device), None, device)
+    before = module.square.bias.detach().clone()
+    grids = qat.finish(made, student).grids
+    assert torch.equal(module.square.bias, before)
+    for bias, (value, weights) in made.found.biases.items():
+        products = module.get_parameter(weights).detach().double().abs().amax(1) / 127 * grids[value].scale
+        steps = module.get_parameter(bias).detach().double() / products
+        torch.testing.assert_close(steps, steps.round(), rtol=0, atol=1e-2)

@@ -16,6 +16,7 @@ from modelpack.errors import StageError
 from modelpack.numerics import export as exporting
 from modelpack.numerics import models, onnxfile, optimize, rows, runtime
 from modelpack.numerics.qat import agreement
+from modelpack.stages.evaluate import evaluate
 from modelpack.stages.export import export
 from modelpack.stages.prune import prune
 from modelpack.stages.qat import QatConfig, qat
@@ -173,6 +174,14 @@ def test_the_artifact_is_data_that_loads_as_the_quantized_model(cnn):
     products = weights.abs().amax((1, 2, 3)).double() / 127 * body["grids"]["image"]["scale"]
     steps = module.floating.get_parameter("stem.bias").detach().double() / products
     torch.testing.assert_close(steps, steps.round(), rtol=0, atol=1e-2)
+
+
+def test_an_export_is_measured_against_the_torch_model_that_rounds(cnn):
+    settings = {"data": "train", "against": "qat"}
+    steps = {"qat": cnn.trained}
+    rounded = run_stage(cnn.root, evaluate, settings, model=cnn.exported, data={"train": cnn.data}, steps=steps)
+    floating = run_stage(cnn.root, evaluate, settings, model=cnn.source, data={"train": cnn.data}, steps=steps)
+    assert rounded.metrics["sqnr_db"] > floating.metrics["sqnr_db"] + 3
 
 
 def test_the_same_seed_gives_the_same_artifact_also_after_an_interruption(tmp_path, mlp):

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from modelpack.artifact import Kind
 from modelpack.stage import DataRef, Job, StageConfig, TorchRef, stage
+from modelpack.stages import remarks
 
 if TYPE_CHECKING:
     from modelpack.numerics.qat import Prepared
@@ -81,8 +82,7 @@ def qat(config: QatConfig, job: Job) -> None:
     goal = distillation.goal(
         data, config.task, output=config.output, temperature=config.temperature, alpha=config.alpha
     )
-    for name in sorted(job.synthetic & {config.data, config.eval_data}):
-        job.warn(f"'{name}' holds invented rows: what is learnt from them says little about real ones")
+    remarks.invented({config.data, config.eval_data}, job)
     prepared = training.prepare(
         models.load(job.source),
         job.inputs,
@@ -112,11 +112,7 @@ def qat(config: QatConfig, job: Job) -> None:
     trained = distillation.train(student, lesson, job.scratch)
     training.finish(prepared, student).write(job.out)
     models.save(prepared.module, job.out, like=job.source)
-    for text in distillation.remarks(trained, lesson):
-        job.note(text)
-    job.result("history", trained.history)
-    if trained.score is not None:
-        job.metric(*distillation.scored(trained, goal))
+    remarks.training(trained, lesson, job)
 
 
 def _report(prepared: Prepared, job: Job) -> None:
@@ -125,12 +121,9 @@ def _report(prepared: Prepared, job: Job) -> None:
         job.note(f"folded {len(prepared.folded)} batch norms into the layers before them")
     if prepared.found.lost:
         job.warn(f"operators between layers stay float: torch has no value like {', '.join(prepared.found.lost)}")
-    known = prepared.found.layers
-    left = [layer for layer in known if not layer.quantized]
-    job.metric("quantizable_layers", len(known))
-    job.metric("quantized_layers", len(known) - len(left))
-    job.result("layers", [layer.to_json() for layer in known])
-    if left:
-        shown = "; ".join(f"{layer.name}: {layer.reason}" for layer in left[:4])
-        more = f"; and {len(left) - 4} more" if len(left) > 4 else ""
-        job.warn(f"{len(left)} of {len(known)} layers stay float: {shown}{more}")
+    if prepared.found.adrift:
+        job.note(
+            f"{len(prepared.found.adrift)} biases end between the steps of their layers' products, such as that of "
+            f"{prepared.found.adrift[0]}: they are no parameters, or serve several inputs"
+        )
+    remarks.layers(prepared.found.layers, job)

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from modelpack.numerics.export import Exported
-    from modelpack.numerics.fake_quantization.quantizers import Places
     from modelpack.numerics.fake_quantization.twin import Quantized, Rounding, Weighing
     from modelpack.numerics.qat.places import Found
     from modelpack.numerics.rows import Feed
@@ -186,27 +185,21 @@ def finish(prepared: Prepared, student: Quantized) -> Quantizers:
     for name, module in student.bytes.items():
         scale, zero_point = module.grid()
         grids[name] = Grid(float(scale), int(zero_point))
-    places = prepared.found.places
+    places, module = prepared.found.places, prepared.module
+    scales = {}
     for name, weighing in student.channels.items():
-        weights = prepared.module.get_parameter(name)
+        weights = module.get_parameter(name)
         weights.copy_(weighing(weights))
-        _settle_bias(prepared.module, name, weighing.scales(weights), _input_scales(places, grids, name))
+        scales[name] = weighing.scales(weights)
+    for name, (value, path) in prepared.found.biases.items():
+        _settle(module.get_parameter(name), scales[path].double() * grids[places.activations[value].grid].scale)
     return Quantizers(places, grids)
 
 
-def _input_scales(places: Places, grids: Mapping[str, Grid], weights: str) -> list[float]:
-    inputs = [value for value, path in places.layers if path == weights and value in places.activations]
-    return [grids[places.activations[value].grid].scale for value in inputs]
-
-
-def _settle_bias(module: nn.Module, weights: str, scales: Tensor, inputs: Sequence[float]) -> None:
-    """Round a layer's bias to the grid of its products, as integer kernels do.
+def _settle(bias: Tensor, steps: Tensor) -> None:
+    """Round a bias to the grid of the products that it is added to, as integer kernels do.
 
     Left out, the difference of half such a step would tip one activation in a thousand into the next one, and every
     layer behind would add to that.
     """
-    owner, _, name = weights.rpartition(".")
-    bias = getattr(module.get_submodule(owner), "bias", None)
-    if name == "weight" and len(inputs) == 1 and isinstance(bias, Tensor) and bias.shape == scales.shape:
-        steps = scales.double() * inputs[0]
-        bias.copy_((bias.double() / steps).round() * steps)
+    bias.copy_((bias.double() / steps).round() * steps)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from numpy.typing import NDArray
-    from onnx import ModelProto
+    from onnx import ModelProto, NodeProto
     from torch import nn
 
     from modelpack.numerics.export import Exported
@@ -53,11 +53,13 @@ class Weights:
         input: The value that is multiplied, by its name in the graph.
         path: The parameter.
         axis: Its axis of output channels.
+        bias: The parameter that is added channel by channel; None where nothing is, or no parameter.
     """
 
     input: str
     path: str
     axis: int
+    bias: str | None = None
 
 
 @dataclass(frozen=True)
@@ -101,8 +103,25 @@ class Correspondence:
                 held = self._held(read, onnxfile.array(tensors[layer.weights]), likely=layer.name.rpartition("/")[0])
                 if held is not None:
                     path, turned = held
-                    found[layer.name] = Weights(read, path, 1 - axis if turned else axis)
+                    place = 1 - axis if turned else axis
+                    found[layer.name] = Weights(read, path, place, self._added(node, path, place))
         return found
+
+    def _added(self, node: NodeProto, path: str, axis: int) -> str | None:
+        """Find the parameter that a layer adds, channel by channel, among those that are read beside its weights."""
+        tensors = onnxfile.constants(self.model.graph)
+        if len(node.input) < 3 or node.input[2] not in tensors:
+            return None
+        values = onnxfile.array(tensors[node.input[2]])
+        if values.shape != (self.module.get_parameter(path).shape[axis],):
+            return None
+        users = _users(self.nodes[node.input[0]])
+        beside = [{self.parameters.get(name, "") for name in _sources(user)} for user in users]
+        paths = {item for names in beside if path in names for item in names - {path, ""}}
+        same = (
+            item for item in paths if np.array_equal(self.module.get_parameter(item).detach().cpu().numpy(), values)
+        )
+        return min(same, default=None)
 
     def _held(self, read: str, values: NDArray[np.generic], *, likely: str) -> tuple[str, bool] | None:
         """Find the parameter with these values among those that a value's readers read, the likely one first."""

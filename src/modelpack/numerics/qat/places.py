@@ -6,7 +6,7 @@ layer whose values or weights have no counterpart in torch stays float, with tha
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from modelpack.numerics import onnxfile
@@ -16,7 +16,7 @@ from modelpack.numerics.quantization import layers, qdq
 from modelpack.numerics.quantization.rewriting.prepare import prepare
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from onnx import GraphProto, NodeProto
     from torch import nn
@@ -36,11 +36,16 @@ class Found:
         places: The places.
         layers: Every layer of the graph, with the reason where it stays float.
         lost: Values between layers that torch has not; because of them, operators without weights stay float.
+        biases: Bias → ONNX value and weights whose products it is added to.
+        adrift: Layers that add a bias which training does not leave on the grid of its products, since it is no
+            parameter, or is added to products of several grids.
     """
 
     places: Places
     layers: tuple[Layer, ...]
     lost: tuple[str, ...] = ()
+    biases: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    adrift: tuple[str, ...] = ()
 
 
 def find(module: nn.Module, exported: Exported, exclude: Sequence[str], feed: Feed) -> Found:
@@ -75,7 +80,22 @@ def find(module: nn.Module, exported: Exported, exclude: Sequence[str], feed: Fe
     held = [weights[layer.name] for layer in known if layer.quantized]
     pairs = tuple(sorted({(item.input, item.path) for item in held}))
     places = Places(onnxfile.opset(exported.model), pairs, spots, {item.path: item.axis for item in held})
-    return Found(places, tuple(known), tuple(sorted(apart)))
+    products = _products(held)
+    biases = {name: found.pop() for name, found in products.items() if len(found) == 1}
+    settled = {name for name, item in weights.items() if item.bias in biases}
+    adding = [node.name for node in model.graph.node if node.name in chosen and node.input[2:] not in ([], [""])]
+    return Found(
+        places, tuple(known), tuple(sorted(apart)), biases, tuple(name for name in adding if name not in settled)
+    )
+
+
+def _products(held: Iterable[Weights]) -> dict[str, set[tuple[str, str]]]:
+    """Give the value and weights of all products that each bias is added to."""
+    found: dict[str, set[tuple[str, str]]] = {}
+    for item in held:
+        if item.bias is not None:
+            found.setdefault(item.bias, set()).add((item.input, item.path))
+    return found
 
 
 def _with_weights(layer: Layer, weights: Mapping[str, Weights]) -> Layer:

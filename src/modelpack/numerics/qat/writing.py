@@ -48,7 +48,7 @@ def write(exported: Exported, student: Quantized) -> ModelProto:
             then=f"set `opset: {quantizers.places.opset}`, for which it was traced",
         )
     made = qdq.quantize(prepared, chosen, marked, {name: _extent(quantizers.grids[name]) for name in marked.measured})
-    made = onnxfile.infer(made)
+    made = onnxfile.unshaped(made)
     onnxfile.check(made)
     return made
 
