@@ -53,7 +53,7 @@ class ObservedBytes(nn.Module):
 
     While `watching`, values pass as they are and their range is noted: the widest of all batches, or for a share
     below 100 per cent the mean of the batches' percentiles. Afterwards each training step moves the range a little
-    towards its batch's own (moving average, Jacob et al. 2018, arXiv 1712.05877), until `steps` are over.
+    towards its batch's own (moving average, Jacob et al. 2017, arXiv 1712.05877), until `steps` are over.
 
     Attributes:
         share: Per cent of the values that the range holds, the rest cut evenly at both ends.

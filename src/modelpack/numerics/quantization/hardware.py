@@ -5,7 +5,7 @@ measurements with release 1.31; the others were not run:
 
 * x86: ``onnxruntime/core/mlas/lib/platform.cpp`` has fast kernels for unsigned activations with signed weights (U8S8)
   alone; signed activations (S8S8) cost most of the speed. Without VNNI two products are added in 16 bits (see
-  `saturation`). Convolutions read their input in place where its channels are a multiple of four
+  `saturation.pairs`). Convolutions read their input in place where its channels are a multiple of four
   (``onnxruntime/core/mlas/lib/convsym.cpp``), else they copy it first.
 * NEON: the same file has kernels for both; signed bytes are what the instructions multiply, unsigned ones are shifted.
 * CUDA: no int8 kernel is fused from QDQ by onnxruntime's own provider, which computes in floating point

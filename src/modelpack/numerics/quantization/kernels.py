@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 NEIGHBOURS = frozenset(
     {"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "Sigmoid", "HardSigmoid", "LeakyRelu", "Where"}
 )
-"""Operators with integer kernels of their own, or parts that have (`composites`)."""
+"""Operators with integer kernels of their own, or parts that have (`rewriting.composites`)."""
 
 CARRIERS = frozenset(
     {"MaxPool", "ReduceMax", "ReduceMin", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split",

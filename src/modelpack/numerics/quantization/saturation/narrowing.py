@@ -1,4 +1,4 @@
-"""Weights whose products fit into 16 bits in pairs, whatever the activations: exact on every processor (`saturation`).
+"""Weights whose products fit into 16 bits in pairs, whatever the activations: exact on every processor (`pairs`).
 
 Halving the range of all weights would do as well, at the price of a bit of each. A pair is in danger only when both of
 its weights have the same sign and add up to more than 128 steps; so each row's grid is widened by what its largest pair

@@ -1,7 +1,7 @@
 """Rounding in blocks by what the layer's inputs make of each error.
 
-After GPTQ (Frantar et al. 2022, arXiv 2210.17323): the walk of `rounding` over the inputs, largest first, on grids that
-are fixed beforehand, block by block, by the squared error weighted with each input's power.
+After GPTQ (Frantar et al. 2022, arXiv 2210.17323): the walk of `correction.rounding` over the inputs, largest first,
+on grids that are fixed beforehand, block by block, by the squared error weighted with each input's power.
 """
 
 from __future__ import annotations
