@@ -11,6 +11,7 @@ from modelpack.stage import DataRef, Job, StageConfig, TorchRef, stage
 from modelpack.stages import remarks
 
 if TYPE_CHECKING:
+    from modelpack.numerics.fake_quantization.twin import Quantized
     from modelpack.numerics.qat import Prepared
 
 _FREEZE_AFTER = 0.5
@@ -73,7 +74,6 @@ def qat(config: QatConfig, job: Job) -> None:
     from modelpack.numerics import qat as training
 
     models.expect_same_inputs(job.steps[config.teacher], job.source)
-    device = distillation.device(job.device)
     teacher = models.load(job.steps[config.teacher], job.device)
     source = job.data[config.data]
     target = None if config.task == "none" else config.target
@@ -92,20 +92,14 @@ def qat(config: QatConfig, job: Job) -> None:
         seed=job.seed,
     )
     _report(prepared, job)
-    feeds = job.track(rows.feeds(source.batches(), job.inputs, config.observe), label="observe ranges")
-    share = config.percentile if config.ranges == "percentile" else 100.0
-    observed = training.observe(prepared, feeds, share, device)
-    followed = round(
-        (config.freeze_after if config.freeze_after is not None else _FREEZE_AFTER) * config.epochs * data.steps
-    )
-    student = training.learning(prepared, observed, None if config.learn else followed, device)
+    student = _student(prepared, config, job, data.steps)
     lesson = distillation.Lesson(
         teacher,
         data,
         distillation.Rows(held_out.batches, job.inputs, target) if held_out else None,
         goal,
         distillation.Schedule(config.epochs, config.lr, config.warmup, config.weight_decay, config.clip, "float32"),
-        device,
+        distillation.device(job.device),
         job.seed,
         job.track,
     )
@@ -113,6 +107,19 @@ def qat(config: QatConfig, job: Job) -> None:
     training.finish(prepared, student).write(job.out)
     models.save(prepared.module, job.out, like=job.source)
     remarks.training(trained, lesson, job)
+
+
+def _student(prepared: Prepared, config: QatConfig, job: Job, steps: int) -> Quantized:
+    """Look how large activations become, and round them and the weights; `steps` are those of one epoch."""
+    from modelpack.numerics import distillation, rows
+    from modelpack.numerics import qat as training
+
+    device = distillation.device(job.device)
+    feeds = rows.feeds(job.data[config.data].batches(), job.inputs, config.observe)
+    share = config.percentile if config.ranges == "percentile" else 100.0
+    observed = training.observe(prepared, job.track(feeds, label="observe ranges"), share, device)
+    after = config.freeze_after if config.freeze_after is not None else _FREEZE_AFTER
+    return training.learning(prepared, observed, None if config.learn else round(after * config.epochs * steps), device)
 
 
 def _report(prepared: Prepared, job: Job) -> None:
