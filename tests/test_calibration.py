@@ -3,6 +3,7 @@ import json
 import math
 import statistics
 import tracemalloc
+import weakref
 import zipfile
 
 import numpy as np
@@ -369,6 +370,22 @@ def test_memory_does_not_grow_with_the_rows(chain):
     assert peak(40) < 1.5 * peak(4)
 
 
+@pytest.mark.parametrize("histograms", [False, True])
+def test_no_batch_is_held_after_the_next_was_looked_at(chain, histograms):
+    given, alive = [], []
+
+    def feeds():
+        for number in range(5):
+            alive.append(sum(one() is not None for one in given))
+            x = weights(3, 6, seed=number)
+            given.append(weakref.ref(x))
+            yield {"x": x}
+            del x
+
+    measured(chain, ["hidden"], feeds(), histograms=histograms)
+    assert alive == [0, 1, 1, 1, 1]
+
+
 def test_no_rows_are_no_calibration(chain):
     with pytest.raises(StageError, match="no rows"):
         measured(chain, ["x"], [])
@@ -637,11 +654,55 @@ def _edit(change):
     return edit
 
 
+def _arrays(change):
+    def edit(place):
+        with np.load(place / record.ARRAYS) as held:
+            arrays = {name: held[name] for name in held.files}
+        change(arrays)
+        (place / record.ARRAYS).write_bytes(record.packed(arrays))
+
+    return edit
+
+
+def _part(body):
+    """Put some bytes in the place of an array."""
+
+    def edit(place):
+        with zipfile.ZipFile(place / record.ARRAYS, "w") as archive:
+            archive.writestr("counts/0.npy", body)
+
+    return edit
+
+
+def _flip(offset):
+    """Change a byte of the archive's first entry."""
+
+    def edit(place):
+        body = bytearray((place / record.ARRAYS).read_bytes())
+        body[body.index(b"PK\x01\x02") + offset] ^= 32
+        (place / record.ARRAYS).write_bytes(bytes(body))
+
+    return edit
+
+
+HUGE = b"{'descr': '<i8', 'fortran_order': False, 'shape': (999999999999,), }"
+
 DAMAGE = {
     "no JSON": lambda place: (place / record.FACTS).write_bytes(b"{"),
     "another schema": _edit(lambda facts: facts.update(schema=9)),
     "a key is missing": _edit(lambda facts: facts.pop("rows")),
     "bins outside": _edit(lambda facts: facts["tensors"][0].update(first=5000)),
+    "no JSON that Python can nest": lambda place: (place / record.FACTS).write_bytes(b"[" * 100_000),
+    "endless rows": _edit(lambda facts: facts.update(rows=float("inf"))),
+    "no number": _edit(lambda facts: facts["tensors"][0].update(min=float("nan"))),
+    "a range upside down": _edit(lambda facts: facts["tensors"][0].update(min=9e9)),
+    "another exponent": _edit(lambda facts: facts["tensors"][0].update(exponent=10**9)),
+    "factors of nothing": _arrays(lambda arrays: arrays.update({"factors/x": np.zeros(3, np.float32)})),
+    "factors in doubles": _arrays(lambda arrays: arrays.update({"factors/x": np.ones(3)})),
+    "no array": _part(b"text"),
+    "an array beyond all memory": _part(b"\x93NUMPY\x01\x00v\x00" + HUGE.ljust(117) + b"\n"),
+    "a compression that nobody knows": _flip(10),
+    "patched data": _flip(8),
     "no archive": lambda place: (place / record.ARRAYS).write_bytes(b"PK"),
     "cut off": lambda place: (place / record.ARRAYS).write_bytes((place / record.ARRAYS).read_bytes()[:300]),
     "code": _pickle,

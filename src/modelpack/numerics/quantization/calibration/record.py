@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import zipfile
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ import numpy as np
 from modelpack import canonical
 from modelpack.errors import StageError
 from modelpack.numerics.quantization.calibration import rules
-from modelpack.numerics.quantization.calibration.histogram import SIDE, Histogram
+from modelpack.numerics.quantization.calibration.histogram import SIDE, Histogram, exponent_for
 from modelpack.numerics.quantization.extent import Extent
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def read(facts: Path, arrays: Path) -> Calibration:
         told = _told(facts)
         with arrays.open("rb") as file, np.load(file, allow_pickle=False) as held:
             tensors = {item["name"]: _seen(item, held, number) for number, item in enumerate(told["tensors"])}
-            factors = {key.removeprefix("factors/"): held[key] for key in held.files if key.startswith("factors/")}
+            found = {key.removeprefix("factors/"): held[key] for key in held.files if key.startswith("factors/")}
         return Calibration(
             str(told["model"]),
             int(told["rows"]),
@@ -158,9 +159,9 @@ def read(facts: Path, arrays: Path) -> Calibration:
             str(told["mask"]),
             bool(told["equalize"]),
             told["smooth"],
-            factors,
+            {name: _factors(name, values) for name, values in found.items()},
         )
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # what zipfile and numpy raise on damaged files is not documented
         raise StageError(
             f"the calibration cannot be read: {error}", where=str(facts.parent), then="calibrate again"
         ) from error
@@ -175,6 +176,8 @@ def _told(path: Path) -> dict[str, Any]:
 
 def _seen(item: Mapping[str, Any], held: Mapping[str, NDArray[np.int64]], number: int) -> Seen:
     low, high, left_out = float(item["min"]), float(item["max"]), int(item["left_out"])
+    if not -math.inf < low <= high < math.inf:
+        raise ValueError(f"no values of '{item['name']}' lie between {low} and {high}")
     if "exponent" not in item:
         return Seen(low, high, None, left_out)
     part, first = held[f"counts/{number}"], int(item["first"]) + SIDE
@@ -182,4 +185,13 @@ def _seen(item: Mapping[str, Any], held: Mapping[str, NDArray[np.int64]], number
     if part.dtype != np.int64 or part.ndim != 1 or first < 0 or first + part.size > counts.size or (part < 0).any():
         raise ValueError(f"the counts of '{item['name']}' are no histogram")
     counts[first : first + part.size] = part
-    return Seen(low, high, Histogram(int(item["exponent"]), counts, low, high), left_out)
+    histogram = Histogram(int(item["exponent"]), counts, low, high)
+    if histogram.exponent != exponent_for(max(-low, high)):
+        raise ValueError(f"the counts of '{item['name']}' are of other values than {low} to {high}")
+    return Seen(low, high, histogram, left_out)
+
+
+def _factors(name: str, values: NDArray[np.generic]) -> NDArray[np.float32]:
+    if values.dtype != np.float32 or values.ndim != 1 or not (np.isfinite(values) & (values > 0)).all():
+        raise ValueError(f"the factors of '{name}' are not one positive number per channel")
+    return np.asarray(values, dtype=np.float32)
