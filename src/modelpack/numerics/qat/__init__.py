@@ -182,8 +182,8 @@ def finish(prepared: Prepared, student: Quantized) -> Quantizers:
     """Leave weights and biases on their grids, in place, and write the grids of activations down."""
     student.eval()
     grids = {}
-    for name, module in student.bytes.items():
-        scale, zero_point = module.grid()
+    for name, rounder in student.bytes.items():
+        scale, zero_point = rounder.grid()
         grids[name] = Grid(float(scale), int(zero_point))
     places, module = prepared.found.places, prepared.module
     scales = {}
