@@ -15,7 +15,7 @@ from onnx import ModelProto, TensorProto
 from modelpack.numerics import onnxfile
 from modelpack.numerics.quantization import operators
 from modelpack.numerics.quantization.settings import Outcome
-from modelpack.numerics.quantization.weights.tables import Tables
+from modelpack.numerics.quantization.tables import Tables
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,17 +11,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from modelpack.numerics import onnxfile
 from modelpack.numerics.quantization import embedding, grid
 from modelpack.numerics.quantization.layers import channel_axis
 from modelpack.numerics.quantization.settings import Outcome
+from modelpack.numerics.quantization.tables import Tables
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-
-    from numpy.typing import NDArray
 
     from modelpack.numerics.quantization.layers import Layer
     from modelpack.numerics.quantization.settings import Evidence, Settings
@@ -45,33 +44,24 @@ def rewritten(model: ModelProto, chosen: Iterable[str]) -> ModelProto:
         A new model; the given one stays as it is.
     """
     twin = onnxfile.copied(model)
-    layers = frozenset(chosen)
-    writer = _Writer(twin.graph)
+    layers, tables = frozenset(chosen), Tables(twin.graph)
+    writer = _Writer(twin.graph, tables)
     nodes: list[NodeProto] = []
     for node in twin.graph.node:
         if node.name not in layers:
             nodes.append(node)
         else:
             nodes += writer.product(node)
-    onnxfile.replace_nodes(twin.graph, nodes)
-    onnxfile.drop_unread(twin.graph)
+    tables.finish(nodes)
     return twin
 
 
 class _Writer:
     """Makes the nodes that replace a layer; constants and rounded activations are shared."""
 
-    def __init__(self, graph: GraphProto) -> None:
-        self.graph = graph
-        self.tensors = onnxfile.constants(graph)
-        self.known: set[str] = set()
+    def __init__(self, graph: GraphProto, tables: Tables) -> None:
+        self.tensors, self.tables = onnxfile.constants(graph), tables
         self.rounded: set[str] = set()
-
-    def _constant(self, name: str, values: NDArray[np.generic]) -> str:
-        if name not in self.known:
-            self.known.add(name)
-            self.graph.initializer.append(numpy_helper.from_array(np.asarray(values), name))
-        return name
 
     def product(self, node: NodeProto) -> list[NodeProto]:
         """Multiply bytes, then scale, then add the bias that a ``Gemm`` may have."""
@@ -81,9 +71,9 @@ class _Writer:
         scales = grid.symmetric_scales(values, 1)
         # A product needs the weights with one column per output; a transposed Gemm holds one row.
         stem = f"{weights}:columns"
-        table = self._constant(f"{stem}:quantized", np.ascontiguousarray(grid.to_int8(values, scales, 1)))
-        zero = self._constant(f"{stem}:zero", np.zeros(scales.shape, np.int8))
-        steps = self._constant(f"{stem}:scale", scales)
+        table = self.tables.constant(f"{stem}:quantized", grid.to_int8(values, scales, 1))
+        zero = self.tables.constant(f"{stem}:zero", np.zeros(scales.shape, np.int8))
+        steps = self.tables.constant(f"{stem}:scale", scales)
         source, name = node.input[0], node.name
         has_bias = len(node.input) > 2 and bool(node.input[2])
         scaled = f"{name}:product" if has_bias else node.output[0]

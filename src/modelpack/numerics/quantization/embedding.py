@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from modelpack.numerics import onnxfile
 from modelpack.numerics.quantization import grid
+from modelpack.numerics.quantization.tables import Tables
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -29,24 +30,19 @@ def quantize(model: ModelProto, chosen: Iterable[str]) -> ModelProto:
         A new model; the given one stays as it is.
     """
     twin = onnxfile.copied(model)
-    layers, tables = frozenset(chosen), onnxfile.constants(twin.graph)
-    known: set[str] = set()
+    layers, tensors, tables = frozenset(chosen), onnxfile.constants(twin.graph), Tables(twin.graph)
     nodes: list[NodeProto] = []
     for node in twin.graph.node:
         if node.name not in layers:
             nodes.append(node)
             continue
         table = node.input[0]
-        if table not in known:
-            known.add(table)
-            values = onnxfile.array(tables[table]).astype(np.float32)
-            scales = grid.symmetric_scales(values, 0)
-            rounded = numpy_helper.from_array(grid.to_int8(values, scales, 0), f"{table}:rows:quantized")
-            steps = numpy_helper.from_array(scales[:, None], f"{table}:rows:scale")
-            twin.graph.initializer.extend([rounded, steps])
+        values = onnxfile.array(tensors[table]).astype(np.float32)
+        scales = grid.symmetric_scales(values, 0)
+        tables.constant(f"{table}:rows:quantized", grid.to_int8(values, scales, 0))
+        tables.constant(f"{table}:rows:scale", scales[:, None])
         nodes += _lookup(node)
-    onnxfile.replace_nodes(twin.graph, nodes)
-    onnxfile.drop_unread(twin.graph)
+    tables.finish(nodes)
     return twin
 
 

@@ -17,8 +17,8 @@ from modelpack.numerics.quantization.layers import channel_axis
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from modelpack.numerics.quantization.tables import Tables
     from modelpack.numerics.quantization.weights.blocks import Blocks
-    from modelpack.numerics.quantization.weights.tables import Tables
 
 OPSET = 21
 """First opset with blocks and 4-bit integers."""

@@ -14,8 +14,8 @@ from onnx import NodeProto, TensorProto, helper
 from modelpack.numerics.quantization.weights import blocks
 
 if TYPE_CHECKING:
+    from modelpack.numerics.quantization.tables import Tables
     from modelpack.numerics.quantization.weights.blocks import Blocks
-    from modelpack.numerics.quantization.weights.tables import Tables
 
 
 def rows(tables: Tables, node: NodeProto, stem: str, weights: Blocks) -> list[NodeProto]:

@@ -18,8 +18,8 @@ from modelpack.numerics import onnxfile, runtime
 from modelpack.numerics.quantization import embedding
 from modelpack.numerics.quantization.layers import channel_axis
 from modelpack.numerics.quantization.settings import Outcome
+from modelpack.numerics.quantization.tables import Tables
 from modelpack.numerics.quantization.weights import blocked, blocks, gptq, hqq, lookup, moments, nbits
-from modelpack.numerics.quantization.weights.tables import Tables
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
