@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,9 @@ NAME = "model.onnx"
 DATA_NAME = "model.onnx.data"
 LIMIT = 2_000_000_000
 """Bytes above which the tensors go to a second file; protobuf messages end at 2 GiB."""
+
+FEW = 1024
+"""Values of a tensor up to which they may tell shapes."""
 
 IR_VERSION = 8
 """Version of the file format that belongs to opset 15 and later."""
@@ -143,18 +147,49 @@ def unshaped(model: ModelProto) -> ModelProto:
     return model
 
 
+def outline(model: ModelProto) -> ModelProto:
+    """Copy a model without the values of its large initializers: all that follows from shapes, in little memory."""
+    twin = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    graph = model.graph
+    twin.graph.MergeFrom(
+        GraphProto(
+            name=graph.name,
+            node=graph.node,
+            input=graph.input,
+            output=graph.output,
+            value_info=graph.value_info,
+            sparse_initializer=graph.sparse_initializer,
+            initializer=[_hollow(item) for item in graph.initializer],
+        )
+    )
+    return twin
+
+
+def _hollow(tensor: TensorProto) -> TensorProto:
+    """Leave a tensor's values out if they are too many to be a shape, axes or bounds."""
+    if math.prod(tensor.dims) <= FEW:
+        return tensor
+    return TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
+
+
 def infer(model: ModelProto) -> ModelProto:
     """Replace every stored intermediate shape by freshly inferred ones, where inference knows them.
 
     Stale entries are worse than none: they make correct graphs look inconsistent to the next tool.
     """
     model = unshaped(model)
-    if size(model) > LIMIT:
+    bare = outline(model)
+    if size(bare) > LIMIT:
         return model
     try:
-        return onnx.shape_inference.infer_shapes(model, data_prop=True)
+        found = onnx.shape_inference.infer_shapes(bare, data_prop=True)
     except (onnx.shape_inference.InferenceError, RuntimeError):
         return model  # inference only adds information; `check` judges the graph itself
+    for graph, known in zip(graphs(model.graph), graphs(found.graph), strict=True):
+        graph.value_info.extend(known.value_info)
+        del graph.output[:]
+        graph.output.extend(known.output)
+    return model
 
 
 def check(model: ModelProto) -> None:

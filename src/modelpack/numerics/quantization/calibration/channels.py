@@ -60,7 +60,10 @@ def largest(
     with onnxfile.loadable(reduced) as content:
         session = runtime.session(content, device, entries=runtime.AT_REST)
     found: dict[str, NDArray[np.float32]] = {}
-    for feed in chain([first], rest):
+    # A batch may be large: a list would hold the first to the end, its iterator lets go of it.
+    whole = chain(iter([first]), rest)
+    del first
+    for feed in whole:
         if mask is not None:
             masks.real(mask, feed)
         for name, values in zip(names, runtime.execute(session, feed).values(), strict=True):

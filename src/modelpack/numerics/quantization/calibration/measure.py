@@ -68,13 +68,18 @@ def measure(
         meter = Counter(model, looked, inputs, mask=mask, device=device, budget=budget)
     else:
         meter = Reducer(model, looked, inputs, mask=mask, device=device)
-    whole, count = chain([first], rest), 0
-    del first  # a batch may be large
+    # A batch may be large: a list would hold the first to the end, its iterator lets go of it.
+    whole, count = chain(iter([first]), rest), 0
+    del first
     for feed in whole:
         if mask is not None:
             masks.real(mask, feed)
-        for piece, wrong in meter.add(feed):
-            if wrong is not None:
-                raise blame.not_finite(model, wrong, piece, device)
+        _add(meter, feed, model, device)
         count += rows.count(feed, inputs)
     return Findings(meter.result(), count)
+
+
+def _add(meter: Counter | Reducer, feed: Feed, model: ModelProto, device: str) -> None:
+    for piece, wrong in meter.add(feed):
+        if wrong is not None:
+            raise blame.not_finite(model, wrong, piece, device)
