@@ -68,14 +68,14 @@ def test_a_learned_scale_has_the_gradient_of_the_paper():
     # In steps of 0.5 around 2: -6 is clipped to -2, 0.8 → 1, 2.52 → 3, 5 → 5, 800 is clipped to 253.
     slopes = torch.tensor([-2.0, 1 - 0.8, 3 - 2.52, 0.0, 253.0])
     wanted = float((slopes * upstream).sum()) / np.sqrt(5 * 255) * 0.5  # the logarithm's slope is the scale's times it
-    assert float(module.log_scale.grad) == pytest.approx(wanted, rel=1e-4)
+    assert float(module.moved.grad) == pytest.approx(wanted * rounding.PACE, rel=1e-4)
     assert values.grad.tolist() == [[0.0, 2.0, 3.0, 4.0, 0.0]]
 
 
 def test_learning_lowers_the_error_of_a_grid_that_is_too_wide():
     values = drawn(0, 64, 32)
     module = rounding.LearnedBytes(torch.tensor(1.0), torch.tensor(128, dtype=torch.int32)).train()
-    optimizer = torch.optim.Adam(module.parameters(), lr=0.05)
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.05 / rounding.PACE)
 
     def error():
         return functional.mse_loss(module(values), values)
@@ -95,7 +95,7 @@ def test_learned_scales_of_weights_clip_but_never_exceed_the_largest(seed, shift
     weights = drawn(seed, 6, 9)
     module = rounding.LearnedChannels(rounding.Channels(0).scales(weights), 0)
     with torch.no_grad():
-        module.log_scales += shift
+        module.moved += shift / rounding.PACE
     for mode in (True, False):
         rounded = module.train(mode)(weights).detach()
         steps = (rounded / module.scales(weights).detach()[:, None]).abs().amax(1)

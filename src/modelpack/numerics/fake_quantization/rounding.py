@@ -18,6 +18,11 @@ SIGNED = (-127, 127)
 _FINEST = 2.0**-100
 """A scale below this would overflow when it is inverted in float32."""
 
+PACE = 10.0
+"""How many times faster than weights the logarithms of learned scales move (Jain et al. 2019, arXiv 1903.08066, give
+thresholds a rate of their own). AdamW's steps have the size of the rate whatever they move: of a weight that is much,
+of a scale it is one part in thousands, and the training would end before the grids had changed."""
+
 
 def _round_bytes(values: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
     return torch.fake_quantize_per_tensor_affine(values, scale, zero_point, *BYTE)
@@ -149,17 +154,18 @@ def _full_scales(weights: Tensor, axis: int) -> Tensor:
 class LearnedBytes(nn.Module):
     """Rounds an activation to a grid whose scale is learned; its zero point stands, so that zero stays on it."""
 
+    log_start: Tensor
     zero_point: Tensor
 
     def __init__(self, scale: Tensor, zero_point: Tensor) -> None:
         super().__init__()
-        # AdamW's steps have the size of the rate whatever they move: of a logarithm, they are relative.
-        self.log_scale = nn.Parameter(scale.detach().log())
+        self.register_buffer("log_start", scale.detach().log())
+        self.moved = nn.Parameter(torch.zeros_like(scale))
         self.register_buffer("zero_point", zero_point.clone())
 
     def grid(self) -> tuple[Tensor, Tensor]:
         """Give scale (float32) and zero point (int32), both of shape ()."""
-        return self.log_scale.exp(), self.zero_point
+        return (self.log_start + PACE * self.moved).exp(), self.zero_point
 
     def forward(self, values: Tensor) -> Tensor:
         """Round values of shape (rows, …)."""
@@ -177,14 +183,18 @@ class LearnedChannels(nn.Module):
     So each channel's largest rounded weight is the last step, and its scale can be read off the rounded weights.
     """
 
+    log_starts: Tensor
+
     def __init__(self, scales: Tensor, axis: int) -> None:
         super().__init__()
-        self.log_scales = nn.Parameter(scales.detach().log())
+        self.register_buffer("log_starts", scales.detach().log())
+        self.moved = nn.Parameter(torch.zeros_like(scales))
         self.axis = axis
 
     def scales(self, weights: Tensor) -> Tensor:
         """Give the scale of every channel (float32)."""
-        return torch.minimum(self.log_scales.exp(), _full_scales(weights, self.axis))
+        learned = (self.log_starts + PACE * self.moved).exp()
+        return torch.minimum(learned, _full_scales(weights, self.axis))
 
     def forward(self, weights: Tensor) -> Tensor:
         """Round weights whose `axis` counts channels."""
