@@ -369,6 +369,7 @@ def test_only_the_fragile_layer_stays_float(tmp_path, artifact, clock):
     rows = made.manifest.record["results"]["front"]
     assert plain.manifest.record["metrics"]["quantize_sqnr_db"] < 20
     assert kept(made) == [FRAGILE]
+    assert made.manifest.record["warnings"][-1].endswith(": chosen by `budget`")
     assert [row["layers_kept"] for row in rows] == [0, 1, 2, 3, 4, 6, 8]
     assert rows[1]["added"] == [FRAGILE]
     assert rows[1]["sqnr_db"] > 25 > rows[0]["sqnr_db"]

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 SIZES = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 """Numbers of layers that are tried, as far as there are more layers."""
 
-REASON = "kept in float by the fastest mixture within the budget"
+REASON = "chosen by `budget`"
 
 
 def quantize(reference: ModelProto, flow: Flow, layers: Sequence[str], budget: Budget, evidence: Evidence) -> Outcome:
