@@ -31,10 +31,7 @@ _BACKENDS: dict[str, dict[str, frozenset[str]]] = {
 
 _EVERY_BACKEND = frozenset({"method", "data", "rows", "exclude", "backend", "verify", "allow_slower"})
 
-_OPERATORS: dict[str, frozenset[Operator]] = {
-    "static": frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Gather"}),
-    "dynamic": frozenset({"Gemm", "MatMul", "Gather"}),
-}
+_OPERATORS: dict[str, frozenset[Operator]] = {"dynamic": frozenset({"Gemm", "MatMul", "Gather"})}
 """Method → operators that it can quantize, where not all."""
 
 
