@@ -47,27 +47,6 @@ CHUNK = 4096
 """Pairs that are looked at together."""
 
 
-def product(inputs: Bytes, weights: Weights) -> NDArray[np.int32]:
-    """Multiply as those processors do.
-
-    Args:
-        inputs: Activations, ``(g, n, k)``.
-        weights: Weights, ``(g, r, k)``.
-
-    Returns:
-        ``(g, n, r)``.
-
-    >>> product(np.full((1, 1, 3), 255, np.uint8), np.full((1, 1, 3), 127, np.int8)).item() - 255 * 127
-    32767
-    """
-    # Floats of 64 bits hold every sum exactly, and are multiplied much faster than integers.
-    total = (inputs.astype(np.float64) @ np.swapaxes(weights, 1, 2).astype(np.float64)).astype(np.int32)
-    positions = np.arange(inputs.shape[1])[None]
-    for group, row, sums in _sums(inputs, weights):
-        np.add.at(total, (group[:, None], positions, row[:, None]), np.clip(sums, LOWEST, HIGHEST) - sums)
-    return total
-
-
 def saturated(inputs: Bytes, weights: Weights) -> NDArray[np.float64]:
     """Give the share of the pairs that are cut off, per row of the weights.
 
@@ -77,6 +56,9 @@ def saturated(inputs: Bytes, weights: Weights) -> NDArray[np.float64]:
 
     Returns:
         ``(g, r)``, from 0 to 1.
+
+    >>> saturated(np.full((1, 1, 4), 255, np.uint8), np.array([[[127, 127, 127, -127]]], np.int8)).item()
+    0.5
     """
     counts = np.zeros(weights.shape[:2])
     for group, row, sums in _sums(inputs, weights):
