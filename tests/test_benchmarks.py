@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import io
 import json
+import shutil
 import sys
 import tarfile
 from pathlib import Path
@@ -16,6 +17,7 @@ import onnx
 import pytest
 from onnx import helper
 
+from modelpack import recipe
 from modelpack.numerics import graph
 from onnx_support import graph_of, weights
 
@@ -155,6 +157,26 @@ def test_every_task_has_methods_of_ours_and_of_others_and_none_is_listed_twice(m
         names = [method.name for method in methods.METHODS if task.kind in method.kinds]
         assert len(set(names)) == len(names)
         assert {name.split(",")[0] for name in names} >= {"modelpack", "onnxruntime", "NNCF", "onnxsim"}
+
+
+def test_every_way_to_train_for_rounding_is_a_step_that_is_judged(module, tmp_path):
+    qat = module("qat")
+    shutil.copytree(qat.DIGITS, tmp_path / "digits")
+    (tmp_path / "qat.yaml").write_text(json.dumps(qat.body(3, "test")))
+    found = recipe.load(tmp_path / "qat.yaml")
+    assert found.seed == 3
+    assert {step.id for step in found.steps} >= {*qat.WAYS, *(f"{name}-judged" for name in qat.WAYS)}
+
+
+def test_a_way_is_told_by_its_mean_and_by_every_seed(module):
+    qat = module("qat")
+    figures = {"accuracy": 0.5, "agreement": 0.75, "sqnr_db": 20.0, "bytes": 1000}
+    told = qat.line("static", [figures, {**figures, "accuracy": 1.0, "bytes": 2000}])
+    assert told["accuracy"] == "0.7500 (0.5000, 1.0000)"
+    assert (told["SQNR"], told["size"]) == ("20.0 (20.0, 20.0) dB", "1.5 (1.0, 2.0) kB")
+    assert told["within one step of torch"] == ""
+    trained = qat.line("learning", [{**figures, "export_lsb_share": share} for share in (1.0, 0.9995)])
+    assert trained["within one step of torch"] == "99.95%"
 
 
 def test_paragraphs_that_all_pages_share_come_once_and_last(monkeypatch):
