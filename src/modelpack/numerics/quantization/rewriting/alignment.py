@@ -41,7 +41,7 @@ def aligned(model: ModelProto, multiple: int) -> ModelProto:
     nodes: list[NodeProto] = []
     for node in twin.graph.node:
         rounder = makers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
-        if rounder is not None and rounder.op_type == "QuantizeLinear" and rounder.input[0] in given:
+        if rounder is not None and _rounds_to_bytes(rounder, tensors) and rounder.input[0] in given:
             weights = [_weights(reader, makers, readers, tensors) for reader in readers.get(node.output[0], [])]
             found = [tensor for tensor in weights if tensor is not None and _pays(tensor)]
             missing = -found[0].dims[1] % multiple if found and len(found) == len(weights) else 0
@@ -52,6 +52,12 @@ def aligned(model: ModelProto, multiple: int) -> ModelProto:
         nodes.append(node)
     onnxfile.replace_nodes(twin.graph, nodes)
     return twin
+
+
+def _rounds_to_bytes(node: NodeProto, tensors: Mapping[str, TensorProto]) -> bool:
+    """Leave 16-bit activations out: onnxruntime cannot pad them, and multiplies them in float32."""
+    zero = tensors.get(node.input[2]) if node.op_type == "QuantizeLinear" else None
+    return zero is not None and zero.data_type in (TensorProto.UINT8, TensorProto.INT8)
 
 
 def _weights(
