@@ -175,7 +175,10 @@ def bind(node: Node, kind: type[M], problems: list[Problem], *, base: Path) -> M
         return kind.model_validate(value, context={"base": base})
     except ValidationError as error:
         found: dict[tuple[int, str], Problem] = {}
-        for detail in error.errors(include_url=False):
+        details = error.errors(include_url=False)
+        for detail in details:
+            if detail["type"] == "too_short" and any(_inside(other, detail) for other in details):
+                continue  # a list is counted without its wrong items, which are told anyway
             at, missing, problem = _problem(node, kind, detail)
             first = found.get((id(at), missing))
             if first is not None:  # members of a union each say what they would have taken
@@ -183,6 +186,11 @@ def bind(node: Node, kind: type[M], problems: list[Problem], *, base: Path) -> M
             found[id(at), missing] = problem
         problems += found.values()
         return None
+
+
+def _inside(inner: ErrorDetails, outer: ErrorDetails) -> bool:
+    place = outer["loc"]
+    return len(inner["loc"]) > len(place) and inner["loc"][: len(place)] == place
 
 
 def _problem(root: Node, kind: type[BaseModel], detail: ErrorDetails) -> tuple[Node, str, Problem]:
@@ -197,7 +205,8 @@ def _problem(root: Node, kind: type[BaseModel], detail: ErrorDetails) -> tuple[N
             known = _fields_at(kind, detail["loc"][:-1])
             return key, "", key.problem(f"unknown key '{key.text}'", did_you_mean(key.text, known))
         case "literal_error" | "enum":
-            choices = re.findall(r"'([^']*)'", str(context.get("expected", "")))
+            expected = str(context.get("expected", ""))
+            choices = [text or number for text, number in re.findall(r"'([^']*)'|(\d+)", expected)]
             word = node.text if isinstance(node, Scalar) else ""
             problem = node.problem(f"{name} cannot be '{word}'", did_you_mean(word, choices))
         case "string_pattern_mismatch":
@@ -207,6 +216,10 @@ def _problem(root: Node, kind: type[BaseModel], detail: ErrorDetails) -> tuple[N
         case "model_type":
             names = ", ".join(_fields_at(kind, detail["loc"]))
             problem = node.problem(f"{name} should be settings", f"write {{name: value}}, with names among {names}")
+        case "tuple_type" | "list_type":
+            problem = node.problem(f"{name} should be a list", "write [one, another]")
+        case "too_short" if detail["input"] in ([], ()):
+            problem = node.problem(f"{name} should not be empty", "leave it out for the default")
         case _:
             said = detail["msg"].removeprefix("Input ")
             problem = node.problem(f"{name} {said[0].lower()}{said[1:]}")

@@ -1,0 +1,41 @@
+"""What is said of settings that cannot be read, in words of the recipe and not of Python."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+from pydantic import BaseModel, ConfigDict, Field
+
+from modelpack.bind import Whole, bind
+from modelpack.document import parse
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    bits: Annotated[Literal[8, 4], Whole] = 4
+    mode: Literal["slow", "fast"] = "slow"
+    names: tuple[str, ...] = ()
+    kinds: tuple[Literal["Conv", "Gemm"], ...] | None = Field(None, min_length=1)
+
+
+def said(text):
+    node, problems = parse(text, "recipe.yaml")
+    assert node is not None
+    bind(node, Settings, problems, base=Path())
+    return [(problem.message, problem.hint) for problem in problems]
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ("bits: 3", "'bits' cannot be '3'", "one of: 4, 8"),
+        ("mode: zzz", "'mode' cannot be 'zzz'", "one of: fast, slow"),
+        ("mode: fats", "'mode' cannot be 'fats'", "did you mean 'fast'?"),
+        ("names: head", "'names' should be a list", "write [one, another]"),
+        ("kinds: [Conf]", "'kinds' cannot be 'Conf'", "did you mean 'Conv'?"),
+        ("kinds: []", "'kinds' should not be empty", "leave it out for the default"),
+    ],
+)
+def test_each_mistake_is_told_once_with_what_to_write(text, message, hint):
+    assert said(text) == [(message, hint)]
