@@ -1,7 +1,5 @@
 """Claims about timings: what is planted is found, what is not there is not claimed."""
 
-import doctest
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,10 +13,6 @@ times = st.lists(st.floats(0.01, 1e4), min_size=10, max_size=60)
 def rounds(generator: np.random.Generator, median: float, count: int = 40) -> np.ndarray:
     """Timings as they look on a shared machine: a floor, a long tail, and slow moments."""
     return median * (1 + generator.gamma(2, 0.05, count) + (generator.random(count) < 0.1) * generator.random(count))
-
-
-def test_examples_in_the_documentation_hold():
-    assert doctest.testmod(statistics).failed == 0
 
 
 @pytest.mark.parametrize("factor", [0.5, 1.3, 2.0])

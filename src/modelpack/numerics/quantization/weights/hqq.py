@@ -41,7 +41,7 @@ def shrunk(values: Reals, beta: float) -> Reals:
     """Give the proximal point of the ``p``-norm (generalized soft thresholding): small values vanish, large ones stay.
 
     >>> shrunk(np.array([0.01, -4.0]), 10.0).round(2).tolist()
-    [0.0, -3.93]
+    [0.0, -3.95]
     """
     size = np.maximum(np.abs(values), 1e-12)
     return np.sign(values) * np.maximum(size - NORM / beta * size ** (NORM - 1.0), 0.0)
