@@ -139,6 +139,12 @@ class QuantizeConfig(StageConfig):
             fits = _ONLY_FOR.get(name)
             if fits is not None and self.method not in fits:
                 raise ValueError(f"`{name}` fits {' and '.join(sorted(fits))}, not '{self.method}'; leave it out")
+        if "percentile" in self.model_fields_set and self.ranges != "percentile":
+            raise ValueError(
+                f"`percentile` belongs to `ranges: percentile`, not to '{self.ranges}'; write that, or leave it out"
+            )
+        if "correction_rows" in self.model_fields_set and self.correction == "none":
+            raise ValueError("`correction_rows` does nothing without `correction`; add it, or leave the rows out")
         if self.portable and self.target in ("neon", "cuda"):
             raise ValueError(f"`portable` is about x86 processors, `target: {self.target}` is none; leave one out")
         if self.method == "static" and self.data is None:

@@ -60,7 +60,10 @@ def measure(
     rest = iter(feeds)
     first = next(rest, None)
     if first is None:
-        raise StageError("the calibration data have no rows that the model could read")
+        raise StageError(
+            "the calibration data have no rows that the model could read",
+            then=f"give them columns named like the model's inputs: {', '.join(inputs)}",
+        )
     padded = masks.aligned(model, names, mask, inputs, first, device=device) if mask is not None else {}
     looked = taps(model, names, padded)
     meter: Counter | Reducer

@@ -1,0 +1,21 @@
+"""Settings that would do nothing beside the others are refused, for a silent one misleads."""
+
+import pytest
+from pydantic import ValidationError
+
+from modelpack.stages.quantize_config import QuantizeConfig
+
+
+@pytest.mark.parametrize(
+    ("idle", "used"),
+    [
+        ({"percentile": 99.9}, {"ranges": "percentile"}),
+        ({"percentile": 99.9, "ranges": "mse"}, {"ranges": "percentile"}),
+        ({"correction_rows": 64}, {"correction": "bias"}),
+    ],
+)
+def test_a_setting_needs_the_one_it_belongs_to(idle, used):
+    setting = next(iter(idle))
+    with pytest.raises(ValidationError, match=f"`{setting}`"):
+        QuantizeConfig.model_validate({"data": "rows", **idle})
+    assert QuantizeConfig.model_validate({"data": "rows", **idle, **used})
