@@ -94,7 +94,7 @@ def _report(found: Calibration, job: Job) -> None:
         job.warn(f"activations that never change have no range to measure: {_some(constant)}")
 
 
-def _some(names: object) -> str:
-    listed = [str(name) for name in names]  # type: ignore[attr-defined]
+def _some(names: Iterable[str]) -> str:
+    listed = list(names)
     more = f", and {len(listed) - 4} more" if len(listed) > 4 else ""
     return f"{', '.join(listed[:4])}{more}"
