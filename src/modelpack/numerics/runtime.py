@@ -113,6 +113,7 @@ def session(
     optimized: Path | None = None,
     entries: Mapping[str, str] | None = None,
     profile: Path | None = None,
+    planned: bool = True,
 ) -> ort.InferenceSession:
     """Open a model in onnxruntime.
 
@@ -125,6 +126,8 @@ def session(
         entries: Further session configuration entries of onnxruntime.
         profile: Where to write what every node took, when the session is told to end profiling; a time is added to
             the name.
+        planned: Whether memory is set aside for all activations after the first run of a shape, more than is in use at
+            any time.
 
     Raises:
         MissingError: When the provider asked for was not obtained; onnxruntime itself falls back silently.
@@ -137,6 +140,7 @@ def session(
     options = ort.SessionOptions()
     options.graph_optimization_level = LEVELS[level]
     options.inter_op_num_threads = 1
+    options.enable_mem_pattern = planned
     options.intra_op_num_threads = threads or 0
     # Below "fatal" the engine writes to the terminal by itself; everything it refuses is raised as well.
     options.log_severity_level = 4

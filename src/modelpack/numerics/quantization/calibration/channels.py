@@ -58,7 +58,7 @@ def largest(
     padded = masks.aligned(model, names, mask, inputs, first, device=device) if mask is not None else {}
     reduced = _reduced(model, names, mask, padded)
     with onnxfile.loadable(reduced) as content:
-        session = runtime.session(content, device, entries=runtime.AT_REST)
+        session = runtime.session(content, device, entries=runtime.AT_REST, planned=False)
     found: dict[str, NDArray[np.float32]] = {}
     # A batch may be large: a list would hold the first to the end, its iterator lets go of it.
     whole = chain(iter([first]), rest)

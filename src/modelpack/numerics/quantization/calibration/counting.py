@@ -57,7 +57,7 @@ class Counter:
         self.inputs, self.mask, self.budget = inputs, mask, budget
         self.device = torch.device(device)
         with onnxfile.loadable(differences.tapped(model, list(self.taps))) as place:
-            self.session = runtime.session(place, device, entries=runtime.AT_REST)
+            self.session = runtime.session(place, device, entries=runtime.AT_REST, planned=False)
         space = Workspace(self.device)
         self.tallies = {name: Tally(space, positive=tap.positive) for name, tap in self.taps.items()}
         self.left_out = dict.fromkeys(self.taps, 0)

@@ -58,7 +58,7 @@ class Reducer:
         made = reductions(model, taps, mask)
         self.lows, self.highs, self.sums, self.left_out = made.lows, made.highs, made.sums, made.left_out
         with onnxfile.loadable(made.model) as place:
-            self.session = runtime.session(place, device, entries=runtime.AT_REST)
+            self.session = runtime.session(place, device, entries=runtime.AT_REST, planned=False)
         self.seen = {tap.name: _Extreme(low=0.0 if tap.positive else math.inf) for tap in taps}
 
     def add(self, feed: Feed) -> Iterator[tuple[Feed, str | None]]:
