@@ -157,8 +157,15 @@ def _examine(subject: Subject, made: Result, config: QuantizeConfig, job: Job) -
         tolerated = set(checks.CHECKS)
     found = checks.examine(subject, skip=skip, track=lambda names: job.track(names, len(names), "examine"))
     job.result("checks", [item.to_json() for item in found])
-    for text in checks.accept(found, tolerated, {"size": layers.left_out(made.layers)}):
+    for text in checks.accept(found, tolerated, {"size": layers.left_out(made.layers), **_elsewhere(config)}):
         job.warn(text)
+
+
+def _elsewhere(config: QuantizeConfig) -> dict[str, str]:
+    """Say what helps where integers for other hardware than x86 are slow on this machine."""
+    if config.target not in ("neon", "cuda"):
+        return {}
+    return {"speed": f"`target: {config.target}` is for other hardware: add `allow_slower: true`, and measure there"}
 
 
 def _calibration(config: QuantizeConfig, job: Job) -> Calibration | None:
