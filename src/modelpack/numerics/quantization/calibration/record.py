@@ -192,6 +192,7 @@ def _seen(item: Mapping[str, Any], held: Mapping[str, NDArray[np.int64]], number
 
 
 def _factors(name: str, values: NDArray[np.generic]) -> NDArray[np.float32]:
-    if values.dtype != np.float32 or values.ndim != 1 or not (np.isfinite(values) & (values > 0)).all():
+    numbers = np.asarray(values, dtype=np.float32)
+    if values.dtype != np.float32 or values.ndim != 1 or not (np.isfinite(numbers) & (numbers > 0)).all():
         raise ValueError(f"the factors of '{name}' are not one positive number per channel")
-    return np.asarray(values, dtype=np.float32)
+    return numbers
