@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from modelpack.numerics.checks.finding import Finding
     from modelpack.numerics.checks.subject import Subject
 
-WORSE = 1.0
+WORSE = 3.0
 """Decibels that a correction may cost; fewer are within what a few rows tell."""
 ROUNDING = 1.0
 """Steps that rounding alone may move a bias by."""
