@@ -10,7 +10,8 @@ from onnx import TensorProto, helper
 
 import nets
 from modelpack.errors import MissingError, StageError
-from modelpack.numerics import rows, runtime
+from modelpack.numerics import onnx_import, rows, runtime
+from modelpack.numerics.checks import opening
 from modelpack.tensors import TensorSpec
 from onnx_support import graph_of, onnx_artifact, torch_artifact, weights
 
@@ -159,3 +160,35 @@ def test_a_crash_of_the_engine_is_seen_from_outside(tmp_path, linear, monkeypatc
     killer.chmod(0o755)
     monkeypatch.setattr(runtime.sys, "executable", str(killer))
     assert not runtime.survives(path)
+
+
+def test_a_model_that_never_ends_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime, "PATIENCE", 0.5)
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Identity", ["value"], ["next"])],
+        "body",
+        [
+            helper.make_tensor_value_info("turn", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("value", TensorProto.FLOAT, [1]),
+        ],
+        [
+            helper.make_tensor_value_info("on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("next", TensorProto.FLOAT, [1]),
+        ],
+    )
+    endless = graph_of(
+        [helper.make_node("Loop", ["", "true", "x"], ["y"], body=body)],
+        {"x": ([1], TensorProto.FLOAT)},
+        {"y": [1]},
+        {"true": np.array(True)},
+    )
+    path = tmp_path / "endless.onnx"
+    path.write_bytes(endless.SerializeToString())
+    model, inputs = opening.read(path)
+    with pytest.raises(StageError, match="gave no answer within"):
+        opening.made_up(model, inputs, 0)
+    with pytest.raises(StageError, match="gave no answer within"):
+        opening.tried(model, {"x": np.zeros(1, np.float32)})
+    with pytest.raises(StageError, match="does not run on inputs as declared"):
+        onnx_import.write(tmp_path, path, None, None, 0)

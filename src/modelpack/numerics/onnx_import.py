@@ -56,7 +56,8 @@ def write(
         shutil.copyfile(path, out / onnxfile.NAME)
     (out / "signature.json").write_bytes(signatures.encode(declared, described["outputs"]))
     try:
-        runtime.execute(runtime.session(out / onnxfile.NAME), rows.sample(declared, 1, seed))
+        sample = rows.sample(declared, 1, seed)
+        runtime.execute(runtime.session(out / onnxfile.NAME), sample, seconds=runtime.PATIENCE)
     except StageError as error:
         raise StageError(f"the model does not run on inputs as declared: {error.what}", where=str(path)) from error
     facts = graph.facts(model)

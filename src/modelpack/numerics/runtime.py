@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -36,6 +37,7 @@ __all__ = [
     "DYNAMIC_SIZE",
     "ENGINE_ERRORS",
     "LEVELS",
+    "PATIENCE",
     "OnnxPredictor",
     "Predictor",
     "TorchPredictor",
@@ -64,6 +66,9 @@ LEVELS = {
 
 AT_REST = {"session.intra_op.allow_spinning": "0"}
 """Session entries that let threads sleep between runs, where other work is done meanwhile."""
+
+PATIENCE = 60.0
+"""Seconds that a file from anywhere may take for its first few rows."""
 
 ENGINE_ERRORS: tuple[type[Exception], ...] = (
     engine_errors.Fail,
@@ -189,17 +194,46 @@ def execute(
     opened: ort.InferenceSession,
     feed: Mapping[str, NDArray[np.generic]],
     outputs: Sequence[str] | None = None,
+    *,
+    seconds: float | None = None,
 ) -> Feed:
     """Run a session once; all outputs when none are named.
 
+    Args:
+        opened: The session.
+        feed: Its inputs.
+        outputs: Names of outputs.
+        seconds: Time after which the run is given up: a file from anywhere may loop for ever.
+
     Raises:
-        StageError: When onnxruntime fails on these values.
+        StageError: When onnxruntime fails on these values, or the time is over.
     """
     names = [item.name for item in opened.get_outputs()] if outputs is None else list(outputs)
+    options = ort.RunOptions()
+    options.log_severity_level = 4
     try:
-        return dict(zip(names, opened.run(names, dict(feed)), strict=True))
+        with _given_up(options, seconds):
+            return dict(zip(names, opened.run(names, dict(feed), options), strict=True))
     except ENGINE_ERRORS as error:
+        if options.terminate:
+            then = "a loop in it may never end; look at it with `modelpack show`"
+            raise StageError(f"the model gave no answer within {seconds:.0f} seconds", then=then) from error
         raise StageError(f"onnxruntime failed: {reason(error)}") from error
+
+
+@contextlib.contextmanager
+def _given_up(options: ort.RunOptions, seconds: float | None) -> Iterator[None]:
+    """Stop a run that takes longer."""
+    if seconds is None:
+        yield
+        return
+    timer = threading.Timer(seconds, lambda: setattr(options, "terminate", True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class Predictor(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,7 +56,7 @@ def made_up(model: ModelProto, inputs: Mapping[str, TensorSpec], seed: int, devi
         StageError: When it runs on none that were tried, with the first reason.
     """
     named = {name for spec in inputs.values() for name in spec.dynamic.values()} - {rows.batch_name(inputs)}
-    session, refusal = opened(model, device), None
+    session, refusal, over = opened(model, device), None, time.monotonic() + runtime.PATIENCE
     for size in SIZES if named else SIZES[:1]:
         sizes = dict.fromkeys(named, size)
         _check_bytes(inputs, sizes)
@@ -64,13 +65,24 @@ def made_up(model: ModelProto, inputs: Mapping[str, TensorSpec], seed: int, devi
         if mask is not None:
             feed[mask.name] = np.ones_like(feed[mask.name])
         try:
-            runtime.execute(session, feed)
+            runtime.execute(session, feed, seconds=max(over - time.monotonic(), 1.0))
         except StageError as error:
             refusal = refusal or error
+            if time.monotonic() > over:
+                break
         else:
             return [feed]
     assert refusal is not None, "either one was run, or the first was refused"
     raise refusal
+
+
+def tried(model: ModelProto, feed: Feed, device: str = "cpu") -> None:
+    """Run a model once on real rows.
+
+    Raises:
+        StageError: When it fails on them, or gives no answer in time.
+    """
+    runtime.execute(opened(model, device), feed, seconds=runtime.PATIENCE)
 
 
 def _check_bytes(inputs: Mapping[str, TensorSpec], sizes: Mapping[str, int]) -> None:
