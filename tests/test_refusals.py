@@ -112,3 +112,13 @@ def test_a_shared_constant_is_not_changed_for_others():
     one, two = prepared.graph.node
     assert np.array_equal(held[one.input[1]], 2 * held[two.input[1]])
     onnx.checker.check_model(prepared)
+
+
+def test_layers_of_one_reason_are_told_in_one_breath():
+    def layer(name, elements, reason=""):
+        return layers.Layer(name, "Conv", f"{name}.w", elements, reason)
+
+    told = layers.left_out([layer("a", 10), layer("b", 20, "slow"), layer("c", 3000, "slow"), layer("d", 5, "odd")])
+    assert told == (
+        "1 of 4 layers were quantized; left in float: c (3,000 weights) and 1 more: slow; d (5 weights): odd"
+    )

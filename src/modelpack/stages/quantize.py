@@ -80,7 +80,7 @@ def quantize(config: QuantizeConfig, job: Job) -> None:
     after = made.outcome.model
     onnxfile.write(after, job.out)
     (job.out / "signature.json").write_bytes(job.source.file("signature.json").read_bytes())
-    _report(made, job)
+    _report(made, config, job)
     real = config.data is not None
     feeds = evidence.read("compare outputs", None) if real else rows.examples(None, inputs, 16, job.seed)
     _compare(engine.fidelity(before, after, feeds, inputs, job.device), before.graph.output[0].name, job)
@@ -218,7 +218,7 @@ def _warn(config: QuantizeConfig, job: Job) -> None:
         job.note("dynamic ranges span a whole batch: a row's outputs change a little with the rows beside it")
 
 
-def _report(made: Result, job: Job) -> None:
+def _report(made: Result, config: QuantizeConfig, job: Job) -> None:
     """Say what the method has to tell, and which layers were quantized."""
     job.metric("quantize_shrink", made.shrunk)
     for name, figure in made.outcome.metrics.items():
@@ -229,4 +229,4 @@ def _report(made: Result, job: Job) -> None:
         job.note(note)
     for warning in made.outcome.warnings:
         job.warn(warning)
-    remarks.layers(made.layers, job)
+    remarks.layers(made.layers, job, _on_purpose(made, config))

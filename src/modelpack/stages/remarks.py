@@ -29,8 +29,8 @@ def training(trained: Trained, lesson: Lesson, job: Job) -> None:
         job.metric(*distillation.scored(trained, lesson.goal))
 
 
-def layers(found: Sequence[Layer], job: Job) -> None:
-    """Record how many layers are quantized, and warn of those that are not."""
+def layers(found: Sequence[Layer], job: Job, wanted: frozenset[str] = frozenset()) -> None:
+    """Record how many layers are quantized, and tell of those that are not: a warning, unless all are `wanted` so."""
     from modelpack.numerics.quantization.layers import left_out
 
     quantized = sum(layer.quantized for layer in found)
@@ -38,4 +38,5 @@ def layers(found: Sequence[Layer], job: Job) -> None:
     job.metric("quantized_layers", quantized)
     job.result("layers", [layer.to_json() for layer in found])
     if quantized < len(found):
-        job.warn(left_out(found))
+        tell = job.note if all(layer.quantized or layer.name in wanted for layer in found) else job.warn
+        tell(left_out(found))

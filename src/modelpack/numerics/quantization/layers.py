@@ -150,15 +150,24 @@ def excluded(found: Sequence[Layer], patterns: Sequence[str]) -> list[str]:
 
 
 def left_out(found: Sequence[Layer]) -> str:
-    """Count the quantized layers, and list the others, largest first, with reasons."""
+    """Count the quantized layers, and name the others by reason, largest first."""
     left = sorted((layer for layer in found if not layer.quantized), key=lambda layer: -layer.elements)
     if not found:
         return "the graph has no layer of an operator with weights that this method knows"
     if not left:
         return "every layer was quantized; the graph's weights are too few to matter"
-    listed = "; ".join(f"{layer.name} ({layer.elements:,} weights): {layer.reason}" for layer in left[:5])
-    more = f"; and {len(left) - 5} more" if len(left) > 5 else ""
+    reasons: dict[str, list[Layer]] = {}
+    for layer in left:
+        reasons.setdefault(layer.reason, []).append(layer)
+    listed = "; ".join(f"{_largest(some)}: {reason}" for reason, some in list(reasons.items())[:5])
+    more = f"; and {len(reasons) - 5} more reasons" if len(reasons) > 5 else ""
     return f"{len(found) - len(left)} of {len(found)} layers were quantized; left in float: {listed}{more}"
+
+
+def _largest(some: Sequence[Layer]) -> str:
+    """Name the largest of some layers, and count the rest."""
+    first = f"{some[0].name} ({some[0].elements:,} weights)"
+    return f"{first} and {len(some) - 1} more" if len(some) > 1 else first
 
 
 def _default_operators(model: ModelProto, method: Method) -> frozenset[str]:
