@@ -163,6 +163,7 @@ def test_the_quickstart_keeps_its_promises_and_gives_the_same_artifacts_twice(tm
         "distill",
         "export",
         "optimize",
+        "quantize.calibrate",
         "quantize",
         "evaluate",
         "bench",

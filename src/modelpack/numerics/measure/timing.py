@@ -15,7 +15,6 @@ import numpy as np
 
 from modelpack.artifact import Artifact
 from modelpack.numerics import runtime
-from modelpack.numerics.calling import call
 from modelpack.numerics.measure.statistics import FEWEST_ROUNDS
 
 if TYPE_CHECKING:
@@ -99,6 +98,8 @@ def _onnx_on_cuda(session: Any, feed: Mapping[str, NDArray[Any]], device: str) -
 def _torch(module: Any, tensors: Mapping[str, Any]) -> Timer:
     import torch
 
+    from modelpack.numerics.calling import call
+
     def once() -> float:
         with torch.inference_mode():
             start = time.perf_counter_ns()
@@ -111,6 +112,8 @@ def _torch(module: Any, tensors: Mapping[str, Any]) -> Timer:
 def _torch_on_cuda(module: Any, tensors: Mapping[str, Any]) -> Timer:
     """Read the device's own clock: a call returns before the work is done."""
     import torch
+
+    from modelpack.numerics.calling import call
 
     event: Any = torch.cuda.Event
 
