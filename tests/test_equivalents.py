@@ -84,7 +84,7 @@ def swish():
 
 CASES = {
     "mean": (mean(1), ["GlobalAveragePool"]),
-    "mean, axes dropped": (mean(0), ["GlobalAveragePool", "Reshape"]),
+    "mean, axes dropped": (mean(0), ["GlobalAveragePool", "Flatten"]),
     "HardSwish": (swish(), ["HardSigmoid", "Mul"]),
     "Gemm": (gemm(weights(5)), ["Gemm"]),
     "Gemm with factors": (gemm(weights(5), alpha=0.5, beta=-2.0, transB=1), ["Gemm"]),
@@ -130,3 +130,11 @@ def test_a_sum_that_the_graph_computes_becomes_a_node_of_its_own():
     feed = {"x": weights(3, 4, seed=1), "z": weights(5, seed=2)}
     one, two = (runtime.execute(runtime.session(onnxfile.encode(each)), feed)["y"] for each in (model, made))
     assert two == pytest.approx(one, abs=1e-5)
+
+
+@pytest.mark.parametrize("rows", [0, 2])
+def test_a_mean_without_its_axes_takes_any_number_of_rows(rows):
+    nodes = [node("ReduceMean", ["x", "axes"], keepdims=0)]
+    model = graph_of(nodes, {"x": (["n", 4, 5, 6], FLOAT)}, {"y": ["n", 4]}, {"axes": numbers(2, 3)}, opset=18)
+    made = runtime.session(onnxfile.encode(equivalents.rewritten(model)))
+    assert runtime.execute(made, {"x": weights(rows, 4, 5, 6)})["y"].shape == (rows, 4)

@@ -85,10 +85,10 @@ def _mean(node: NodeProto, graph: _Graph) -> list[NodeProto] | None:
         return None
     if onnxfile.attribute(node, "keepdims", 1):
         return [helper.make_node("GlobalAveragePool", list(node.input[:1]), list(node.output), name=node.name)]
-    whole, sizes = f"{node.output[0]}:kept", graph.constant(f"{node.name}:sizes", np.array([0, -1], np.int64))
+    whole = f"{node.output[0]}:kept"
     return [
         helper.make_node("GlobalAveragePool", list(node.input[:1]), [whole], name=node.name),
-        helper.make_node("Reshape", [whole, sizes], list(node.output), name=f"{node.name}:flat"),
+        helper.make_node("Flatten", [whole], list(node.output), name=f"{node.name}:flat"),
     ]
 
 
