@@ -282,3 +282,20 @@ def test_every_profile_has_a_reason():
         assert profile.name == name
         assert "S8" in profile.reason
     assert [name for name, profile in hardware.PROFILES.items() if profile.saturates] == ["avx2"]
+
+
+@pytest.mark.parametrize("method", ["static", "dynamic"])
+@pytest.mark.parametrize("looked_up", [True, False])
+def test_weights_that_are_read_by_rows_and_by_columns_serve_both(method, looked_up):
+    table = weights(16, 16)
+    first = node("Gather", ["w", "i"], ["h"]) if looked_up else node("Gemm", ["x", "w"], ["h"], "inner", transB=1)
+    last = node("Gemm", ["h", "w"], ["y"], "outer", transB=1) if looked_up else node("MatMul", ["h", "w"], ["y"])
+    inputs = {"i": ([9], TensorProto.INT64)} if looked_up else {"x": ([9, 16], FLOAT)}
+    model = graph_of([first, last], inputs, {"y": [9, 16]}, {"w": table})
+    feed = {"i": numbers(*range(9))} if looked_up else {"x": weights(9, 16, seed=1)}
+    prepared, _ = prepare.prepare(model)
+    seen = calibrated(prepared, [feed]) if method == "static" else None
+    evidence = Evidence(read=lambda _label, _most: [feed], calibration=seen)
+    made = engine.quantize(model, Settings(method=method), evidence).outcome.model
+    expected = run(model, feed)
+    assert np.abs(run(made, feed) - expected).max() < 0.05 * np.abs(expected).max()

@@ -251,7 +251,7 @@ def test_the_written_graph_computes_what_its_codes_stand_for(bits, columns, roun
         real = stood_for(fixed, f"{name}:{side}", columns, bits)
         replace(twin, name, real if side == "rows" else real.T)
     if bits == 8:  # the lookup has bytes with a scale per row, and is not tied any more
-        replace(twin, "words", fixed["table:rows:quantized"] * fixed["table:rows:scale"], node="words")
+        replace(twin, "words", fixed["table:lookup:quantized"] * fixed["table:lookup:scale"], node="words")
     expected, got = run(twin, IDS, "disabled"), run(made, IDS, "disabled")
     for name in ("d", "e"):
         np.testing.assert_allclose(got[name], expected[name], atol=1e-4 * np.abs(expected[name]).max())

@@ -67,10 +67,10 @@ class _Writer:
         """Multiply bytes, then scale, then add the bias that a ``Gemm`` may have."""
         weights = node.input[1]
         values = onnxfile.array(self.tensors[weights]).astype(np.float32)
-        values = values.T if channel_axis(node) == 0 else values
-        scales = grid.symmetric_scales(values, 1)
+        turned = channel_axis(node) == 0
         # A product needs the weights with one column per output; a transposed Gemm holds one row.
-        stem = f"{weights}:columns"
+        values, stem = (values.T, f"{weights}:turned") if turned else (values, f"{weights}:columns")
+        scales = grid.symmetric_scales(values, 1)
         table = self.tables.constant(f"{stem}:quantized", grid.to_int8(values, scales, 1))
         zero = self.tables.constant(f"{stem}:zero", np.zeros(scales.shape, np.int8))
         steps = self.tables.constant(f"{stem}:scale", scales)

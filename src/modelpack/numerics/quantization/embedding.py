@@ -39,8 +39,8 @@ def quantize(model: ModelProto, chosen: Iterable[str]) -> ModelProto:
         table = node.input[0]
         values = onnxfile.array(tensors[table]).astype(np.float32)
         scales = grid.symmetric_scales(values, 0)
-        tables.constant(f"{table}:rows:quantized", grid.to_int8(values, scales, 0))
-        tables.constant(f"{table}:rows:scale", scales[:, None])
+        tables.constant(f"{table}:lookup:quantized", grid.to_int8(values, scales, 0))
+        tables.constant(f"{table}:lookup:scale", scales[:, None])
         nodes += _lookup(node)
     tables.finish(nodes)
     return twin
@@ -49,8 +49,8 @@ def quantize(model: ModelProto, chosen: Iterable[str]) -> ModelProto:
 def _lookup(node: NodeProto) -> list[NodeProto]:
     (table, rows), name = node.input, node.name
     return [
-        helper.make_node("Gather", [f"{table}:rows:quantized", rows], [f"{name}:bytes"], name=f"{name}:bytes"),
-        helper.make_node("Gather", [f"{table}:rows:scale", rows], [f"{name}:scale"], name=f"{name}:scale"),
+        helper.make_node("Gather", [f"{table}:lookup:quantized", rows], [f"{name}:bytes"], name=f"{name}:bytes"),
+        helper.make_node("Gather", [f"{table}:lookup:scale", rows], [f"{name}:scale"], name=f"{name}:scale"),
         helper.make_node("Cast", [f"{name}:bytes"], [f"{name}:float"], name=f"{name}:float", to=TensorProto.FLOAT),
         helper.make_node("Mul", [f"{name}:float", f"{name}:scale"], list(node.output), name=name),
     ]
