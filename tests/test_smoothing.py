@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
+from modelpack.errors import StageError
 from modelpack.numerics import differences, onnxfile, runtime
 from modelpack.numerics.quantization.adjustment import smoothing
 from onnx_support import graph_of, weights
@@ -111,11 +112,31 @@ def test_the_factors_are_those_of_the_paper():
     np.testing.assert_allclose(largest(made, "n"), together, rtol=1e-3)
 
 
-def test_channels_that_are_always_zero_stay():
+def test_a_channel_that_is_always_zero_is_divided_like_the_others():
     model = attention(1, "layer norm")
     inputs = largest(model, "n")
     inputs[3] = 0
-    assert smoothing.factors(model, {"n": inputs}, 0.5)["n"][3] == 1
+    found = smoothing.factors(model, {"n": inputs}, 0.5)["n"]
+    assert found[3] == pytest.approx(np.median(np.delete(found, 3)), rel=1e-6)
+    assert (smoothing.factors(model, {"n": np.zeros(WIDTH)}, 0.5)["n"] == 1).all()
+
+
+@pytest.mark.parametrize("size", [1e-20, 1e-12, 1e12])
+def test_the_size_of_all_values_changes_all_factors_alike(size):
+    model = attention(1, "layer norm")
+    inputs = largest(model, "n").astype(np.float64)
+    inputs[3] = 0
+    one, other = (smoothing.factors(model, {"n": inputs * by}, 0.5)["n"] for by in (1.0, size))
+    np.testing.assert_allclose(other, one * np.sqrt(size), rtol=1e-5)
+
+
+def test_a_factor_stays_near_the_others():
+    model = attention(1, "layer norm")
+    inputs = np.ones(WIDTH)
+    inputs[:2] = 1e-20, 1e20
+    found = smoothing.factors(model, {"n": inputs}, 0.5)["n"]
+    middle = np.median(found)
+    np.testing.assert_allclose(found[:2], [middle * smoothing.SMALLEST, middle / smoothing.SMALLEST], rtol=1e-5)
 
 
 def changed(what):
@@ -157,3 +178,18 @@ def test_what_cannot_be_divided_is_left_alone_with_the_reason(what, reason):
 
 def test_only_inputs_of_chosen_layers_count():
     assert smoothing.channels(attention(1, "layer norm"), ["other"]) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "said"),
+    [
+        ("n", WIDTH - 1, f"it has {WIDTH} channels"),
+        ("q", WIDTH, "no matrix product with constant weights reads it"),
+        ("nowhere", WIDTH, "no matrix product with constant weights reads it"),
+        ("x", WIDTH, "it is an input of the model"),
+    ],
+)
+def test_factors_that_do_not_fit_the_model_are_refused(name, count, said):
+    with pytest.raises(StageError, match=f"'{name}' do not fit: {said}") as caught:
+        smoothing.smoothed(attention(0, "product"), {name: np.ones(count, np.float32)})
+    assert (caught.value.where, caught.value.then) == ("calibration", "calibrate again")

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
+from modelpack.errors import StageError
 from modelpack.numerics import onnxfile
 from modelpack.numerics.quantization.layers import channel_axis
 
@@ -36,7 +37,7 @@ PRODUCTS = frozenset({"MatMul", "Gemm"})
 """Operators whose inputs are smoothed."""
 
 SMALLEST = 1e-5
-"""Bounds of a factor are this and its inverse."""
+"""Bounds of a factor are this and its inverse, times the tensor's median factor: only ratios of channels matter."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def factors(
         alpha: How much moves: 0 leaves the weights as even as can be, 1 the activations.
 
     Returns:
-        Tensor → factors, ``(channels,)``.
+        Tensor → factors, ``(channels,)``; the median one for channels that are always zero.
     """
     graph = _Graph(model)
     found = {}
@@ -104,9 +105,12 @@ def factors(
         inputs = values.astype(np.float64)
         weights = np.max([graph.rows(node) for node in graph.products(name)], axis=0)
         alive = (inputs > 0) & (weights > 0)
-        ones = np.ones_like(inputs)
-        moved = np.where(alive, inputs, ones) ** alpha / np.where(alive, weights, ones) ** (1 - alpha)
-        found[name] = np.clip(moved, SMALLEST, 1 / SMALLEST).astype(np.float32)
+        moved = inputs[alive] ** alpha / weights[alive] ** (1 - alpha)
+        usual = float(np.median(moved)) if moved.size else 1.0
+        # A dead channel takes the usual factor, not 1: beside far smaller ones, its weights alone would set the grid.
+        by = np.full_like(inputs, usual)
+        by[alive] = np.clip(moved, usual * SMALLEST, usual / SMALLEST)
+        found[name] = by.astype(np.float32)
     return found
 
 
@@ -119,12 +123,15 @@ def smoothed(model: ModelProto, found: Mapping[str, NDArray[np.float32]]) -> Mod
 
     Returns:
         A new model with the same outputs.
+
+    Raises:
+        StageError: When factors are of a tensor that cannot be smoothed, or not one per channel.
     """
     twin = onnxfile.copied(model)
     graph = _Graph(twin)
     tensors = {item.name: item for item in twin.graph.initializer}
     for name, values in found.items():
-        by, place = values.astype(np.float64), graph.place(name)
+        by, place = values.astype(np.float64), graph.divided(name, values.size)
         for constant, axis in place.folded:
             _scale(tensors[constant], 1 / by, axis)
         for node in graph.products(name):
@@ -190,6 +197,8 @@ class _Graph:
         """Say whether and how a tensor can be divided."""
         products = self.products(name)
         layers = tuple(node.name for node in products)
+        if not products:
+            return Place(name, layers, "no matrix product with constant weights reads it")
         others = len(self.readers.get(name, [])) - len(products)
         shared = next((node.input[1] for node in products if len(self.readers[node.input[1]]) > 1), None)
         if shared is not None:
@@ -203,6 +212,23 @@ class _Graph:
         if isinstance(folded, str):
             return Place(name, layers, folded)
         return Place(name, layers, "", tuple(folded), others)
+
+    def divided(self, name: str, count: int) -> Place:
+        """Say how a tensor is divided by so many factors.
+
+        Raises:
+            StageError: When it cannot be.
+        """
+        place = self.place(name)
+        size = 0 if place.reason else self.rows(self.products(name)[0]).size
+        if size != count:
+            why = place.reason or f"it has {size} channels"
+            raise StageError(
+                f"the calibration's {count} factors of '{name}' do not fit: {why}",
+                where="calibration",
+                then="calibrate again",
+            )
+        return place
 
     def _folded(self, name: str, size: int) -> list[tuple[str, int]] | str:
         """List the constants that divide a tensor's channels, or say why there are none."""
