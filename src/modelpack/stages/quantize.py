@@ -80,15 +80,15 @@ def quantize(config: QuantizeConfig, job: Job) -> None:
     after = made.outcome.model
     onnxfile.write(after, job.out)
     (job.out / "signature.json").write_bytes(job.source.file("signature.json").read_bytes())
-    _report(made, config, job)
+    on_purpose = _on_purpose(made, config)
+    _report(made, on_purpose, job)
     real = config.data is not None
     feeds = evidence.read("compare outputs", None) if real else rows.examples(None, inputs, 16, job.seed)
     _compare(engine.fidelity(before, after, feeds, inputs, job.device), before.graph.output[0].name, job)
     if config.verify:
         few = list(evidence.read("examine", 8)) if real else rows.examples(None, inputs, 8, job.seed)
         made_up = not real or config.data in job.synthetic
-        left_out = _on_purpose(made, config)
-        subject = checks.Subject(after, inputs, few, before, job.device, made_up=made_up, left_out=left_out)
+        subject = checks.Subject(after, inputs, few, before, job.device, made_up=made_up, left_out=on_purpose)
         _examine(subject, made, config, job)
 
 
@@ -218,7 +218,7 @@ def _warn(config: QuantizeConfig, job: Job) -> None:
         job.note("dynamic ranges span a whole batch: a row's outputs change a little with the rows beside it")
 
 
-def _report(made: Result, config: QuantizeConfig, job: Job) -> None:
+def _report(made: Result, on_purpose: frozenset[str], job: Job) -> None:
     """Say what the method has to tell, and which layers were quantized."""
     job.metric("quantize_shrink", made.shrunk)
     for name, figure in made.outcome.metrics.items():
@@ -229,4 +229,4 @@ def _report(made: Result, config: QuantizeConfig, job: Job) -> None:
         job.note(note)
     for warning in made.outcome.warnings:
         job.warn(warning)
-    remarks.layers(made.layers, job, _on_purpose(made, config))
+    remarks.layers(made.layers, job, on_purpose)
