@@ -200,6 +200,31 @@ def tied() -> nn.Module:
     return Tied()
 
 
+class Causal(nn.Module):
+    """Attention as decoders have it: what must not be seen is hidden by the least float, as a constant and by a mask."""
+
+    def __init__(self, width: int, length: int) -> None:
+        super().__init__()
+        self.words = nn.Embedding(50, width)
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.head = nn.Linear(width, 5)
+        future = torch.full((1, length, length), torch.finfo(torch.float32).min).triu(1)
+        self.register_buffer("future", future, persistent=False)
+
+    def forward(self, input_ids, attention_mask):
+        x, length = self.words(input_ids), input_ids.shape[1]
+        scores = self.query(x) @ self.key(x).transpose(-1, -2) + self.future[:, :length, :length]
+        least = torch.tensor(torch.finfo(torch.float32).min)
+        absent = (1.0 - attention_mask.to(x.dtype)) * least
+        shares = torch.max(scores + absent[:, None, :], least).softmax(-1)
+        return self.head(shares @ self.value(x))
+
+
+def causal(width: int = 32, length: int = 64) -> nn.Module:
+    """One layer of attention to what came before."""
+    return Causal(width, length)
+
+
 IMAGE = {"image": {"shape": ["batch", 1, 16, 16]}}
 TOKENS = {
     "input_ids": {"shape": ["batch", "sequence"], "dtype": "int64", "range": [0, 49]},

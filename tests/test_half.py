@@ -3,16 +3,18 @@
 import ml_dtypes
 import numpy as np
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
+import nets
 from modelpack.errors import StageError
 from modelpack.numerics import graph, onnxfile, runtime
 from modelpack.numerics.quantization import engine, layers, operators
 from modelpack.numerics.quantization.rewriting.prepare import prepare
 from modelpack.numerics.quantization.settings import Evidence, Settings
+from modelpack.stages.export import export
 from modelpack.stages.quantize import quantize as quantize_stage
 from modelpack.stages.quantize_config import QuantizeConfig
-from onnx_support import graph_of, onnx_artifact, weights
+from onnx_support import graph_of, onnx_artifact, torch_artifact, weights
 from support import Rows, run_stage
 
 FLOAT = TensorProto.FLOAT
@@ -117,6 +119,40 @@ def test_the_first_layer_whose_values_do_not_fit_is_named():
     assert "bfloat16" in told.value.then
     fits = made_of(proto, "bfloat16", [X])
     assert np.isfinite(run(fits.model)["y"]).all()
+
+
+def test_numbers_that_hide_positions_become_the_lowest(tmp_path):
+    """The least float32 as exporters leave it: whole triangles of it, single ones, and what limits the sum of both."""
+    net = torch_artifact(tmp_path, "nets.py:causal", nets.TOKENS)
+    proto = onnxfile.read(run_stage(tmp_path, export, {}, model=net).file("model.onnx"))
+    ids = np.random.default_rng(0).integers(0, 50, (4, 12))
+    feed = {"input_ids": ids, "attention_mask": (np.arange(12) < [[12], [9], [5], [1]]).astype(np.int64)}
+    made = made_of(proto, "float16", [feed])
+    (note,) = made.notes
+    floats = [item for item in proto.graph.initializer if item.data_type == FLOAT]
+    beyond = [item for item in floats if np.abs(onnxfile.array(item)).max() > 65504]
+    assert [item.dims[:] for item in beyond] == [[1, 64, 64], []]
+    names = ", ".join(item.name for item in beyond)
+    assert note == f"numbers beyond float16 became its largest or lowest, ±65504: {names}"
+    np.testing.assert_allclose(run(made.model, feed)["output"], run(proto, feed)["output"], atol=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("operator", "value"),
+    [
+        ("Add", np.full(64, 1e5)),  # nothing below zero hides
+        ("Add", np.linspace(-1e5, 0, 64)),  # other numbers than zeros beside the deep ones
+        ("MatMul", np.full((64, 64), -1e5)),  # deep numbers that are multiplied with values
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(operator, value):
+    middle = helper.make_node(operator, ["v0", "large"], ["v1"], name="middle")
+    proto = chain("Relu")
+    proto.graph.node[1].CopyFrom(middle)
+    proto.graph.initializer.append(numpy_helper.from_array(value.astype(np.float32), "large"))
+    with pytest.raises(StageError, match=r"magnitude 1e\+05 does not fit into float16") as told:
+        made_of(proto, "float16")
+    assert told.value.where == "large"
 
 
 # Bfloat16

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +12,7 @@ from modelpack.errors import StageError
 from modelpack.numerics import graph as graphs
 from modelpack.numerics import onnxfile, runtime
 from modelpack.numerics.quantization import operators
+from modelpack.numerics.quantization.calibration import masks
 from modelpack.numerics.quantization.calibration.measure import measure
 from modelpack.numerics.quantization.settings import Outcome
 from modelpack.numerics.silence import quiet
@@ -52,6 +52,7 @@ def quantize(model: ModelProto, found: Sequence[Layer], settings: Settings, evid
     apart = {layer.name for layer in found if not layer.quantized} | operators.named(model, settings.keep_operators)
     only = operators.without_float16(model)
     apart |= {name for names in only.values() for name in names}
+    beyond = _beyond(model, frozenset(apart))
     made = converted(model, apart)
     # Its rules for float16 on processors are young: some graphs crash the whole process instead of failing.
     with onnxfile.loadable(made) as place:
@@ -61,8 +62,10 @@ def quantize(model: ModelProto, found: Sequence[Layer], settings: Settings, evid
                 then="use `method: static` or `method: dynamic`, or exclude layers",
             )
     _check_values(model, apart, evidence)
-    notes = (f"stay float32, since onnxruntime has them in no other type: {', '.join(only)}",) if only else ()
-    return Outcome(made, notes=notes)
+    notes = [f"stay float32, since onnxruntime has them in no other type: {', '.join(only)}"] if only else []
+    if beyond:
+        notes.append(f"numbers beyond float16 became its largest or lowest, ±{LARGEST:g}: {', '.join(beyond)}")
+    return Outcome(made, notes=tuple(notes))
 
 
 def _check_values(model: ModelProto, apart: Collection[str], evidence: Evidence) -> None:
@@ -109,10 +112,9 @@ def converted(model: ModelProto, left_alone: Iterable[str]) -> ModelProto:
         A new model; the given one stays as it is.
 
     Raises:
-        StageError: When a weight is too large for float16, or the converter fails.
+        StageError: When the converter fails.
     """
     apart = frozenset(left_alone)
-    _check_magnitudes(model, apart)
     try:
         with quiet():
             fresh: ModelProto = float16.convert_float_to_float16(
@@ -171,19 +173,29 @@ def _with_own_weights(model: ModelProto, apart: frozenset[str]) -> ModelProto:
     return model
 
 
-def _check_magnitudes(model: ModelProto, apart: frozenset[str]) -> None:
-    # Single numbers may be "minus infinity" of an attention mask, which float16 has under another value.
-    read = {name for node in model.graph.node if node.name not in apart for name in node.input}
+def _beyond(model: ModelProto, apart: frozenset[str]) -> list[str]:
+    """Name the constants that the converter cuts off at float16's ends: single numbers, and what hides positions.
+
+    Raises:
+        StageError: For any other constant that float16 does not hold.
+    """
+    read = {name for node in model.graph.node if not _stays(node, apart) for name in node.input}
+    hiding, found = masks.constants(model), []
     for tensor in model.graph.initializer:
-        if tensor.data_type != onnx.TensorProto.FLOAT or math.prod(tensor.dims) < 2 or tensor.name not in read:
+        if tensor.data_type != onnx.TensorProto.FLOAT or tensor.name not in read:
             continue
-        largest = float(np.abs(onnxfile.array(tensor).astype(np.float64)).max())
-        if np.isfinite(largest) and largest > LARGEST:
+        values = np.abs(onnxfile.array(tensor).astype(np.float64))
+        largest = float(values.max(initial=0.0, where=np.isfinite(values)))
+        if largest <= LARGEST:
+            continue
+        if values.size > 1 and tensor.name not in hiding:
             raise StageError(
                 f"a weight of magnitude {largest:.3g} does not fit into float16 (largest {LARGEST:g})",
                 where=tensor.name,
                 then="exclude the layers that use it",
             )
+        found.append(tensor.name)
+    return found
 
 
 def _turn_casts(model: ModelProto, own: set[str]) -> None:

@@ -27,8 +27,8 @@ _FEW = 2
 """Rows that tell a tensor's shape."""
 
 _MOVERS = frozenset(
-    {"Cast", "Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Tile",
-     "Transpose", "Unsqueeze"}
+    {"Cast", "Clip", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Tile",
+     "Transpose", "Trilu", "Unsqueeze"}
 )  # fmt: skip
 
 
@@ -145,14 +145,19 @@ def floors(model: ModelProto) -> dict[str, float]:
     return found
 
 
+def constants(model: ModelProto) -> set[str]:
+    """Name the constants that do nothing but hide positions: `floors` begin there, and no node reads them otherwise."""
+    deep = {name for name, tensor in onnxfile.constants(model.graph).items() if _least(tensor) is not None}
+    otherwise = {name for node in model.graph.node for name in {*node.input} - {*_hidden_by(node)}}
+    return deep - otherwise
+
+
 def _hidden_by(node: NodeProto) -> Sequence[str]:
     """List the inputs of a node whose deep numbers reach its output."""
     match node.op_type:
         case "Where":
             return list(node.input[1:])
-        case "Add" | "Sub" | "Mul":
-            return list(node.input)
-        case "Concat":
+        case "Add" | "Sub" | "Mul" | "Max" | "Min" | "Concat":
             return list(node.input)
         case operator if operator in _MOVERS:
             return list(node.input[:1])
