@@ -10,12 +10,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from modelpack.numerics import qat, rows, tracing
+from modelpack.numerics import grid, qat, rows, tracing
 from modelpack.numerics.calling import call
 from modelpack.numerics.fake_quantization import rounding
-from modelpack.numerics.fake_quantization.quantizers import Grid
 from modelpack.numerics.qat import folding, writing
-from modelpack.numerics.quantization import grid
 from modelpack.tensors import TensorSpec
 
 torch.set_num_threads(1)
@@ -55,7 +53,7 @@ def test_rounded_weights_are_those_of_the_graph_and_tell_their_scales(seed, axis
 @settings(max_examples=100, deadline=None)
 @given(SCALES, st.integers(0, 255))
 def test_the_inserter_finds_exactly_the_learned_grid(scale, zero_point):
-    extent = writing._extent(Grid(float(np.float32(scale)), zero_point))
+    extent = writing._extent(grid.Grid(np.float32(scale), np.uint8(zero_point)))
     found = grid.asymmetric(extent.low, extent.high)
     assert (found.scale, int(found.zero_point)) == (np.float32(scale), zero_point)
 

@@ -10,8 +10,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from exported import WIDE
 from modelpack.errors import StageError
-from modelpack.numerics import graph, onnxfile, optimize, rows, runtime
-from modelpack.numerics.quantization import embedding, engine, grid, layers, qdq
+from modelpack.numerics import graph, grid, onnxfile, optimize, rows, runtime
+from modelpack.numerics.quantization import embedding, engine, layers, qdq
 from modelpack.numerics.quantization.rewriting import prepare
 from modelpack.numerics.quantization.settings import Evidence, Settings
 from modelpack.stages.optimize import optimize as optimize_stage

@@ -8,8 +8,8 @@ from onnx import TensorProto, helper, numpy_helper
 from pydantic import ValidationError
 
 from modelpack.errors import StageError
-from modelpack.numerics import differences, onnxfile, rows, runtime
-from modelpack.numerics.quantization import grid, layers, qdq
+from modelpack.numerics import differences, grid, onnxfile, rows, runtime
+from modelpack.numerics.quantization import layers, qdq
 from modelpack.numerics.quantization.correction import fast_bias, reconstruction, rounding, samples, subject
 from modelpack.numerics.quantization.correction.padding import Padding
 from modelpack.numerics.quantization.correction.subject import Bias

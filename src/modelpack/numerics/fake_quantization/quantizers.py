@@ -17,7 +17,10 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from modelpack import canonical
+from modelpack.numerics.grid import Grid
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,20 +62,12 @@ class Places:
 
 
 @dataclass(frozen=True)
-class Grid:
-    """Unsigned bytes: ``real = scale * (integer - zero_point)``; `scale` is a float32 value."""
-
-    scale: float
-    zero_point: int
-
-
-@dataclass(frozen=True)
 class Quantizers:
     """Where values are rounded, and how.
 
     Attributes:
         places: Where.
-        grids: ONNX value → its grid.
+        grids: ONNX value → its grid of unsigned bytes.
     """
 
     places: Places
@@ -88,7 +83,10 @@ class Quantizers:
                 name: {"node": spot.node, "readers": spot.readers and list(spot.readers), "grid": spot.grid}
                 for name, spot in places.activations.items()
             },
-            "grids": {name: {"scale": grid.scale, "zero_point": grid.zero_point} for name, grid in self.grids.items()},
+            "grids": {
+                name: {"scale": float(grid.scale), "zero_point": int(grid.zero_point)}
+                for name, grid in self.grids.items()
+            },
             "weights": dict(places.weights),
         }
         (out / NAME).write_bytes(canonical.encode(body))
@@ -103,5 +101,5 @@ def read(path: Path) -> Quantizers:
     }
     return Quantizers(
         Places(body["opset"], tuple((value, path) for value, path in body["layers"]), activations, body["weights"]),
-        {name: Grid(item["scale"], item["zero_point"]) for name, item in body["grids"].items()},
+        {name: Grid(np.float32(item["scale"]), np.uint8(item["zero_point"])) for name, item in body["grids"].items()},
     )

@@ -114,7 +114,7 @@ def restored(traced: Traced, quantizers: Quantizers) -> Quantized:
         StageError: When the program lacks a value that is to be rounded.
     """
     places = quantizers.places
-    bytes_ = {name: FixedBytes(grid.scale, grid.zero_point) for name, grid in quantizers.grids.items()}
+    bytes_ = {name: FixedBytes(float(grid.scale), int(grid.zero_point)) for name, grid in quantizers.grids.items()}
     channels = {name: Channels(axis) for name, axis in places.weights.items()}
     return Quantized(traced, _program(traced, places, bytes_, channels), bytes_, channels, quantizers)
 

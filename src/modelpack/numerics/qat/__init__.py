@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,7 +24,8 @@ from modelpack.errors import StageError
 from modelpack.numerics import export, models, tracing
 from modelpack.numerics.calling import call
 from modelpack.numerics.fake_quantization import rounding, twin
-from modelpack.numerics.fake_quantization.quantizers import Grid, Quantizers
+from modelpack.numerics.fake_quantization.quantizers import Quantizers
+from modelpack.numerics.grid import Grid
 from modelpack.numerics.qat import folding, places
 
 if TYPE_CHECKING:
@@ -184,7 +186,7 @@ def finish(prepared: Prepared, student: Quantized) -> Quantizers:
     grids = {}
     for name, rounder in student.bytes.items():
         scale, zero_point = rounder.grid()
-        grids[name] = Grid(float(scale), int(zero_point))
+        grids[name] = Grid(np.float32(float(scale)), np.uint8(int(zero_point)))
     places, module = prepared.found.places, prepared.module
     scales = {}
     for name, weighing in student.channels.items():
@@ -192,7 +194,7 @@ def finish(prepared: Prepared, student: Quantized) -> Quantizers:
         weights.copy_(weighing(weights))
         scales[name] = weighing.scales(weights)
     for name, (value, path) in prepared.found.biases.items():
-        _settle(module.get_parameter(name), scales[path].double() * grids[places.activations[value].grid].scale)
+        _settle(module.get_parameter(name), scales[path].double() * float(grids[places.activations[value].grid].scale))
     return Quantizers(places, grids)
 
 

@@ -146,7 +146,7 @@ def _step(name: str, cases: Sequence[Case], quantizers: Quantizers) -> float:
     """Give the step of an output: of its grid, or of the one that 256 steps over its values would be."""
     spot = quantizers.places.activations.get(name)
     if spot is not None:
-        return quantizers.grids[spot.grid].scale
+        return float(quantizers.grids[spot.grid].scale)
     if not np.issubdtype(cases[0].expected[name].dtype, np.floating):
         return 0.0
     values = [case.expected[name] for case in cases]
@@ -188,5 +188,6 @@ class _Following(fx.Interpreter):
             return value
         quantizers = self.student.grids()
         grid = quantizers.grids[quantizers.places.activations[name].grid]
-        self.seen[name] = (value.double() / grid.scale).round().long().numpy() + grid.zero_point
-        return (torch.from_numpy(self.given[name].astype(np.float32)) - grid.zero_point) * grid.scale
+        scale, zero_point = float(grid.scale), int(grid.zero_point)
+        self.seen[name] = (value.double() / scale).round().long().numpy() + zero_point
+        return (torch.from_numpy(self.given[name].astype(np.float32)) - zero_point) * scale

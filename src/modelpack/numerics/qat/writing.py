@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
     from modelpack.numerics.export import Exported
-    from modelpack.numerics.fake_quantization.quantizers import Grid, Quantizers
+    from modelpack.numerics.fake_quantization.quantizers import Quantizers
     from modelpack.numerics.fake_quantization.twin import Quantized
+    from modelpack.numerics.grid import Grid
     from modelpack.numerics.quantization.qdq import Marks
 
 
@@ -68,4 +69,5 @@ def _marks(model: ModelProto, chosen: Sequence[str], quantizers: Quantizers) -> 
 
 def _extent(grid: Grid) -> Extent:
     """Give the range whose 256 steps are a grid; exact, since both bounds are whole numbers of steps."""
-    return Extent((0 - grid.zero_point) * grid.scale, (255 - grid.zero_point) * grid.scale)
+    scale, zero_point = float(grid.scale), int(grid.zero_point)
+    return Extent((0 - zero_point) * scale, (255 - zero_point) * scale)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
-from modelpack.numerics import onnxfile
-from modelpack.numerics.quantization import embedding, grid
+from modelpack.numerics import grid, onnxfile
+from modelpack.numerics.quantization import embedding
 from modelpack.numerics.quantization.layers import channel_axis
 from modelpack.numerics.quantization.settings import Outcome
 from modelpack.numerics.quantization.tables import Tables

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from modelpack.numerics import onnxfile
-from modelpack.numerics.quantization import grid
+from modelpack.numerics import grid, onnxfile
 from modelpack.numerics.quantization.tables import Tables
 
 if TYPE_CHECKING:

@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from modelpack import device as devices
-from modelpack.numerics.quantization import grid
+from modelpack.numerics import grid
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from modelpack.numerics.quantization.grid import Grid, Integer
+    from modelpack.numerics.grid import Grid, Integer
     from modelpack.numerics.quantization.settings import Target
 
 Name = Literal["vnni", "amx", "avx2", "neon", "cuda"]

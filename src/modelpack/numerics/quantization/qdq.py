@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
-from modelpack.numerics import onnxfile
-from modelpack.numerics.quantization import grid, kernels
+from modelpack.numerics import grid, onnxfile
+from modelpack.numerics.quantization import kernels
 from modelpack.numerics.quantization.hardware import PROFILES
 from modelpack.numerics.quantization.layers import channel_axis
 from modelpack.numerics.quantization.rewriting.composites import COMPOSED
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from modelpack.numerics.grid import Grid
     from modelpack.numerics.quantization.extent import Extent
-    from modelpack.numerics.quantization.grid import Grid
     from modelpack.numerics.quantization.hardware import Profile
 
 WIDE_OPSET = 21

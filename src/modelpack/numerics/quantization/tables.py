@@ -13,8 +13,7 @@ import ml_dtypes
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
-from modelpack.numerics import onnxfile
-from modelpack.numerics.quantization import grid
+from modelpack.numerics import grid, onnxfile
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -9,8 +9,8 @@ import numpy as np
 from onnx import TensorProto, numpy_helper
 
 from modelpack.numerics import onnxfile
+from modelpack.numerics.grid import BIAS_LIMIT
 from modelpack.numerics.quantization.correction import samples
-from modelpack.numerics.quantization.grid import BIAS_LIMIT
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -13,8 +13,8 @@ import numpy as np
 from onnx import ModelProto, NodeProto, numpy_helper
 
 from modelpack.numerics import onnxfile
+from modelpack.numerics.grid import SMALLEST_SCALE
 from modelpack.numerics.quantization.correction import samples
-from modelpack.numerics.quantization.grid import SMALLEST_SCALE
 from modelpack.numerics.quantization.saturation import pairs
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """The grids of integers that real numbers are rounded to: ``real = scale * (integer - zero_point)``.
 
-Activations take the integers that the hardware multiplies fastest (`hardware`), weights signed bytes around zero (ONNX
-``QuantizeLinear``, opset 13 and later; 16-bit integers from opset 21 on).
+Activations take the integers that the hardware multiplies fastest (`quantization.hardware`), weights signed bytes
+around zero (ONNX ``QuantizeLinear``, opset 13 and later; 16-bit integers from opset 21 on).
 """
 
 from __future__ import annotations
