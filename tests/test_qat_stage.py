@@ -67,10 +67,10 @@ def data_for(inputs, count=48, batch=16, seed=3):
 SMALL = {"cnn": {"width": 8}, "encoder": {"layers": 1}}
 
 
-def source(root, factory, inputs):
+def source(root, factory, inputs, **arguments):
     (root / "factories.py").write_text(FACTORIES)
     if factory in SMALL:
-        return torch_artifact(root, f"nets.py:{factory}", inputs, arguments=SMALL[factory])
+        return torch_artifact(root, f"nets.py:{factory}", inputs, arguments={**SMALL[factory], **arguments})
     return torch_artifact(root, f"factories.py:{factory}", inputs, base=root)
 
 
@@ -149,6 +149,17 @@ def test_the_graph_is_standard_qdq_that_onnxruntime_computes_in_integers(cnn):
     fused = {node.op_type for node in optimize.by_onnxruntime(cnn.graph).graph.node}
     assert {"QLinearConv", "QGemm", "QLinearAdd"} <= fused
     assert not fused & {"Conv", "FusedConv", "Gemm", "Add", "Relu", "Clip", "DequantizeLinear"}
+
+
+def test_the_channels_of_pictures_are_padded_for_the_kernel_that_reads_them_in_place(tmp_path):
+    inputs = {"image": {**nets.IMAGE["image"], "shape": ["batch", 3, 12, 12]}}
+    data = data_for(inputs)
+    made = trained(tmp_path, source(tmp_path, "cnn", inputs, width=16, channels=3), data)
+    graph = exported(tmp_path, made, data)
+    assert graph.metrics["export_lsb_share"] >= 0.999
+    model = onnxfile.read(graph.file("model.onnx"))
+    assert [node.input[0] for node in model.graph.node if node.op_type == "Pad"] == ["image:quantized"]
+    assert onnxfile.array(onnxfile.constants(model.graph)["stem.weight:rows:quantized"]).shape[1] == 4
 
 
 def test_the_artifact_is_data_that_loads_as_the_quantized_model(cnn):

@@ -9,6 +9,8 @@ from modelpack.numerics import onnxfile
 from modelpack.numerics.qat.correspondence import Correspondence
 from modelpack.numerics.quantization import embedding, layers, qdq
 from modelpack.numerics.quantization.extent import Extent
+from modelpack.numerics.quantization.hardware import PROFILES
+from modelpack.numerics.quantization.rewriting import alignment
 from modelpack.numerics.quantization.rewriting.prepare import prepare
 
 if TYPE_CHECKING:
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from modelpack.numerics.fake_quantization.twin import Quantized
     from modelpack.numerics.grid import Grid
     from modelpack.numerics.quantization.qdq import Marks
+
+_PROFILE = PROFILES["vnni"]
+"""What the model was trained for: unsigned bytes, as x86 processors take them."""
 
 
 def write(exported: Exported, student: Quantized) -> ModelProto:
@@ -48,8 +53,9 @@ def write(exported: Exported, student: Quantized) -> ModelProto:
             f"the graph for opset {onnxfile.opset(exported.model)} rounds other values than the model was trained to",
             then=f"set `opset: {quantizers.places.opset}`, for which it was traced",
         )
-    made = qdq.quantize(prepared, chosen, marked, {name: _extent(quantizers.grids[name]) for name in marked.measured})
-    made = onnxfile.unshaped(made)
+    extents = {name: _extent(quantizers.grids[name]) for name in marked.measured}
+    made = qdq.quantize(prepared, chosen, marked, extents, profile=_PROFILE)
+    made = onnxfile.unshaped(alignment.aligned(made, _PROFILE.channels))
     onnxfile.check(made)
     return made
 
