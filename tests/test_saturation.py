@@ -117,6 +117,27 @@ def test_a_portable_model_overflows_nowhere(correction):
     assert any("3 of 4 layers were narrowed" in text for text in made.notes)
 
 
+def test_layers_that_narrowing_others_brings_over_the_edge_are_narrowed_too():
+    def rare(seed):
+        held = np.random.default_rng(seed).uniform(-0.66, 0.66, (16, 16, 3, 3)).astype(np.float32)
+        held[:, 0, 0, 0] = 1.0
+        return held
+
+    tensors = {"one": np.abs(weights(16, 3, 3, 3, seed=54)), "two": rare(154), "three": rare(254)}
+    nodes = [
+        helper.make_node("Conv", ["x", "one"], ["a"], name="one"),
+        helper.make_node("Relu", ["a"], ["b"], name="bend"),
+        helper.make_node("Conv", ["b", "two"], ["c"], name="two"),
+        helper.make_node("Relu", ["c"], ["d"], name="bend again"),
+        helper.make_node("Conv", ["d", "three"], ["y"], name="three"),
+    ]
+    edge = graph_of(nodes, {"x": ([1, 3, 8, 8], TensorProto.FLOAT)}, {"y": [1, 16, 2, 2]}, tensors)
+    assert {item["layer"] for item in quantized(edge, target="avx2").results["overflow"]} == {"one", "two"}
+    made = quantized(edge, target="vnni", portable=True)
+    assert {item["layer"]: item["after"] for item in made.results["overflow"]} == {"one": 0, "two": 0, "three": 0}
+    assert not made.warnings
+
+
 def test_only_the_layers_that_overflow_are_narrowed():
     cold = hot()
     head = next(item for item in cold.graph.initializer if item.name == "head")

@@ -110,14 +110,25 @@ class _Flow:
 
     def correct(self, chosen: Sequence[str]) -> Draft:
         """Insert QDQ pairs, mend what overflows, and correct constants."""
-        plain, profile, settings = self.write(chosen), self.profile, self.settings
-        looked = settings.portable or profile.saturates
-        risky = overflow.found(plain, chosen, profile, self.evidence) if looked else {}
-        if settings.portable and risky:
-            plain = self.write(chosen, risky)
+        plain, risky = self._narrowed(chosen)
         if not self.corrects:
             return Draft(Outcome(plain), risky)
-        return Draft(_corrected(self.model, plain, chosen, settings, self.evidence), risky)
+        return Draft(_corrected(self.model, plain, chosen, self.settings, self.evidence), risky)
+
+    def _narrowed(self, chosen: Sequence[str]) -> tuple[ModelProto, dict[str, float]]:
+        """Insert QDQ pairs; narrow, for a portable model, the weights of layers that overflow, until none does."""
+        plain, risky = self.write(chosen), dict[str, float]()
+        if not (self.settings.portable or self.profile.saturates):
+            return plain, risky
+        while True:
+            found = overflow.found(plain, chosen, self.profile, self.evidence)
+            if found.keys() <= risky.keys():
+                return plain, risky
+            risky = {**found, **risky}
+            if not self.settings.portable:
+                return plain, risky
+            # Narrowed layers give their readers other values, and so may bring those over the edge.
+            plain = self.write(chosen, risky)
 
     def align(self, model: ModelProto) -> ModelProto:
         """Give a graph the form in which it runs."""

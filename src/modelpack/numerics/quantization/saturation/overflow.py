@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from modelpack.errors import listed
 from modelpack.numerics.quantization.rewriting import alignment
 from modelpack.numerics.quantization.saturation import narrowing, pairs
 
@@ -78,29 +79,29 @@ def finished(
         evidence: Rows.
         portable: Whether the layers in `before` were narrowed.
     """
-    made = alignment.aligned(model, profile.channels)
-    after: Mapping[str, float] = before
-    notes: tuple[str, ...] = ()
-    if portable:
-        notes = (
-            f"{len(before)} of {len(chosen)} layers were narrowed, so that no processor's sums of products overflow",
-        )
-    if portable and before:
-        narrowing.tame(made, before)
-        after = found(model=made, chosen=chosen, profile=profile, evidence=evidence)
-    names = sorted({*before, *after}, key=lambda name: -before.get(name, 0.0))
-    table = [{"layer": name, "before": before.get(name, 0.0), "after": after.get(name, 0.0)} for name in names]
-    return Finished(made, table, notes, _warnings(after))
+    made, held = alignment.aligned(model, profile.channels), dict(before)
+    left: Mapping[str, float] = held
+    while portable:
+        narrowing.tame(made, held)
+        left = found(made, chosen, profile, evidence)
+        if left.keys() <= held.keys():
+            break
+        held = {**left, **held}  # a correction brought these over the edge
+    table = [
+        {"layer": name, "before": held[name], "after": left.get(name, 0.0)}
+        for name in sorted(held, key=lambda name: -held[name])
+    ]
+    told = f"{len(held)} of {len(chosen)} layers were narrowed, so that no processor's sums of products overflow"
+    return Finished(made, table, (told,) if portable else (), _warnings(left))
 
 
 def _warnings(left: Mapping[str, float]) -> tuple[str, ...]:
     if not left:
         return ()
     worst = sorted(left, key=lambda name: -left[name])
-    listed = ", ".join(f"{name} ({left[name]:.2g} of its pairs)" for name in worst[:LISTED])
-    more = f" and {len(worst) - LISTED} more" if len(worst) > LISTED else ""
+    named = listed((f"{name} ({left[name]:.2g} of its pairs)" for name in worst), LISTED)
     told = (
-        f"on processors with AVX2 and no VNNI, sums of two products leave 16 bits in {listed}{more}: these give wrong "
+        f"on processors with AVX2 and no VNNI, sums of two products leave 16 bits in {named}: these give wrong "
         "numbers there; `portable: true` prevents it"
     )
     return (told,)
