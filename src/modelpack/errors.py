@@ -131,3 +131,14 @@ def did_you_mean(word: str, candidates: Iterable[str]) -> str:
     if near:
         return f"did you mean '{near[0]}'?"
     return f"one of: {', '.join(known)}" if 0 < len(known) <= 12 else ""
+
+
+def listed(names: Iterable[str], most: int = 3) -> str:
+    """Name some things, and count the rest.
+
+    >>> listed(["a", "b", "c", "d", "e"])
+    'a, b, c and 2 more'
+    """
+    first = list(names)
+    more = len(first) - most
+    return ", ".join(first[:most]) + (f" and {more} more" if more > 0 else "")

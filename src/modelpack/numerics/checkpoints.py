@@ -12,10 +12,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from modelpack.errors import StageError
+from modelpack.errors import StageError, listed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor, nn
@@ -167,6 +167,5 @@ def _table(title: str, lines: Sequence[str]) -> str:
     return f"\n  {len(lines)} {title}:" + "".join(f"\n    {line}" for line in lines[:_SHOWN]) + more
 
 
-def _listed(names: Sequence[str]) -> str:
-    text = ", ".join(f"'{name}'" for name in names[:_SHOWN])
-    return text + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+def _listed(names: Iterable[str]) -> str:
+    return listed((f"'{name}'" for name in names), _SHOWN)

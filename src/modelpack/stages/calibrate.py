@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from modelpack.artifact import Kind
+from modelpack.errors import listed
 from modelpack.stage import DataRef, Job, StageConfig, stage
 
 if TYPE_CHECKING:
@@ -86,15 +87,9 @@ def _report(found: Calibration, job: Job) -> None:
         job.note(f"positions where '{found.mask}' is 0 did not count")
     hidden = {name: seen.left_out for name, seen in found.tensors.items() if seen.left_out}
     if hidden:
-        job.note(f"{sum(hidden.values()):,} numbers that hide positions did not count, in {_some(hidden)}")
+        job.note(f"{sum(hidden.values()):,} numbers that hide positions did not count, in {listed(hidden, 4)}")
     if found.rows == 1:
         job.warn("calibrated on one row: the ranges of other rows will differ, and what exceeds them is clipped")
     constant = [name for name, seen in found.tensors.items() if seen.low >= seen.high]
     if constant:
-        job.warn(f"activations that never change have no range to measure: {_some(constant)}")
-
-
-def _some(names: Iterable[str]) -> str:
-    listed = list(names)
-    more = f", and {len(listed) - 4} more" if len(listed) > 4 else ""
-    return f"{', '.join(listed[:4])}{more}"
+        job.warn(f"activations that never change have no range to measure: {listed(constant, 4)}")

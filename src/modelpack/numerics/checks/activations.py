@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from modelpack.errors import listed
 from modelpack.numerics import onnxfile
-from modelpack.numerics.checks.finding import failed, listed, passed, unchecked
+from modelpack.numerics.checks.finding import failed, passed, unchecked
 from modelpack.numerics.stored import INTEGER, Reader
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from onnx import numpy_helper
 
-from modelpack.errors import StageError
+from modelpack.errors import StageError, listed
 from modelpack.numerics import onnxfile, runtime
-from modelpack.numerics.checks.finding import failed, listed, passed, unchecked
+from modelpack.numerics.checks.finding import failed, passed, unchecked
 from modelpack.numerics.checks.subject import energies, opened, real
 from modelpack.numerics.measure.comparison import decibels
 from modelpack.numerics.quantization.rewriting.prepare import prepare

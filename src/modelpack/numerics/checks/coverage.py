@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from modelpack.numerics.checks.finding import failed, listed, passed, unchecked
+from modelpack.errors import listed
+from modelpack.numerics.checks.finding import failed, passed, unchecked
 
 if TYPE_CHECKING:
     from modelpack.numerics.checks.finding import Finding

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from modelpack.errors import listed
 from modelpack.numerics import onnxfile
-from modelpack.numerics.checks.finding import failed, listed, passed, unchecked
+from modelpack.numerics.checks.finding import failed, passed, unchecked
 from modelpack.numerics.stored import bits, kind_of
 
 if TYPE_CHECKING:

@@ -49,13 +49,3 @@ def warned(cause: str, remedy: str, where: str = "") -> Finding:
 def unchecked(why: str) -> Finding:
     """Say why nothing can be said."""
     return Finding("not checked", why)
-
-
-def listed(names: list[str], most: int = 3) -> str:
-    """Name some things, and count the rest.
-
-    >>> listed(["a", "b", "c", "d", "e"])
-    'a, b, c and 2 more'
-    """
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from modelpack.errors import listed
 from modelpack.numerics import onnxfile
-from modelpack.numerics.checks.finding import failed, listed, passed
+from modelpack.numerics.checks.finding import failed, passed
 from modelpack.numerics.stored import kind_of, nbytes
 
 if TYPE_CHECKING:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from modelpack.errors import listed
 from modelpack.numerics import onnxfile
-from modelpack.numerics.checks.finding import failed, listed, passed, unchecked, warned
+from modelpack.numerics.checks.finding import failed, passed, unchecked, warned
 from modelpack.numerics.quantization import hardware
 from modelpack.numerics.quantization.saturation.pairs import shares
 from modelpack.numerics.stored import kind_of

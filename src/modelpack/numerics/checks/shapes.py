@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from modelpack.errors import listed
 from modelpack.numerics import onnxfile
-from modelpack.numerics.checks.finding import failed, listed, passed, unchecked
+from modelpack.numerics.checks.finding import failed, passed, unchecked
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

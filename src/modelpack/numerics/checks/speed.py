@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from modelpack.errors import StageError
+from modelpack.errors import StageError, listed
 from modelpack.numerics import rows
-from modelpack.numerics.checks.finding import failed, listed, passed, unchecked, warned
+from modelpack.numerics.checks.finding import failed, passed, unchecked, warned
 from modelpack.numerics.measure import timing
 from modelpack.numerics.measure.statistics import Ratio, ratio
 from modelpack.numerics.quantization import hardware, unpacked
