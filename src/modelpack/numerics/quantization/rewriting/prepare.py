@@ -92,7 +92,7 @@ def raised(model: ModelProto, opset: int) -> ModelProto:
             f"{runtime.reason(error)}",
             then="export the model again with a newer opset",
         ) from error
-    made.ir_version = max(made.ir_version, onnx.helper.find_min_ir_version_for(made.opset_import))
+    made.ir_version = max(made.ir_version, onnx.helper.find_min_ir_version_for(made.opset_import, ignore_unknown=True))
     return made
 
 
