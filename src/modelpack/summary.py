@@ -34,6 +34,8 @@ ALONE = (
     ("agreement", "agreement"),
     ("cosine", "cosine"),
     ("signal to noise", "sqnr_db"),
+    ("agreement when quantized", "quantize_agreement"),
+    ("signal to noise when quantized", "quantize_sqnr_db"),
     ("spearman of pairs", "spearman_pairs"),
     ("speedup", "speedup"),
 )
