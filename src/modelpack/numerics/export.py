@@ -47,17 +47,10 @@ class Exported:
 def export(
     module: nn.Module, example: Feed, inputs: Mapping[str, TensorSpec], outputs: Mapping[str, Any], opset: int
 ) -> Exported:
-    """Translate a module into an ONNX graph.
-
-    Args:
-        module: On the CPU, in evaluation mode.
-        example: Inputs to trace with; named dimensions have at least two entries, since one would be taken as fixed.
-        inputs: The inputs; dimensions with the same name are the same size.
-        outputs: Output name → ``{"shape", "dtype"}``.
-        opset: Version of the standard operators.
+    """Translate a module into an ONNX graph; takes what `tracing.capture` takes.
 
     Raises:
-        StageError: When torch cannot export the module, with torch's reason.
+        StageError: When torch cannot export the module, with torch's reason, or only for another opset or one size.
     """
     program = capture(module, example, inputs, outputs, opset)
     model = program.model_proto
