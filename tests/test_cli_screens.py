@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from commands import Shell, install_copy, write_recipe
-from modelpack import registry, summary
+from modelpack import registry
 from modelpack.cli import command, console, details, output, quantities, tables
 from modelpack.events import BudgetChecked, Metric, Note, Progress, RunFinished, RunStarted, StepFinished, StepStarted
 from modelpack.record import StepRun
+from modelpack.summary import changes
 
 NAMES = [name for entries in command.CONTENTS.values() for name, _, _ in entries]
 
@@ -176,9 +177,9 @@ def test_figures_carry_their_unit(name, value, text):
 def test_what_quantizing_cost_is_told_where_no_step_evaluates():
     first = StepRun("export", "export", "onnx", "a", "a", False, 1.0, {"model_bytes": 400})
     told = {"model_bytes": 100, "quantize_agreement": 0.98, "quantize_sqnr_db": 30.0}
-    changes = summary.changes([first, StepRun("quantize", "quantize", "onnx", "b", "b", False, 1.0, told)])
-    assert [(item.metric, item.after) for item in changes] == list(told.items())
-    assert [quantities.figure(item.metric, item.after) for item in changes] == ["100 B", "98.0 %", "30.0 dB"]
+    found = changes([first, StepRun("quantize", "quantize", "onnx", "b", "b", False, 1.0, told)])
+    assert [(item.metric, item.after) for item in found] == list(told.items())
+    assert [quantities.figure(item.metric, item.after) for item in found] == ["100 B", "98.0 %", "30.0 dB"]
 
 
 def test_rows_inside_a_result_are_a_table_with_units_and_short_digests():
