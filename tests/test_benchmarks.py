@@ -17,7 +17,7 @@ import onnx
 import pytest
 from onnx import helper
 
-from modelpack import recipe
+from modelpack import recipe, usercode
 from modelpack.numerics import graph
 from onnx_support import graph_of, weights
 
@@ -157,6 +157,11 @@ def test_every_task_has_methods_of_ours_and_of_others_and_none_is_listed_twice(m
         names = [method.name for method in methods.METHODS if task.kind in method.kinds]
         assert len(set(names)) == len(names)
         assert {name.split(",")[0] for name in names} >= {"modelpack", "onnxruntime", "NNCF", "onnxsim"}
+
+
+def test_the_network_that_is_only_timed_travels_with_the_blocks_that_it_is_made_of():
+    assert set(usercode.closure("nets.py:resnet18", BENCHMARKS)) == {"nets.py", "fashion/net.py"}
+    assert recipe.load(BENCHMARKS / "resnet18.yaml").name == "resnet18"
 
 
 def test_every_way_to_train_for_rounding_is_a_step_that_is_judged(module, tmp_path):
