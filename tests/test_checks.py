@@ -1,11 +1,12 @@
 """Every failure of the corpus is caught by its own check, and nothing is found where nothing is wrong."""
 
 import contextlib
+from dataclasses import replace
 
 import numpy as np
 import onnx
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper
 
 import failures
 import healthy
@@ -53,7 +54,8 @@ def test_each_failure_is_caught_by_its_own_check(corpus, name):
 
 def test_the_corpus_is_complete():
     assert len(failures.CORPUS) == 12
-    assert {wanted for wanted, _ in failures.CORPUS.values()} == set(checks.CHECKS)
+    # A collapse is what the others are there to explain.
+    assert {wanted for wanted, _ in failures.CORPUS.values()} == set(checks.CHECKS) - {"collapse"}
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +98,36 @@ def test_an_answer_that_is_no_number_is_as_unlike_as_can_be():
     assert likeness(right, np.array([1.0, 2.0, 3.0])) == -200.0
     assert likeness(right, np.array([1.0, 2.0])) == -200.0
     assert likeness(np.zeros(3), np.full(3, 0.1), floor=1.0) == pytest.approx(20.0)
+
+
+def rescaled(case, name):
+    """Lose the scale of a weight on the way."""
+    for item in case.model.graph.initializer:
+        if item.name == f"{name}_scale":
+            item.CopyFrom(numpy_helper.from_array(onnxfile.array(item) / 50, item.name))
+    return case
+
+
+@pytest.mark.parametrize("made_up", [False, True])
+def test_a_model_that_answers_something_else_is_told_on_any_rows(made_up):
+    made = rescaled(failures.static(failures.products()), "v")
+    found = checks.examine(replace(made.subject(), made_up=made_up), only=PURE)
+    bad = {item.check: item.verdict for item in found if item.verdict in ("failed", "warning")}
+    assert bad == {"collapse": "warning" if made_up else "failed"}, "to every other check it looks sound"
+    (told,) = (item for item in found if item.check == "collapse")
+    assert told.where == "y"
+    assert ("on made-up rows" in told.cause) is made_up
+
+
+def test_one_output_that_is_right_is_no_collapse():
+    heads = [helper.make_node("MatMul", ["x", name], [f"{name}_out"], name) for name in ("w", "v")]
+    held = {name: failures.weights(64, 32, seed=at) for at, name in enumerate(("w", "v"))}
+    outputs = {f"{name}_out": ["batch", 32] for name in held}
+    proto = graph_of(heads, {"x": (["batch", 64], failures.FLOAT)}, outputs, held)
+    made = failures.static(Case(proto, None, {"x": failures.rows(16, 64)}))
+    for name, verdict in (("v", "ok"), ("w", "failed")):
+        (found,) = checks.examine(rescaled(made, name).subject(), only=["collapse"])
+        assert found.verdict == verdict
 
 
 # Speed: the verdict is a function of a measurement

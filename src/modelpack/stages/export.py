@@ -85,7 +85,7 @@ def _examine(subject: Subject, job: Job) -> None:
     """
     from modelpack.numerics import checks
 
-    found = checks.examine(subject, skip={"levels", "size", "correction", "saturation", "speed"})
+    found = checks.examine(subject, skip={"levels", "size", "correction", "collapse", "saturation", "speed"})
     job.result("checks", [item.to_json() for item in found])
     for text in checks.accept(found):
         job.warn(text)

@@ -13,6 +13,7 @@ from modelpack.errors import StageError
 from modelpack.numerics.checks import (
     activations,
     batch,
+    collapse,
     correction,
     coverage,
     depthwise,
@@ -43,6 +44,7 @@ CHECKS: Mapping[str, Callable[[Subject], Finding]] = {
     "batch": batch.check,
     "padding": padding.check,
     "correction": correction.check,
+    "collapse": collapse.check,
     "saturation": saturation.check,
     "speed": speed.check,
 }

@@ -13,16 +13,15 @@ import numpy as np
 from onnx import numpy_helper
 
 from modelpack.errors import StageError, listed
-from modelpack.numerics import onnxfile, runtime
+from modelpack.numerics import onnxfile
 from modelpack.numerics.checks.finding import failed, passed, unchecked
-from modelpack.numerics.checks.subject import energies, opened, real
+from modelpack.numerics.checks.subject import opened
 from modelpack.numerics.measure.comparison import decibels
 from modelpack.numerics.quantization.rewriting.prepare import prepare
 from modelpack.numerics.stored import INTEGER, Reader, kind_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from typing import Any
+    from collections.abc import Iterable, Mapping
 
     from numpy.typing import NDArray
     from onnx import ModelProto, NodeProto
@@ -77,9 +76,8 @@ def check(subject: Subject) -> Finding:
 
 
 def _compared(subject: Subject, corrected: list[Moved]) -> Finding:
-    wanted = [real(runtime.execute(subject.reference_session, feed)) for feed in subject.feeds]
-    now = _quality(subject.session, subject, wanted)
-    before = _quality(opened(without(subject.model, corrected), subject.device), subject, wanted)
+    now = _quality(subject.errors)
+    before = _quality(subject.errors_of(opened(without(subject.model, corrected), subject.device)))
     told = f"{now:.1f} dB with its {len(corrected)} corrected biases, {before:.1f} dB with the float model's"
     if now >= before - WORSE:
         return passed(told)
@@ -91,15 +89,9 @@ def _compared(subject: Subject, corrected: list[Moved]) -> Finding:
     )
 
 
-def _quality(session: Any, subject: Subject, wanted: Iterable[dict[str, NDArray[np.generic]]]) -> float:
-    """Give the signal-to-noise ratio of all outputs over all rows."""
-    signal = noise = 0.0
-    for feed, right in zip(subject.feeds, wanted, strict=True):
-        got = runtime.execute(session, feed, list(right))
-        for name, value in right.items():
-            some = energies(value, got[name])
-            signal, noise = signal + some[0], noise + some[1]
-    return decibels(signal, noise)
+def _quality(errors: Mapping[str, tuple[float, float]]) -> float:
+    """Give the signal-to-noise ratio of all outputs together."""
+    return decibels(sum(signal for signal, _ in errors.values()), sum(noise for _, noise in errors.values()))
 
 
 def moved(model: ModelProto, plain: ModelProto) -> list[Moved]:

@@ -77,6 +77,30 @@ class Subject:
         assert self.reference is not None, "checks look whether there is a reference first"
         return opened(self.reference, self.device)
 
+    @functools.cached_property
+    def expected(self) -> list[Feed]:
+        """What the float model answers to each batch of rows, in floating-point outputs."""
+        return [real(runtime.execute(self.reference_session, feed)) for feed in self.feeds]
+
+    @functools.cached_property
+    def errors(self) -> dict[str, tuple[float, float]]:
+        """What `errors_of` gives for the model itself."""
+        return self.errors_of(self.session)
+
+    def errors_of(self, session: Any) -> dict[str, tuple[float, float]]:
+        """Give the energies of each expected output, and of what a session's differs by, over all rows.
+
+        Raises:
+            StageError: When the session fails on them, or has no such output.
+        """
+        sums: dict[str, tuple[float, float]] = {}
+        for feed, right in zip(self.feeds, self.expected, strict=True):
+            got = runtime.execute(session, feed, list(right)) if right else {}
+            for name, value in right.items():
+                (signal, noise), (more, wrong) = sums.get(name, (0.0, 0.0)), energies(value, got[name])
+                sums[name] = signal + more, noise + wrong
+        return sums
+
     @property
     def few(self) -> Feed | None:
         """At most two rows."""
