@@ -299,3 +299,23 @@ def test_weights_that_are_read_by_rows_and_by_columns_serve_both(method, looked_
     made = engine.quantize(model, Settings(method=method), evidence).outcome.model
     expected = run(model, feed)
     assert np.abs(run(made, feed) - expected).max() < 0.05 * np.abs(expected).max()
+
+
+def test_a_layer_that_branches_alone_read_is_rounded_before_them():
+    def branch(operator):
+        made = [helper.make_tensor_value_info(f"{operator}_out", FLOAT, [1, 32, 6, 6])]
+        return helper.make_graph([node(operator, ["c"], [f"{operator}_out"])], operator, [], made)
+
+    fixed = helper.make_graph([node("Identity", ["k"], ["held"])], "fixed", [], branch("Relu").output)
+    fixed.output[0].name = "held"
+    nodes = [
+        node("Conv", ["x", "w"], ["c"]),
+        node("ReduceMax", ["x"], ["most"], keepdims=0),
+        node("Greater", ["most", "zero"], ["positive"]),
+        node("If", ["positive"], ["y"], then_branch=branch("Relu"), else_branch=fixed),
+    ]
+    held = {"w": weights(32, 16, 3, 3, seed=1), "k": weights(1, 32, 6, 6), "zero": np.float32(0)}
+    model = graph_of(nodes, {"x": (SHAPE, FLOAT)}, {"y": [1, 32, 6, 6]}, held)
+    made = made_of(model).model
+    assert noise(model, made) < 0.02
+    assert "QLinearConv" in graph.operators(optimize.by_onnxruntime(made))

@@ -72,7 +72,14 @@ def passes_bytes(node: NodeProto, ready: Mapping[str, str], fixed: Mapping[str, 
 def absorbed(
     node: NodeProto, readers: Mapping[str, list[NodeProto]], fixed: Mapping[str, TensorProto], given: set[str]
 ) -> str:
-    """Give the tensor to round after a node: behind the ReLU or clip that alone reads it, else its own output."""
+    """Give the tensor to round after a node: behind the ReLU or clip that alone reads it, else its own output.
+
+    Args:
+        node: A layer or neighbour.
+        readers: Value → the nodes that read it.
+        fixed: The graph's constants.
+        given: The graph's outputs, and what the graphs inside its nodes read.
+    """
     output = str(node.output[0])
     after = readers.get(output, [])
     alone = len(after) == 1 and output not in given and after[0].op_type in _ABSORBED

@@ -71,7 +71,8 @@ def marks(model: ModelProto, chosen: Iterable[str], *, neighbours: bool = True) 
     layers = frozenset(chosen)
     readers = onnxfile.consumers(graph)
     fixed = onnxfile.constants(graph)
-    given = {item.name for item in graph.output}
+    _, *inner = onnxfile.graphs(graph)
+    given = {item.name for item in graph.output} | {name for deep in inner for node in deep.node for name in node.input}
     ready: dict[str, str] = {}  # tensor → the tensor whose grid it takes, itself when measured
     wanted: dict[str, str] = {}
     made: set[str] = set()
@@ -245,7 +246,7 @@ class _Writer:
             if name in marked.made and name in given:
                 # The graph's own output: the kernel is fused only when the pair alone reads the layer.
                 source, rounded = f"{name}:float", name
-            for node in self.graph.node:
+            for node in (node for inner in onnxfile.graphs(self.graph) for node in inner.node):
                 self._redirect(node, name, source, rounded, everyone=name in marked.made, readers=marked.readers)
             self.after[source] = self._pair(name, source, rounded, spot)
 
