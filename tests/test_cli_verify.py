@@ -96,19 +96,23 @@ def test_the_store_holds_models_too(shell, tmp_path):
     ("arguments", "code", "message"),
     [
         (["none.onnx"], 2, "no such file"),
-        (["text.onnx"], 3, "cannot be read as an ONNX file"),
+        (["text.onnx"], 2, "text.onnx: cannot be read as an ONNX file: it is cut short"),
+        (["short.onnx"], 2, "short.onnx: cannot be read as an ONNX file: it is cut short"),
+        (["folder.onnx"], 2, "folder.onnx: this is a directory, a file is expected"),
         (["model.onnx", "--skip", "sped"], 2, "did you mean 'speed'?"),
         (["model.onnx", "--target", "z80"], 2, "'z80' is not one of"),
         (["model.onnx", "--data", "none.npz"], 2, "no such file"),
         (["model.onnx", "--data", "model.onnx"], 2, "this names no rows"),
-        (["model.onnx", "--data", "other.npz"], 2, "there are no rows with the model's inputs: x"),
+        (["model.onnx", "--data", "other.npz"], 3, "the model reads x; the data have"),
         (["model.onnx", "--data", "wide.npz"], 3, "input 'x' has size 9 in dimension 1"),
-        (["model.onnx", "--against", "text.onnx"], 3, "cannot be read as an ONNX file"),
+        (["model.onnx", "--against", "text.onnx"], 2, "text.onnx: cannot be read as an ONNX file: it is cut short"),
     ],
 )
 def test_what_cannot_be_examined_is_an_error(shell, arguments, code, message):
     planted(failures.static(failures.products()))
     Path("text.onnx").write_text("root:x:0:0")
+    Path("short.onnx").write_bytes(Path("model.onnx").read_bytes()[:-9])
+    Path("folder.onnx").mkdir()
     np.savez("other.npz", y=np.zeros((4, 64), np.float32))
     np.savez("wide.npz", x=np.zeros((4, 9), np.float32))
     result = shell("verify", *arguments)

@@ -439,8 +439,9 @@ def test_a_model_of_a_fixed_number_of_rows_is_measured_on_as_many(tmp_path, monk
     model = net()
     for item in (*model.graph.input, *model.graph.output):
         item.type.tensor_type.shape.dim[0].dim_value = 16
-    made = quantized(tmp_path, onnx_artifact(tmp_path, model), budget={"sqnr_db": 1})
+    made = quantized(tmp_path, onnx_artifact(tmp_path, model), budget={"sqnr_db": 1}, verify=True)
     assert len(made.manifest.record["results"]["front"]) == 7
+    assert not [item for item in made.manifest.record["results"]["checks"] if "no rows" in item["cause"]]
 
 
 def test_answers_that_are_no_classes_cannot_agree(tmp_path):

@@ -147,6 +147,27 @@ def test_rows_are_limited_and_cut_for_a_model_of_fixed_batch():
     assert [len(item["x"]) for item in fixed] == [4, 4]
     single = list(rows.feeds(columns, {"x": spec(1, 2)}, 3))
     assert np.array_equal(np.concatenate([item["x"] for item in single]), columns[0]["x"][:3])
+    least = list(rows.feeds([{"x": np.ones((3, 2), np.float32)}, *columns], {"x": spec(4, 2)}, 2))
+    assert [item["x"].tolist() for item in least] == [columns[0]["x"][:4].tolist()]
+
+
+@pytest.mark.parametrize(
+    ("batches", "rows_at_once", "hint"),
+    [
+        ([], "n", "the model reads x; the data are empty"),
+        ([{"x": np.ones((0, 2), np.float32)}], "n", "the model reads x; the data are empty"),
+        ([{"y": np.ones((5, 2)), "label": np.ones(5)}], "n", "the model reads x; the data have y, label: name them"),
+        ([{"x": np.ones((5, 2), np.float32)}] * 3, 8, "8 rows at a time, and no batch of the data has more than 5"),
+    ],
+)
+def test_why_no_row_can_be_read_is_told(batches, rows_at_once, hint):
+    inputs = {"x": spec(rows_at_once, 2)}
+    for reading in (rows.feeds(batches, inputs, 16), rows.labelled(batches, inputs, 16, "label")):
+        with pytest.raises(StageError, match="no rows that the model could read") as caught:
+            list(reading)
+        assert hint in caught.value.then
+    with pytest.raises(StageError, match="no rows"):
+        rows.peeked([], inputs)
 
 
 def test_a_crash_of_the_engine_is_seen_from_outside(tmp_path, linear, monkeypatch):

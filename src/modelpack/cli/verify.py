@@ -140,8 +140,6 @@ def _subject(
     feeds, lacks = [], ""
     if data:
         feeds = list(reading.feeds(subjects.data(data, inputs).batches(), inputs, rows))
-        if not feeds:
-            raise UsageError(f"there are no rows with the model's inputs: {', '.join(inputs)}", where=data)
         opening.tried(model, feeds[0], where)
     else:
         emit(Note("verify", "the rows are made up within what the model says it takes; name real ones with --data"))

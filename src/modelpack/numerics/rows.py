@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from modelpack.errors import StageError, did_you_mean
+from modelpack.errors import StageError, did_you_mean, listed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from modelpack.tensors import TensorSpec
 
@@ -114,10 +115,12 @@ def _draw(generator: np.random.Generator, spec: TensorSpec, shape: tuple[int, ..
 def feeds(
     batches: Iterable[Mapping[str, NDArray[np.generic]]], inputs: Mapping[str, TensorSpec], limit: int
 ) -> Iterator[Feed]:
-    """Pick the model's inputs from batches, up to `limit` rows; batches are cut to size for a model of a fixed one.
+    """Pick the model's inputs from batches, up to `limit` rows.
+
+    For a model that always takes the same number of rows, batches are cut to that size, and one is given at least.
 
     Raises:
-        StageError: When an input is missing or unfit.
+        StageError: When an input is missing or unfit, or there are no rows.
     """
     return (feed(piece, inputs) for piece in _pieces(batches, inputs, limit))
 
@@ -134,7 +137,7 @@ def labelled(
         target: Key of the labels.
 
     Raises:
-        StageError: When an input or the labels are missing or unfit.
+        StageError: When an input or the labels are missing or unfit, or there are no rows.
     """
     for piece in _pieces(batches, inputs, limit):
         if target not in piece:
@@ -148,16 +151,47 @@ def labelled(
 def _pieces(
     batches: Iterable[Mapping[str, NDArray[np.generic]]], inputs: Mapping[str, TensorSpec], limit: int
 ) -> Iterator[Mapping[str, NDArray[np.generic]]]:
-    left = limit
     fixed = _fixed_rows(inputs)
+    left, most, given = max(limit, fixed or 0), 0, False
+    columns: tuple[str, ...] = ()
     for batch in batches:
-        count = min(left, min((len(batch[name]) for name in inputs if name in batch), default=0))
-        step = fixed or max(count, 1)
-        for start in range(0, count if fixed is None else count - fixed + 1, step):
-            yield {name: value[start : min(start + step, count)] for name, value in batch.items()}
+        columns, rows = tuple(batch), min((len(batch[name]) for name in inputs if name in batch), default=0)
+        most, count = max(most, rows), min(left, rows)
+        count -= count % (fixed or 1)
+        for start in range(0, count, fixed or max(count, 1)):
+            given = True
+            yield {name: value[start : min(start + (fixed or count), count)] for name, value in batch.items()}
         left -= count
-        if left <= 0:
-            return
+        if left < (fixed or 1):
+            break
+    if not given:
+        raise _lacking(inputs, columns, most)
+
+
+def _lacking(inputs: Mapping[str, TensorSpec], columns: Sequence[str] = (), most: int = 0) -> StageError:
+    """Say why there is nothing to feed: names that differ, batches below a fixed size, or nothing at all."""
+    reads, fixed = f"the model reads {', '.join(inputs)}", _fixed_rows(inputs)
+    if columns and not any(name in columns for name in inputs):
+        then = f"{reads}; the data have {listed(columns, 12)}: name them alike"
+    elif most and fixed:
+        then = f"the model takes {fixed} rows at a time, and no batch of the data has more than {most}"
+    else:
+        then = f"{reads}; the data are empty"
+    return StageError("the data have no rows that the model could read", then=then)
+
+
+def peeked(given: Iterable[Feed], inputs: Mapping[str, TensorSpec]) -> tuple[Feed, Iterator[Feed]]:
+    """Give the first of some feeds, and all of them.
+
+    Raises:
+        StageError: When there are none.
+    """
+    rest = iter(given)
+    first = next(rest, None)
+    if first is None:
+        raise _lacking(inputs)
+    # A batch may be large: a list would hold the first to the end, its iterator lets go of it.
+    return first, chain(iter([first]), rest)
 
 
 def _fixed_rows(inputs: Mapping[str, TensorSpec]) -> int | None:
@@ -215,10 +249,7 @@ def examples(
     """
     if batches is None:
         return _invented(inputs, limit, seed)
-    whole = next(feeds(batches, inputs, limit), None)
-    if whole is None:
-        raise StageError("the data have no rows that the model could read")
-    return _portions(whole, inputs)
+    return _portions(next(feeds(batches, inputs, limit)), inputs)
 
 
 def _portions(whole: Feed, inputs: Mapping[str, TensorSpec]) -> list[Feed]:

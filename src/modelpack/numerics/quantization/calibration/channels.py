@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-from modelpack.errors import StageError
-from modelpack.numerics import onnxfile, runtime
+from modelpack.numerics import onnxfile, rows, runtime
 from modelpack.numerics.quantization.calibration import blame, masks
 
 if TYPE_CHECKING:
@@ -51,17 +49,12 @@ def largest(
     """
     if not names:
         return {}
-    rest = iter(feeds)
-    first = next(rest, None)
-    if first is None:
-        raise StageError("the calibration data have no rows that the model could read")
+    first, whole = rows.peeked(feeds, inputs)
     padded = masks.aligned(model, names, mask, inputs, first, device=device) if mask is not None else {}
     reduced = _reduced(model, names, mask, padded)
     with onnxfile.loadable(reduced) as content:
         session = runtime.session(content, device, entries=runtime.AT_REST, planned=False)
     found: dict[str, NDArray[np.float32]] = {}
-    # A batch may be large: a list would hold the first to the end, its iterator lets go of it.
-    whole = chain(iter([first]), rest)
     del first
     for feed in whole:
         if mask is not None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import chain
 from typing import TYPE_CHECKING
 
-from modelpack.errors import StageError
 from modelpack.numerics import rows
 from modelpack.numerics.quantization.calibration import blame, masks
 from modelpack.numerics.quantization.calibration.counting import BUDGET, Counter
@@ -57,13 +55,7 @@ def measure(
     Raises:
         StageError: When there are no rows, the model fails on them, or a tensor holds NaN or infinity.
     """
-    rest = iter(feeds)
-    first = next(rest, None)
-    if first is None:
-        raise StageError(
-            "the calibration data have no rows that the model could read",
-            then=f"give them columns named like the model's inputs: {', '.join(inputs)}",
-        )
+    first, whole = rows.peeked(feeds, inputs)
     padded = masks.aligned(model, names, mask, inputs, first, device=device) if mask is not None else {}
     looked = taps(model, names, padded)
     meter: Counter | Reducer
@@ -71,9 +63,8 @@ def measure(
         meter = Counter(model, looked, inputs, mask=mask, device=device, budget=budget)
     else:
         meter = Reducer(model, looked, inputs, mask=mask, device=device)
-    # A batch may be large: a list would hold the first to the end, its iterator lets go of it.
-    whole, count = chain(iter([first]), rest), 0
     del first
+    count = 0
     for feed in whole:
         if mask is not None:
             masks.real(mask, feed)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from modelpack.errors import StageError
 from modelpack.numerics import rows
 from modelpack.numerics.quantization.mixing import cost, sensitivity, switches, trials
 from modelpack.numerics.quantization.mixing.sensitivity import Noise
@@ -36,9 +35,8 @@ def ranked(flow: Flow, layers: Sequence[str], most: int, evidence: Evidence) -> 
         StageError: When there are no rows, or onnxruntime cannot run a graph.
     """
     inputs = trials.inputs_of(flow.model)
-    feeds = sensitivity.spread(evidence.read("read rows to measure layers on", None), inputs)
-    if not feeds:
-        raise StageError("the data have no rows that the model could read")
+    _, given = rows.peeked(evidence.read("read rows to measure layers on", None), inputs)
+    feeds = sensitivity.spread(given, inputs)
     board = switches.build(flow.model, flow.write(layers), flow.marks(layers))
     noise = Noise(board, flow.marks, feeds, evidence.device)
     errors = noise.alone(layers, lambda names: evidence.track(names, "measure each layer's error"))

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from modelpack.errors import StageError
-from modelpack.numerics import differences, onnxfile, runtime
+from modelpack.numerics import differences, onnxfile, rows, runtime
 from modelpack.numerics import graph as graphs
 from modelpack.numerics.quantization.calibration import masks
 from modelpack.tensors import TensorSpec
@@ -44,21 +44,17 @@ def gather(model: ModelProto, widths: Mapping[str, int], evidence: Evidence, bud
         StageError: When there are no rows, or a tensor holds NaN or infinity.
     """
     found: dict[str, Reals] = {}
-    seen = False
     for names in _passes(widths, budget):
         sums = {name: torch.zeros((widths[name], widths[name]), dtype=torch.float64) for name in names}
         with onnxfile.loadable(differences.tapped(model, names)) as place:
             opened = runtime.session(place, evidence.device)
             for feed, real, padded in _readings(model, names, evidence):
-                seen = True
                 for name, values in runtime.execute(opened, feed, names).items():
                     inputs = _counted(values, real if name in padded else None, evidence.device)
                     sums[name] += (inputs.T @ inputs).double().cpu()
         for name, total in sums.items():
             _check(model, name, total)
             found[name] = total.numpy()
-    if widths and not seen:
-        raise StageError("the calibration data have no rows that the model could read")
     return found
 
 
@@ -83,7 +79,7 @@ def _readings(
     inputs = {name: TensorSpec.model_validate(spec) for name, spec in graphs.signature(model)["inputs"].items()}
     mask = masks.padding("auto", inputs)
     padded: Collection[str] | None = None
-    for feed in evidence.read("see inputs of layers", None):
+    for feed in rows.peeked(evidence.read("see inputs of layers", None), inputs)[1]:
         if mask is None:
             yield feed, None, ()
             continue
