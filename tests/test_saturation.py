@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from onnx import TensorProto, helper, numpy_helper
 
-from modelpack.numerics.quantization import engine
+from modelpack.numerics import onnxfile
+from modelpack.numerics.quantization import engine, qdq
+from modelpack.numerics.quantization.extent import Extent
 from modelpack.numerics.quantization.rewriting import prepare
 from modelpack.numerics.quantization.saturation import narrowing, pairs
 from modelpack.numerics.quantization.settings import Evidence, Settings
@@ -65,6 +67,32 @@ def test_narrowed_scales_keep_every_pair_inside_16_bits(values):
 
 
 # Whole models
+
+
+def test_padding_holds_the_zero_point():
+    """Where that is 255 and all else is 0, the pairs of the padding alone overflow."""
+    nodes = [helper.make_node("Conv", ["x", "w"], ["y"], name="one", pads=[1, 1, 1, 1])]
+    model = graph_of(nodes, {"x": ([1, 4, 1, 1], TensorProto.FLOAT)}, {"y": None}, {"w": np.ones((8, 4, 3, 3), "f")})
+    marked = qdq.marks(model, ["one"])
+    made = qdq.quantize(model, ["one"], marked, dict.fromkeys(marked.measured, Extent(-1.0, 0.0)))
+    assert pairs.shares(made, ["one"], [{"x": -np.ones((1, 4, 1, 1), "f")}]) == {"one": pytest.approx(16 / 18)}
+
+
+def test_corrected_weights_are_tamed_in_the_order_of_the_kernel():
+    held = {"w": np.ones((8, 4, 3, 3), "f"), "v": np.ones((8, 5), "f")}
+    held["w"][:, 1::2] = -1  # neighbours in the file have one sign, and neighbours in the kernel two
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], name="one"),
+        helper.make_node("Flatten", ["a"], ["b"], name="flat"),
+        helper.make_node("Gemm", ["b", "v"], ["y"], name="two"),
+    ]
+    model = graph_of(nodes, {"x": ([1, 4, 3, 3], TensorProto.FLOAT)}, {"y": [1, 5]}, held)
+    marked = qdq.marks(model, ["one", "two"])
+    made = qdq.quantize(model, ["one", "two"], marked, dict.fromkeys(marked.measured, Extent(-1.0, 1.0)))
+    narrowing.tame(made, ["one", "two"])
+    tensors = {item.name: onnxfile.array(item) for item in made.graph.initializer}
+    assert np.array_equal(tensors["w:rows:quantized"], 127 * held["w"])
+    assert set(tensors["v:columns:quantized"].reshape(-1)) == {1, 127}
 
 
 def hot():

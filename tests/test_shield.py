@@ -48,8 +48,24 @@ def test_a_layer_left_in_float_stays_float_at_every_level(between):
     assert not _keeps(unprotected, "w1"), "onnxruntime no longer rounds weights by itself; the identity is needless"
 
 
-def test_layers_that_cannot_be_rounded_get_nothing():
-    model = net([("Sigmoid",)])
+def test_other_layers_that_onnxruntime_rounds_by_itself_stay_float_too():
+    nodes = [
+        helper.make_node("Gemm", ["x", "w0"], ["a"], name="first"),
+        helper.make_node("Relu", ["a"], ["b"], name="bend"),
+        helper.make_node("Gemm", ["b", "w1"], ["c"], name="middle"),
+        helper.make_node("Gemm", ["c", "w2"], ["y"], name="last"),
+    ]
+    tensors = {name: weights(8, 8, seed=seed) for seed, name in enumerate(("w0", "w1", "w2"))}
+    model = graph_of(nodes, {"x": (["batch", 8], FLOAT)}, {"y": ["batch", 8]}, tensors)
+    marked = qdq.marks(model, ["first", "last"])
+    made = qdq.quantize(model, ["first", "last"], marked, dict.fromkeys(marked.measured, Extent(-20.0, 20.0)))
+    assert _keeps(made, "w1")
+
+
+@pytest.mark.parametrize("between", [(), [("Sigmoid",)]])
+def test_layers_that_cannot_be_rounded_get_nothing(between):
+    """They read floats, or lead to no bytes."""
+    model = net(between)
     marked = qdq.marks(model, ["last"])
     made = qdq.quantize(model, ["last"], marked, dict.fromkeys(marked.measured, Extent(-20.0, 20.0)))
     assert "LeakyRelu" not in [node.op_type for node in made.graph.node]
