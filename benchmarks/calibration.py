@@ -215,7 +215,9 @@ def main() -> None:
         f"medians of {asked.rounds} rounds in which the ways take turns, each in a process of its own. Modelpack reads "
         f"batches of {BATCH} as its data sources give them; onnxruntime's calibrators take single images."
     )
-    write("calibration", "What calibration costs", rows, [note], "python benchmarks/calibration.py")
+    only = f" --only {asked.only}" if asked.only else ""
+    command = f"python benchmarks/calibration.py --rounds {asked.rounds} --images {asked.images}{only}"
+    write("calibration", "What calibration costs", rows, [note], command)
 
 
 if __name__ == "__main__":

@@ -114,9 +114,8 @@ def measure(name: str, rounds: int, folder: Path) -> None:
         "the libraries take once imported; modelpack's include its checks and its comparison with fp32."
     )
     rows = [{"method": method, **line} for method, line in lines.items()]
-    write(
-        f"quantization-{name}", task.title, rows, [task.note, note], f"python benchmarks/quantization.py --model {name}"
-    )
+    command = f"python benchmarks/quantization.py --model {name} --rounds {rounds}"
+    write(f"quantization-{name}", task.title, rows, [task.note, note], command)
 
 
 def main() -> None:

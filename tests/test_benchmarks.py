@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import io
 import json
+import re
 import shutil
 import sys
 import tarfile
@@ -198,5 +199,6 @@ def test_committed_figures_say_where_they_were_measured_and_how_to_repeat_them(p
     data = json.loads(path.read_text())
     script = data["command"].split()[1]
     assert (BENCHMARKS.parent / script).is_file()
+    assert all(f"--rounds {count}" in data["command"] for count in re.findall(r"(\d+) rounds", " ".join(data["notes"])))
     assert data["machine"]["processor"]
     assert path.with_suffix(".md").read_text().startswith(f"# {data['title']}\n")
