@@ -93,7 +93,7 @@ def test_show_takes_runs_steps_artifacts_and_files(shell):
         ("tiny:cpoy", "did you mean 'copy'?"),
         ("abcdef0", "no artifact begins with 'abcdef0'"),
         ("nowhere.onnx", "no such file"),
-        ("../tiny", "no run is called '../tiny'"),
+        ("../tiny", "../tiny: no such file"),
     ],
 )
 def test_a_wrong_name_is_told(shell, name, message):

@@ -1,8 +1,9 @@
 """What users name: a run, a step of it, an artifact, a file, rows of data.
 
 ``name`` is the current run of a recipe, ``name@7`` its seventh, ``name:export`` or ``name@7:export`` one step of
-such a run, six or more hexadecimal digits an artifact, and a path an ONNX file. Nothing at all is the current run of
-the recipe that succeeded last, and the bare name of a step is that step of it.
+such a run, six or more hexadecimal digits an artifact, and a path an ONNX file: a word with a slash in it, or that ends
+in ``.onnx``. Nothing at all is the current run of the recipe that succeeded last, and the bare name of a step is that
+step of it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from modelpack import recipe, registry
+from modelpack import onnx_header, recipe, registry
 from modelpack.artifact import Kind
 from modelpack.errors import UsageError, did_you_mean
 from modelpack.runs import Runs
@@ -62,7 +63,7 @@ def find(store: Store, text: str | None = None) -> Subject:
     if text is None:
         newest = runs.newest()
         return Subject(newest.name, run=newest, recipe=newest.recipe)
-    if text.endswith(".onnx"):
+    if text.endswith(".onnx") or "/" in text:
         return _file(Path(text))
     reference, colon, step = text.partition(":")
     if _DIGITS.fullmatch(text) and text not in runs.recipes():
@@ -81,8 +82,11 @@ def find(store: Store, text: str | None = None) -> Subject:
 
 
 def _file(path: Path) -> Subject:
+    if path.is_dir():
+        raise UsageError("this is a directory, a file is expected", where=str(path))
     if not path.is_file():
         raise UsageError("no such file", where=str(path))
+    onnx_header.inputs(path)  # says what is wrong with a file that is none, as it does of a recipe's
     return Subject(str(path), file=path)
 
 

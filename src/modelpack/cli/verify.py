@@ -139,7 +139,10 @@ def _subject(
     reference = _read(call, subjects.find(call.store, against), where)[0] if against else None
     feeds, lacks = [], ""
     if data:
-        feeds = list(reading.feeds(subjects.data(data, inputs).batches(), inputs, rows))
+        try:
+            feeds = list(reading.feeds(subjects.data(data, inputs).batches(), inputs, rows))
+        except StageError as error:  # the model was not asked yet: the rows were named wrongly
+            raise UsageError(error.what, where=error.where or data, then=error.then) from error
         opening.tried(model, feeds[0], where)
     else:
         emit(Note("verify", "the rows are made up within what the model says it takes; name real ones with --data"))

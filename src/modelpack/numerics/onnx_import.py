@@ -78,7 +78,9 @@ def read(path: Path) -> tuple[onnx.ModelProto, bool]:
     """
     try:
         model = onnx.load(path, load_external_data=False)
-    except (DecodeError, OSError, ValueError) as error:
+    except DecodeError as error:
+        raise StageError("cannot be read as an ONNX file: its bytes are no protocol buffer", where=str(path)) from error
+    except (OSError, ValueError) as error:
         raise StageError(f"cannot be read as an ONNX file: {runtime.reason(error)}", where=str(path)) from error
     if not model.graph.output:
         raise StageError("holds no ONNX graph with outputs", where=str(path))
