@@ -382,6 +382,45 @@ def test_layers_that_are_too_wide_keep_their_weights(shared, monkeypatch):
     assert gain.changed > 0
 
 
+def test_weights_that_do_worse_than_the_bias_alone_are_not_taken(shared, monkeypatch):
+    model, plain, chosen, feeds = shared
+    shifted = onnxfile.copied(plain)
+    bias = next(item for item in shifted.graph.initializer if item.name == "last:bias:quantized")
+    bias.CopyFrom(numpy_helper.from_array(onnxfile.array(bias) + np.int32(10**6), bias.name))
+    monkeypatch.setattr(rounding, "rounded", lambda weights, *_: np.zeros_like(weights))
+    made = reconstruction.correct(model, shifted, chosen, feeds, "rounding")
+    assert made.gains[-1].changed == 6
+    before, after = ({item.name: onnxfile.array(item) for item in one.graph.initializer} for one in (plain, made.model))
+    assert np.array_equal(after["v:rows:quantized"], before["v:rows:quantized"])
+
+
+def test_rows_are_fitted_to_or_measured_on_by_their_number_in_all_batches(shared):
+    model, plain, _, _ = shared
+    layer = subject.Subject("last", subject.Graph(model, plain))
+    seen = np.random.default_rng(3).integers(0, 256, (23, 8)).astype(np.uint8)
+    goals = weights(23, 6)
+    parts = zip(*(np.split(rows_, [5, 6, 14]) for rows_ in (seen, goals)), strict=True)
+    reconstruction._look(layer, parts, Padding(), 100, np.random.default_rng(0), products=True)
+    out = np.arange(23) % 4 == 3
+    np.testing.assert_array_equal(np.concatenate(layer.held.inputs, axis=1)[0], seen[out])
+    np.testing.assert_array_equal(np.concatenate(layer.held.wanted, axis=1)[0], goals[out])
+    assert layer.fit is not None
+    assert layer.fit.count == (~out).sum()
+    np.testing.assert_array_equal(layer.fit.inputs[0], (seen[~out] - 128.0).sum(axis=0))
+
+
+def test_the_model_is_measured_on_the_rows_kept_out_alone(shared):
+    model, plain, _, _ = shared
+    rows_ = weights(23, 8, seed=9)
+    wanted, got = (
+        runtime.execute(runtime.session(onnxfile.encode(one)), {"x": rows_})["y"].astype(np.float64)[3::4]
+        for one in (model, plain)
+    )
+    expected = np.square(got - wanted).sum() / np.square(wanted).sum()
+    feeds = [{"x": part} for part in np.split(rows_, [5, 6, 14])]
+    assert reconstruction.noise(model, [plain], feeds, Padding()) == pytest.approx([expected], rel=1e-4)
+
+
 def test_a_model_that_becomes_worse_is_left_as_it_was(tmp_path, careless, monkeypatch):
     plain = quantized(tmp_path, careless)
     monkeypatch.setattr(reconstruction, "noise", lambda *_: [1.0, 2.0])
