@@ -123,6 +123,14 @@ def test_what_is_generated_from_the_code_is_current():
         assert path.read_text() == content, f"{path.name} is out of date: make docs"
 
 
+def test_the_page_on_quantization_describes_every_check():
+    from modelpack.numerics.checks import CHECKS
+
+    page = (RECIPES.parent / "docs" / "quantization.md").read_text()
+    section = page.partition("## What is checked afterwards")[2].partition("\n## ")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == set(CHECKS)
+
+
 def test_digits_are_always_split_in_the_same_way_and_no_row_is_on_both_sides():
     data = module("digits/data.py")
     train, test = data.train(), data.test()
