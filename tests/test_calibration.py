@@ -544,6 +544,18 @@ def test_a_mask_of_other_numbers_is_refused(text):
         measured(text, ["e"], [feed], mask="attention_mask")
 
 
+@pytest.mark.parametrize("histograms", [False, True])
+def test_a_mask_that_leaves_nothing_is_refused(text, histograms):
+    feed = padded_texts()
+    other = feed | {"attention_mask": np.zeros_like(feed["attention_mask"])}
+    with pytest.raises(StageError, match="'attention_mask' is 0 at every position of all rows") as caught:
+        measured(text, ["e"], [other], mask="attention_mask", histograms=histograms)
+    assert "say `mask: none`" in caught.value.then
+    found = measured(text, ["e"], [other, feed], mask="attention_mask", histograms=histograms)["e"]
+    alone = measured(text, ["e"], [feed], mask="attention_mask", histograms=histograms)["e"]
+    assert (found.low, found.high) == (alone.low, alone.high)
+
+
 # Numbers that hide positions
 
 
@@ -597,6 +609,15 @@ def test_numbers_that_hide_positions_stretch_no_range(histograms, number, how):
     assert found["s"].low == pytest.approx(x[keep].min(), rel=1e-6)
     assert found["p"].left_out == 0
     assert 0 < found["p"].high <= 1
+
+
+@pytest.mark.parametrize("histograms", [False, True])
+def test_a_tensor_of_nothing_but_hidden_positions_has_a_range_of_zero(histograms, tmp_path):
+    feed = {"x": np.ones((2, 5), np.float32), "keep": np.zeros((2, 5), bool)}
+    found = measured(scores(-1e4, "where"), ["s"], [feed], histograms=histograms)
+    assert (found["s"].low, found["s"].high, found["s"].left_out) == (0.0, 0.0, 10)
+    record.write(Calibration("m", 2, found), tmp_path)
+    assert record.read(tmp_path / record.FACTS, tmp_path / record.ARRAYS).tensors["s"].high == 0.0
 
 
 def test_ordinary_large_constants_hide_nothing(chain):

@@ -15,7 +15,7 @@ from modelpack.numerics.quantization.calibration.histogram import Tally, Workspa
 from modelpack.numerics.quantization.calibration.record import Seen
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from onnx import ModelProto
 
@@ -63,26 +63,26 @@ class Counter:
         self.left_out = dict.fromkeys(self.taps, 0)
         self.sizes: dict[str, int] = {}  # tensor → bytes of one row of it
 
-    def add(self, feed: Feed) -> Iterator[tuple[Feed, str | None]]:
-        """Count the values on some rows, piece by piece.
+    def portion(self, feed: Feed) -> int:
+        """Say how many rows of a feed to look at in one go."""
+        if not self.sizes:
+            self.sizes = self._guesses(feed)
+        return max(1, min(self.budget, PIECE) // max(sum(self.sizes.values()), 1))
 
-        Yields:
-            Each piece, and the first tensor that was not finite on it.
+    def look(self, piece: Feed) -> str | None:
+        """Count the values on some rows.
+
+        Returns:
+            The first tensor that is not finite on them.
 
         Raises:
             StageError: When the model fails on the rows, or a tensor has another form than before.
         """
-        if not self.sizes:
-            self.sizes = self._guesses(feed)
-        share = max(1, min(self.budget, PIECE) // max(sum(self.sizes.values()), 1))
-        for piece in rows.pieces(feed, self.inputs, share):
-            # Pieces are small: threads would spend their time waiting for each other.
-            with runtime.torch_threads(1):
-                wrong = self._counted(piece)
-            yield piece, wrong
+        # Pieces are small: threads would spend their time waiting for each other.
+        with runtime.torch_threads(1):
+            return self._counted(piece)
 
     def _counted(self, piece: Feed) -> str | None:
-        """Count the values on one piece; gives the first tensor that is not finite on it."""
         count, wrong = rows.count(piece, self.inputs), None
         for names in self._chunks(count):
             for name, values in zip(names, handed(self.session, piece, names, self.device), strict=True):

@@ -13,9 +13,8 @@ from modelpack.numerics.quantization.calibration.record import Seen
 from modelpack.numerics.quantization.calibration.reductions import reductions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
-    from numpy.typing import NDArray
     from onnx import ModelProto
 
     from modelpack.numerics.quantization.calibration.taps import Tap
@@ -61,20 +60,21 @@ class Reducer:
             self.session = runtime.session(place, device, entries=runtime.AT_REST, planned=False)
         self.seen = {tap.name: _Extreme(low=0.0 if tap.positive else math.inf) for tap in taps}
 
-    def add(self, feed: Feed) -> Iterator[tuple[Feed, str | None]]:
-        """Look at some rows, piece by piece.
+    def portion(self, feed: Feed) -> int:
+        """Say how many rows of a feed to look at in one go."""
+        size = sum(values.nbytes for values in feed.values()) // max(rows.count(feed, self.inputs), 1)
+        return max(1, PIECE // max(size, 1))
 
-        Yields:
-            Each piece, and a tensor that was not finite on it.
+    def look(self, piece: Feed) -> str | None:
+        """Find the extremes on some rows.
+
+        Returns:
+            A tensor that is not finite on them.
 
         Raises:
             StageError: When the model fails on the rows.
         """
-        size = sum(values.nbytes for values in feed.values()) // max(rows.count(feed, self.inputs), 1)
-        for piece in rows.pieces(feed, self.inputs, max(1, PIECE // max(size, 1))):
-            yield piece, self._update(runtime.execute(self.session, piece))
-
-    def _update(self, got: Mapping[str, NDArray[np.generic]]) -> str | None:
+        got = runtime.execute(self.session, piece)
         for output, name in self.highs.items():
             self.seen[name].high = max(self.seen[name].high, float(got[output].max(initial=-np.inf)))
         for output, name in self.lows.items():

@@ -129,6 +129,7 @@ class Tally:
         self.exponent = exponent
 
     def result(self) -> Histogram:
-        """Give what was counted so far."""
+        """Give what was counted so far; of no values, a range that holds zero alone."""
         counts = self._lanes.view(_LANES, _ROW).sum(0)[1:].cpu().numpy()
-        return Histogram(self.exponent, counts, self.low, self.high)
+        low, high = (self.low, self.high) if self.low <= self.high else (0.0, 0.0)
+        return Histogram(self.exponent, counts, low, high)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from modelpack.errors import StageError
 from modelpack.numerics import rows
 from modelpack.numerics.quantization.calibration import blame, masks
 from modelpack.numerics.quantization.calibration.counting import BUDGET, Counter
@@ -53,7 +54,8 @@ def measure(
         budget: Bytes of activations that a run may hand back.
 
     Raises:
-        StageError: When there are no rows, the model fails on them, or a tensor holds NaN or infinity.
+        StageError: When there are no rows, or the mask leaves none of their positions; when the model fails on them,
+            or a tensor holds NaN or infinity.
     """
     first, whole = rows.peeked(feeds, inputs)
     padded = masks.aligned(model, names, mask, inputs, first, device=device) if mask is not None else {}
@@ -64,16 +66,18 @@ def measure(
     else:
         meter = Reducer(model, looked, inputs, mask=mask, device=device)
     del first
-    count = 0
+    count, real = 0, mask is None
     for feed in whole:
         if mask is not None:
-            masks.real(mask, feed)
-        _add(meter, feed, model, device)
+            real |= bool(masks.real(mask, feed).any())
+        for piece in rows.pieces(feed, inputs, meter.portion(feed)):
+            wrong = meter.look(piece)
+            if wrong is not None:
+                raise blame.not_finite(model, wrong, piece, device)
         count += rows.count(feed, inputs)
+    if not real:
+        raise StageError(
+            f"the mask '{mask}' is 0 at every position of all rows, so that none counts",
+            then="a mask is 1 at real positions; if it tells something else, say `mask: none`",
+        )
     return Findings(meter.result(), count)
-
-
-def _add(meter: Counter | Reducer, feed: Feed, model: ModelProto, device: str) -> None:
-    for piece, wrong in meter.add(feed):
-        if wrong is not None:
-            raise blame.not_finite(model, wrong, piece, device)
