@@ -12,6 +12,7 @@ from modelpack.events import Note
 from modelpack.numerics import onnxfile
 from modelpack.numerics.measure.statistics import ratio
 from modelpack.numerics.quantization import qdq
+from modelpack.numerics.quantization.calibration.record import Calibration
 from modelpack.numerics.quantization.extent import Extent
 from modelpack.numerics.quantization.mixing import cost, front, mixed, ranking, sensitivity, switches, trials
 from modelpack.numerics.quantization.mixing.cost import Costs
@@ -396,6 +397,20 @@ def test_a_budget_that_is_met_anyway_keeps_nothing(tmp_path, artifact, clock):
     made = quantized(tmp_path, artifact, budget={"sqnr_db": 1})
     assert kept(made) == []
     assert made.manifest.record["results"]["front"][0]["chosen"]
+
+
+def test_the_range_of_a_tensor_is_found_once(tmp_path, artifact, monkeypatch):
+    asked, extents = [], Calibration.extents
+
+    def spied(self, names, *rule):
+        asked.extend(names)
+        return extents(self, names, *rule)
+
+    monkeypatch.setattr(Calibration, "extents", spied)
+    monkeypatch.setattr(trials, "ROUNDS", 10)
+    quantized(tmp_path, artifact, budget={"sqnr_db": 1}, ranges="mse")
+    assert asked
+    assert len(asked) == len(set(asked))
 
 
 def test_a_correction_is_made_anew_for_the_layers_that_are_left(tmp_path, artifact, clock):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from modelpack.errors import StageError
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from modelpack.numerics.quantization.calibration.record import Calibration
     from modelpack.numerics.quantization.correction.reconstruction import Gain
+    from modelpack.numerics.quantization.extent import Extent
     from modelpack.numerics.quantization.hardware import Profile
     from modelpack.numerics.quantization.layers import Layer
     from modelpack.numerics.quantization.qdq import Marks
@@ -89,6 +90,7 @@ class _Flow:
     settings: Settings
     evidence: Evidence
     wide: tuple[str, ...]
+    ranges: dict[str, Extent] = field(default_factory=dict)
 
     @property
     def corrects(self) -> bool:
@@ -103,10 +105,17 @@ class _Flow:
 
     def write(self, chosen: Sequence[str], narrow: Collection[str] = ()) -> ModelProto:
         """Insert QDQ pairs."""
-        marked, seen = self.marks(chosen), self.evidence.calibration
-        assert seen is not None
-        extents = seen.extents(marked.measured, self.settings.ranges, self.settings.percentile)
+        marked = self.marks(chosen)
+        extents = self.extents(marked.measured)
         return qdq.quantize(self.model, chosen, marked, extents, profile=self.profile, wide=self.wide, narrow=narrow)
+
+    def extents(self, names: Sequence[str]) -> dict[str, Extent]:
+        """Give ranges, each found once: mixing writes the graph again and again, and some rules take their time."""
+        seen = self.evidence.calibration
+        assert seen is not None
+        new = [name for name in names if name not in self.ranges]
+        self.ranges.update(seen.extents(new, self.settings.ranges, self.settings.percentile))
+        return {name: self.ranges[name] for name in names}
 
     def correct(self, chosen: Sequence[str]) -> Draft:
         """Insert QDQ pairs, mend what overflows, and correct constants."""
