@@ -14,7 +14,7 @@ from modelpack.device import machine
 from modelpack.usercode import minor_version
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from modelpack.artifact import Artifact
     from modelpack.data import DataSource
@@ -81,8 +81,8 @@ class Desk:
             self._digests[name] = self.data(name).digest()
         return self._digests[name]
 
-    def work(self, step: Step, made: Mapping[str, Artifact]) -> dict[str, Any] | None:
-        """Say what a step asks for; None when something it reads is not made yet."""
+    def _work(self, step: Step, made: Mapping[str, Artifact], assumed: Sequence[Assumption]) -> dict[str, Any] | None:
+        """Say what a step asks for, given what it assumes; None when something it reads is not made yet."""
         reads = [*([step.reads] if step.reads else []), *step.steps]
         if any(name not in made for name in reads):
             return None
@@ -96,16 +96,16 @@ class Desk:
             "seed": self.recipe.seed,
             "packages": {name: minor_version(name) for name in step.stage.needs},
         }
-        assumed = {item.name: item.value for item in step.stage.assumes(step.config, self.device)}
         if assumed:
-            work["assumes"] = assumed
+            work["assumes"] = {item.name: item.value for item in assumed}
         if step.stage.named:
             work["name"] = self.recipe.name
         return {**work, "machine": machine(self.device)} if step.stage.machine else work
 
     def planned(self, step: Step, made: Mapping[str, Artifact]) -> PlannedStep:
         """Plan one step, given the artifacts made so far."""
-        work, assumed = self.work(step, made), tuple(step.stage.assumes(step.config, self.device))
+        assumed = tuple(step.stage.assumes(step.config, self.device))
+        work = self._work(step, made, assumed)
         if work is None:
             missing = [name for name in (step.reads, *step.steps) if name and name not in made]
             return PlannedStep(step, None, None, f"after {', '.join(missing)}", assumed)
