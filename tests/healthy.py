@@ -4,6 +4,7 @@ small ones that come with the onnx package."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -36,6 +37,10 @@ def by_hand() -> dict[str, Case]:
         "ort/products dynamic": dynamic(products(), per_channel=True),
         "ort/attention static": static(attention(64), nodes_to_quantize=spared),
         "ort/attention dynamic": dynamic(attention(64), per_channel=True),
+        # What is near to a failure, and is none.
+        "ort/first layer in float": static(convolutions(width=32), nodes_to_exclude=["conv0"]),
+        "ort/one scale for channels alike": static(plain_depthwise(64), per_channel=False),
+        "ort/narrowed for avx2": replace(static(products(), reduce_range=True), target="avx2"),
     }
 
 
@@ -63,7 +68,10 @@ def from_torch(exported: Mapping[str, Artifact]) -> dict[str, Case]:
         feed = rows.sample(specs, 16, 5)
         found[f"torch/{name}"] = Case(plain, None, feed)
         for method in methods:
-            evidence = Evidence(calibration=calibrated(plain, [feed]) if method == "static" else None)
-            made = engine.quantize(plain, Settings(method=method), evidence)
-            found[f"torch/{name} {method}"] = Case(made.outcome.model, plain, feed)
+            for correction in ("none", "bias") if method == "static" else ("none",):
+                calibration = calibrated(plain, [feed]) if method == "static" else None
+                evidence = Evidence(lambda _label, _limit, feed=feed: iter([feed]), calibration)
+                made = engine.quantize(plain, Settings(method=method, correction=correction), evidence)
+                told = f" with {correction}" * (correction != "none")
+                found[f"torch/{name} {method}{told}"] = Case(made.outcome.model, plain, feed)
     return found

@@ -13,7 +13,7 @@ import healthy
 from failures import Case
 from modelpack.errors import StageError
 from modelpack.numerics import checks, graph, onnx_import, onnxfile, stored
-from modelpack.numerics.checks import batch, opening, padding, speed
+from modelpack.numerics.checks import batch, neighbours, opening, padding, speed
 from modelpack.numerics.checks.speed import Sign, judge
 from modelpack.numerics.checks.subject import likeness
 from modelpack.numerics.measure.statistics import Ratio
@@ -23,8 +23,7 @@ from onnx_support import graph_of
 PURE = [name for name in checks.CHECKS if name != "speed"]
 CONSEQUENCES = {
     "leftovers": {"size"},  # what is left in also takes space
-    "activations": {"levels", "size"},  # onnxruntime refuses to run it; the net is tiny
-    "saturation": set(),
+    "activations": {"levels"},  # onnxruntime refuses to run it
 }
 """Check → others that rightly fail with it."""
 
@@ -68,12 +67,13 @@ def test_no_healthy_model_raises_an_alarm(well):
     alarms, checked = [], set()
     for name, case in well.items():
         found = checks.examine(case.subject(), only=PURE)
-        if case.reference is None:  # what the graph shows; nothing is measured
-            found += checks.examine(case.subject(), only=["speed"])
-        alarms += [f"{name}: {item.check}: {item.cause}" for item in found if item.verdict == "failed"]
-        checked |= {item.check for item in found if item.verdict == "ok"}
+        found += checks.examine(case.subject(compared=False), only=["speed"])  # by what the graph shows, not by a clock
+        # Ranges found at run time move a row a little with those beside it: that deserves a look.
+        alarming = {"failed"} if "dynamic" in name else {"failed", "warning"}
+        alarms += [f"{name}: {item.check}: {item.cause}" for item in found if item.verdict in alarming]
+        checked |= {(item.check, case.target) for item in found if item.verdict == "ok"}
     assert alarms == []
-    assert checked == set(PURE), "every check has passed somewhere"
+    assert checked >= {(name, "vnni") for name in PURE} | {("saturation", "avx2")}, "every check has passed somewhere"
 
 
 def test_what_cannot_be_checked_says_why(well):
@@ -128,6 +128,11 @@ def test_one_output_that_is_right_is_no_collapse():
     for name, verdict in (("v", "ok"), ("w", "failed")):
         (found,) = checks.examine(rescaled(made, name).subject(), only=["collapse"])
         assert found.verdict == verdict
+
+
+def test_equal_answers_are_said_to_be_equal(well):
+    found = neighbours.judge(well["hand/products"].subject(), 200.0, None, what="two rows", remedy="", where="y")
+    assert (found.verdict, found.cause) == ("ok", "two rows: equal")
 
 
 # Speed: the verdict is a function of a measurement

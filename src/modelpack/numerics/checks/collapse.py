@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from modelpack.numerics.checks.finding import failed, passed, unchecked, warned
+from modelpack.numerics.checks.subject import alike
 from modelpack.numerics.measure.comparison import decibels
 
 if TYPE_CHECKING:
@@ -32,9 +33,9 @@ def check(subject: Subject) -> Finding:
     best, name = max((decibels(*errors), name) for name, errors in subject.errors.items())
     on = " on made-up rows" * subject.made_up
     if best >= LEAST:
-        return passed(f"{best:.1f} dB beside the float model{on}")
+        return passed(f"beside the float model{on}: {alike(best)}")
     return (warned if subject.made_up else failed)(
-        f"its answers have nothing to do with the float model's: {best:.1f} dB{on}, at best",
+        f"its answers have nothing to do with the float model's{on}: {alike(best)}",
         "compare with the model it was made from; calibrate on rows like real ones, or keep more layers in float",
         name,
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from modelpack.errors import StageError
 from modelpack.numerics import runtime
 from modelpack.numerics.checks.finding import failed, passed, unchecked
-from modelpack.numerics.checks.subject import likeness, opened, real
+from modelpack.numerics.checks.subject import alike, likeness, opened, real
 
 if TYPE_CHECKING:
     from modelpack.numerics.checks.finding import Finding
@@ -38,14 +38,14 @@ def check(subject: Subject) -> Finding:
     plain = outputs.pop("disabled")
     if not plain:
         return unchecked("it gives no floating-point output")
-    alike = {(level, name): likeness(plain[name], got[name]) for level, got in outputs.items() for name in plain}
-    (level, name), worst = min(alike.items(), key=lambda item: item[1])
+    ratios = {(level, name): likeness(plain[name], got[name]) for level, got in outputs.items() for name in plain}
+    (level, name), worst = min(ratios.items(), key=lambda item: item[1])
     limit = ALIKE[_coarsest(subject)]
     if worst >= limit:
-        return passed(f"{worst:.0f} dB between levels")
+        return passed(f"between levels: {alike(worst)}")
     return failed(
-        f"output '{name}' at optimization level '{level}' is not what the graph says: {worst:.1f} dB beside no "
-        f"optimization, {limit:.0f} and more are rounding",
+        f"output '{name}' at optimization level '{level}' is not what the graph says: {alike(worst)} beside no "
+        f"optimization, {limit:.0f} dB and more are rounding",
         "a fusion changes the result: keep the layer it concerns in float, or write its operator plainly (Gemm with "
         "alpha and beta 1, one scale on both sides of a reshape)",
         name,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from modelpack.numerics.checks.finding import failed, passed, warned
+from modelpack.numerics.checks.subject import alike
 
 if TYPE_CHECKING:
     from modelpack.numerics.checks.finding import Finding
@@ -33,7 +34,7 @@ def judge(subject: Subject, likeness: float, usual: float | None, *, what: str, 
         remedy: What helps where the answers differ and ranges are not dynamic.
         where: The output.
     """
-    told = f"{what}: {likeness:.1f} dB alike"
+    told = f"{what}: {alike(likeness)}"
     if likeness >= INDEPENDENT:
         return passed(told)
     if usual is not None and usual < INDEPENDENT and likeness >= usual - 3:

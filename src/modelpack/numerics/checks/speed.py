@@ -127,73 +127,50 @@ def signs(subject: Subject) -> list[Sign]:
     """Look for known causes of slowness on a processor."""
     if hardware.profile("auto", subject.device).name not in _X86:
         return []
-    found = [sign for rule in (_signed, _unsigned, _integer_convolutions, _unfused) for sign in rule(subject)]
-    return [sign for sign in found if sign.share > 0]
-
-
-def _share(some: list[Layer], subject: Subject) -> float:
-    total = sum(layer.elements for layer in subject.layers if layer.reduced)
-    return sum(layer.elements for layer in some) / max(total, 1)
-
-
-def _signed(subject: Subject) -> list[Sign]:
-    """Signed activations with signed weights."""
-    some = [layer for layer in subject.layers if layer.activations == "INT8" and bits(layer.kind) <= 8]
-    return [
-        Sign(
-            f"{len(some)} layers take signed activations with signed weights (S8S8), for which x86 processors have no "
-            "fast kernel",
-            "quantize activations as unsigned bytes (U8S8; `activation_type=QuantType.QUInt8`)",
-            listed([layer.name for layer in some]),
-            _share(some, subject),
-        )
-    ]
-
-
-def _unsigned(subject: Subject) -> list[Sign]:
-    """Convolutions of unsigned activations with unsigned weights."""
+    signed = [layer for layer in subject.layers if layer.activations == "INT8" and bits(layer.kind) <= 8]
     convolutions = [layer for layer in subject.layers if layer.operator in ("Conv", "QLinearConv")]
-    some = [layer for layer in convolutions if layer.kind == "UINT8" and layer.activations == "UINT8"]
-    return [
-        Sign(
-            f"{len(some)} convolutions take unsigned weights (U8U8), for which x86 processors have no fast kernel",
-            "quantize weights as signed bytes (U8S8; `weight_type=QuantType.QInt8`)",
-            listed([layer.name for layer in some]),
-            _share(some, subject),
-            firm=False,
-        )
-    ]
-
-
-def _integer_convolutions(subject: Subject) -> list[Sign]:
-    """Convolutions on integers whose ranges are found at run time."""
-    some = [layer for layer in subject.layers if layer.operator == "ConvInteger"]
-    return [
-        Sign(
-            f"{len(some)} convolutions became ConvInteger (dynamic quantization), which is slower than float ones",
-            "quantize convolutions statically, with calibration; leave them out of dynamic quantization",
-            listed([layer.name for layer in some]),
-            _share(some, subject),
-        )
-    ]
-
-
-def _unfused(subject: Subject) -> list[Sign]:
-    """Layers between QDQ pairs that onnxruntime nevertheless computes in floating point."""
+    unsigned = [layer for layer in convolutions if layer.kind == "UINT8" and layer.activations == "UINT8"]
+    dynamic = [layer for layer in subject.layers if layer.operator == "ConvInteger"]
     pairs = [layer for layer in subject.layers if layer.activations in _INTEGERS and layer.dequantized]
+    floating = _floating(pairs, subject)
+    total = max(sum(layer.elements for layer in subject.layers if layer.reduced), 1)
+
+    def sign(some: list[Layer], cause: str, remedy: str, *, firm: bool = True) -> Sign:
+        share = sum(layer.elements for layer in some) / total
+        return Sign(f"{len(some)} {cause}", remedy, listed([layer.name for layer in some]), share, firm)
+
+    found = [
+        sign(
+            signed,
+            "layers take signed activations with signed weights (S8S8), for which x86 processors have no fast kernel",
+            "quantize activations as unsigned bytes (U8S8; `activation_type=QuantType.QUInt8`)",
+        ),
+        sign(
+            unsigned,
+            "convolutions take unsigned weights (U8U8), for which x86 processors have no fast kernel",
+            "quantize weights as signed bytes (U8S8; `weight_type=QuantType.QInt8`)",
+            firm=False,
+        ),
+        sign(
+            dynamic,
+            "convolutions became ConvInteger (dynamic quantization), which is slower than float ones",
+            "quantize convolutions statically, with calibration; leave them out of dynamic quantization",
+        ),
+        sign(
+            floating,
+            f"of {len(pairs)} layers between QDQ pairs are not fused: onnxruntime computes them in floating point",
+            "give each layer its own QDQ pairs on input, weights and output, with one scale per activation",
+        ),
+    ]
+    return [item for item in found if item.share > 0]
+
+
+def _floating(pairs: list[Layer], subject: Subject) -> list[Layer]:
+    """Find the layers between QDQ pairs that onnxruntime nevertheless computes in floating point."""
     if not pairs:
         return []
     try:
         floating = unpacked.weights(subject.model)
     except StageError:  # the check of levels tells of a model that cannot be loaded
         return []
-    some = [layer for layer in pairs if layer.weights.name in floating]
-    return [
-        Sign(
-            f"{len(some)} of {len(pairs)} layers between QDQ pairs are not fused: onnxruntime computes them in floating"
-            " point",
-            "give each layer its own QDQ pairs on input, weights and output, with one scale per activation",
-            listed([layer.name for layer in some]),
-            _share(some, subject),
-        )
-    ]
+    return [layer for layer in pairs if layer.weights.name in floating]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from modelpack.numerics import graph, onnxfile, rows, runtime, stored
-from modelpack.numerics.measure.comparison import decibels
+from modelpack.numerics.measure.comparison import MOST_DECIBELS, decibels
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -135,6 +135,17 @@ def likeness(expected: NDArray[np.generic], got: NDArray[np.generic], floor: flo
     """
     signal, noise = energies(expected, got)
     return decibels(max(signal / max(expected.size, 1), floor), noise / max(expected.size, 1))
+
+
+def alike(ratio: float) -> str:
+    """Say how alike values with this ratio in decibels are.
+
+    >>> alike(31.25), alike(200.0), alike(-200.0)
+    ('31.2 dB alike', 'equal', 'nothing alike')
+    """
+    if abs(ratio) == MOST_DECIBELS:
+        return "equal" if ratio > 0 else "nothing alike"
+    return f"{ratio:.1f} dB alike"
 
 
 def energies(expected: NDArray[np.generic], got: NDArray[np.generic]) -> tuple[float, float]:
