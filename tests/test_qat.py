@@ -7,14 +7,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import helper
 from torch import nn
 from torch.nn import functional
 
 from modelpack.numerics import grid, qat, rows, tracing
 from modelpack.numerics.calling import call
 from modelpack.numerics.fake_quantization import rounding
-from modelpack.numerics.qat import folding, writing
+from modelpack.numerics.qat import folding, places, writing
 from modelpack.tensors import TensorSpec
+from onnx_support import graph_of, weights
 
 torch.set_num_threads(1)
 
@@ -191,11 +193,25 @@ def test_layers_behind_padding_pooling_and_flattening_are_found():
     made = qat.prepare(Padded().eval(), inputs, described, exclude=(), feed=rows.sample(inputs, 2, 0), seed=0)
     assert [layer.reason for layer in made.found.layers] == ["", "", ""]
     assert made.found.lost == ()
-    places = made.found.places
-    assert (
-        {path for _, path in places.layers} == set(places.weights) == {"first.weight", "second.weight", "last.weight"}
-    )
-    assert len(places.activations["x"].readers) == 1
+    found = made.found.places
+    assert {path for _, path in found.layers} == set(found.weights) == {"first.weight", "second.weight", "last.weight"}
+    assert len(found.activations["x"].readers) == 1
+
+
+def test_a_layer_whose_rounded_value_torch_lacks_stays_float_whichever_activation_its_kernel_takes():
+    nodes = [
+        helper.make_node("Gemm", ["x", "w"], ["g"], "first"),
+        helper.make_node("Relu", ["g"], ["r"], "relu"),
+        helper.make_node("Gemm", ["r", "w"], ["y"], "last"),
+    ]
+    graph = graph_of(nodes, {"x": (["batch", 4], 1)}, {"y": ["batch", 4]}, {"w": weights(4, 4)}).graph
+    found = places._stranded(graph, ["first", "last"], {"r"})
+    assert set(found) == {"first", "last"}
+    assert found["first"] == "torch has no value like 'r', which would be rounded"
+    # What goes to two readers is rounded before them.
+    graph.node.append(helper.make_node("Sigmoid", ["g"], ["s"], "another"))
+    assert set(places._stranded(graph, ["first"], {"r"})) == set()
+    assert set(places._stranded(graph, ["first"], {"g"})) == {"first"}
 
 
 class Named(nn.Module):
@@ -225,7 +241,7 @@ def test_biases_end_on_the_grids_of_their_products_whatever_their_names():
     before = module.square.bias.detach().clone()
     grids = qat.finish(made, student).grids
     assert torch.equal(module.square.bias, before)
-    for bias, (value, weights) in made.found.biases.items():
-        products = module.get_parameter(weights).detach().double().abs().amax(1) / 127 * grids[value].scale
+    for bias, (value, path) in made.found.biases.items():
+        products = module.get_parameter(path).detach().double().abs().amax(1) / 127 * grids[value].scale
         steps = module.get_parameter(bias).detach().double() / products
         torch.testing.assert_close(steps, steps.round(), rtol=0, atol=1e-2)

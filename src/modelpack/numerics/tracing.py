@@ -30,6 +30,9 @@ PREFIX = "module."
 RESERVED = "modelpack."
 """Begins names that no user's module has."""
 
+NORM = torch.ops.aten._native_batch_norm_legit_no_training.default  # noqa: SLF001 - torch's own name of the operator
+"""A batch norm in evaluation."""
+
 _RECURRENT = (torch.ops.aten.gru.input, torch.ops.aten.lstm.input)
 _COLOR = re.compile(r"\x1b\[[0-9;]*m")
 

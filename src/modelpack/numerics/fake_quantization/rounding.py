@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from modelpack.numerics.grid import SMALLEST_SCALE
+
 BYTE = (0, 255)
 SIGNED = (-127, 127)
-_FINEST = 2.0**-100
-"""A scale below this would overflow when it is inverted in float32."""
-
 PACE = 10.0
 """How many times faster than weights the logarithms of learned scales move (Jain et al. 2019, arXiv 1903.08066, give
 thresholds a rate of their own). AdamW's steps have the size of the rate whatever they move: of a weight that is much,
@@ -86,7 +85,7 @@ class ObservedBytes(nn.Module):
     def grid(self) -> tuple[Tensor, Tensor]:
         """Give scale (float32) and zero point (int32) of 256 steps over the range, widened to contain zero."""
         low, high = self.low.clamp(max=0.0), self.high.clamp(min=0.0)
-        scale = ((high - low) / 255.0).clamp(min=_FINEST)
+        scale = ((high - low) / 255.0).clamp(min=SMALLEST_SCALE)
         return scale, (-low / scale).round().clamp(*BYTE).to(torch.int32)
 
     def forward(self, values: Tensor) -> Tensor:
@@ -148,7 +147,7 @@ class Channels(nn.Module):
 def _full_scales(weights: Tensor, axis: int) -> Tensor:
     others = [place for place in range(weights.ndim) if place != axis]
     largest = weights.abs().amax(others) if others else weights.abs()
-    return torch.where(largest == 0, 1.0, largest / SIGNED[1]).clamp(min=_FINEST).float()
+    return torch.where(largest == 0, 1.0, largest / SIGNED[1]).clamp(min=SMALLEST_SCALE).float()
 
 
 class LearnedBytes(nn.Module):

@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from modelpack.errors import StageError
@@ -22,7 +21,7 @@ from modelpack.numerics.fake_quantization.rounding import (
     LearnedChannels,
     ObservedBytes,
 )
-from modelpack.numerics.tracing import PREFIX
+from modelpack.numerics.tracing import NORM, PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 
     from modelpack.numerics.fake_quantization.quantizers import Places, Quantizers
 
-_NORM = torch.ops.aten._native_batch_norm_legit_no_training.default  # noqa: SLF001 - torch's own name of the operator
 Rounding = FixedBytes | ObservedBytes | LearnedBytes
 Weighing = Channels | LearnedChannels
 
@@ -162,7 +160,7 @@ def _insert(graph: fx.Graph, node: fx.Node, module: str, readers: Sequence[fx.No
 def _drop_neutral_norms(graph: fx.Graph) -> None:
     """Take out the batch norms that folding left without effect: only it sets their epsilon to zero."""
     for node in list(graph.nodes):
-        if node.op == "call_function" and node.target is _NORM and node.args[6] == 0.0:
+        if node.op == "call_function" and node.target is NORM and node.args[6] == 0.0:
             for picked in list(node.users):
                 picked.replace_all_uses_with(node.args[0])
                 graph.erase_node(picked)

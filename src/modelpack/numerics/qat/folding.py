@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from modelpack.numerics.tracing import PREFIX
+from modelpack.numerics.tracing import NORM, PREFIX
 
 if TYPE_CHECKING:
     from torch import fx
     from torch.export import ExportedProgram
 
-_NORM = torch.ops.aten._native_batch_norm_legit_no_training.default  # noqa: SLF001 - torch's own name of the operator
 _LAYERS = frozenset(
     {
         torch.ops.aten.convolution.default,
@@ -45,7 +44,7 @@ def fold(module: nn.Module, traced: ExportedProgram) -> list[str]:
     paths = _paths(traced)
     folded = []
     for norm in traced.graph.nodes:
-        if norm.op != "call_function" or norm.target is not _NORM:
+        if norm.op != "call_function" or norm.target is not NORM:
             continue
         layer = norm.args[0]
         weight = _weight(layer)

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 from modelpack.numerics import onnxfile
 from modelpack.numerics.fake_quantization.quantizers import Places, Spot
 from modelpack.numerics.qat.correspondence import Correspondence
-from modelpack.numerics.quantization import layers, qdq
+from modelpack.numerics.quantization import kernels, layers, qdq
 from modelpack.numerics.quantization.rewriting.prepare import prepare
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from onnx import GraphProto, NodeProto
+    from onnx import GraphProto
     from torch import nn
 
     from modelpack.numerics.export import Exported
@@ -143,14 +143,12 @@ def _only_moves_on(graph: GraphProto, name: str, marked: Marks, lost: set[str]) 
 
 def _stranded(graph: GraphProto, chosen: Sequence[str], lost: set[str]) -> dict[str, str]:
     """Give the layers that a lost value belongs to, with the reason why they stay float."""
-    return {
-        node.name: f"torch has no value like '{min(lost & _values(node, graph))}', which would be rounded"
-        for node in graph.node
-        if node.name in chosen and lost & _values(node, graph)
-    }
-
-
-def _values(node: NodeProto, graph: GraphProto) -> set[str]:
-    """Name what a layer reads and gives, and what the activation gives that its rounding absorbs."""
-    behind = [item for item in graph.node if item.op_type in ("Relu", "Clip") and node.output[0] in item.input]
-    return {node.input[0], node.output[0]} | {value for item in behind for value in item.output}
+    readers, fixed = onnxfile.consumers(graph), onnxfile.constants(graph)
+    given = {item.name for item in graph.output}
+    found = {}
+    for node in graph.node:
+        if node.name in chosen:
+            missing = lost & {node.input[0], node.output[0], kernels.absorbed(node, readers, fixed, given)}
+            if missing:
+                found[node.name] = f"torch has no value like '{min(missing)}', which would be rounded"
+    return found
