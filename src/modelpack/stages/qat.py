@@ -49,6 +49,8 @@ class QatConfig(TrainingConfig):
     def _fits(self) -> Self:
         if self.learn and self.freeze_after is not None:
             raise ValueError("`freeze_after` stops ranges that are followed: set `learn: false`, or leave it out")
+        if "percentile" in self.model_fields_set and self.ranges != "percentile":
+            raise ValueError("`percentile` belongs to `ranges: percentile`: write that, or leave it out")
         return self
 
 
