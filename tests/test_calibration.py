@@ -620,6 +620,23 @@ def test_a_tensor_of_nothing_but_hidden_positions_has_a_range_of_zero(histograms
     assert record.read(tmp_path / record.FACTS, tmp_path / record.ARRAYS).tensors["s"].high == 0.0
 
 
+@pytest.mark.parametrize(
+    ("operator", "more"), [("Trilu", []), ("Clip", []), ("Max", ["x"]), ("Min", ["x"]), ("Unsqueeze", ["axis"])]
+)
+def test_what_hides_positions_is_followed(operator, more):
+    proto = graph_of(
+        [
+            helper.make_node("Where", ["keep", "x", "deep"], ["s"], name="where"),
+            helper.make_node(operator, ["s", *more], ["y"], name="after"),
+        ],
+        {"x": (["batch", 5], FLOAT), "keep": (["batch", 5], TensorProto.BOOL)},
+        {"y": None},
+        {"deep": np.float32(-1e4), "axis": np.array([0])},
+    )
+    assert masks.floors(proto) == {"s": -5000.0, "y": -5000.0}
+    assert masks.constants(proto) == {"deep"}
+
+
 def test_ordinary_large_constants_hide_nothing(chain):
     proto = graph_of(
         [helper.make_node("Add", ["x", "bias"], ["y"], name="add")],
