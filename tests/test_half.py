@@ -155,6 +155,17 @@ def test_weights_that_do_not_fit_are_refused(operator, value):
     assert told.value.where == "large"
 
 
+def test_limits_beyond_float16_are_its_own_and_what_stays_float32_keeps_its_constants():
+    proto = chain("Relu", "Relu")
+    proto.graph.node[1].CopyFrom(helper.make_node("Min", ["v0", "most"], ["v1"], name="least"))  # never converted
+    proto.graph.node[2].CopyFrom(helper.make_node("Clip", ["v1", "", "ceiling"], ["v2"], name="clip"))
+    for name, value in (("most", np.full(64, 1e6)), ("ceiling", np.array(1e6))):
+        proto.graph.initializer.append(numpy_helper.from_array(value.astype(np.float32), name))
+    made = made_of(proto, "float16", [X])
+    assert made.notes == ("numbers beyond float16 became its largest or lowest, ±65504: ceiling",)
+    np.testing.assert_allclose(run(made.model)["y"], run(proto)["y"], atol=0.3)
+
+
 # Bfloat16
 
 
