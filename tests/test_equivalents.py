@@ -22,10 +22,14 @@ def numbers(*values):
     return np.array(values, np.int64)
 
 
-def mean(keep):
+def mean(keep, *axes):
     nodes = [node("ReduceMean", ["x", "axes"], keepdims=keep)]
     return graph_of(
-        nodes, {"x": ([1, 4, 5, 6], FLOAT)}, {"y": [1, 4, 1, 1][: 4 if keep else 2]}, {"axes": numbers(-1, 2)}, opset=18
+        nodes,
+        {"x": ([1, 4, 5, 6], FLOAT)},
+        {"y": None if axes else [1, 4, 1, 1][: 4 if keep else 2]},
+        {"axes": numbers(*(axes or (-1, 2)))},
+        opset=18,
     )
 
 
@@ -35,10 +39,10 @@ def gemm(bias, **attributes):
     return graph_of([node("Gemm", ["x", "w", "b"], **attributes)], {"x": (shape, FLOAT)}, {"y": [3, 5]}, held)
 
 
-def padded(value, *pads):
+def padded(value, *pads, more=()):
     nodes = [node("Pad", ["x", "pads", "value"], ["p"]), node("Conv", ["p", "w"], pads=[1, 0, 0, 1])]
     held = {"pads": numbers(*pads), "value": np.array(value, np.float32), "w": weights(3, 2, 3, 3)}
-    return graph_of(nodes, {"x": ([1, 2, 6, 6], FLOAT)}, {"y": None}, held)
+    return graph_of(nodes, {"x": ([1, 2, 6, 6], FLOAT)}, dict.fromkeys(("y", *more)), held)
 
 
 def upsampled(**attributes):
@@ -46,9 +50,9 @@ def upsampled(**attributes):
     return graph_of(nodes, {"x": ([2, 3, 4, 5], FLOAT)}, {"y": None}, {"w": weights(3, 4, 2, 2), "b": weights(4)})
 
 
-def pooled():
+def pooled(*more):
     nodes = [node("Conv", ["x", "w"], ["c"]), node("MaxPool", ["c"], ["m"], kernel_shape=[2, 2]), node("Relu", ["m"])]
-    return graph_of(nodes, {"x": ([1, 2, 6, 6], FLOAT)}, {"y": None}, {"w": weights(3, 2, 3, 3)})
+    return graph_of(nodes, {"x": ([1, 2, 6, 6], FLOAT)}, dict.fromkeys(("y", *more)), {"w": weights(3, 2, 3, 3)})
 
 
 def clipped(late):
@@ -85,6 +89,8 @@ def swish():
 CASES = {
     "mean": (mean(1), ["GlobalAveragePool"]),
     "mean, axes dropped": (mean(0), ["GlobalAveragePool", "Flatten"]),
+    "mean of some places": (mean(1, 2), ["ReduceMean"]),
+    "mean of channels too": (mean(0, 1, 2, 3), ["ReduceMean"]),
     "HardSwish": (swish(), ["HardSigmoid", "Mul"]),
     "Gemm": (gemm(weights(5)), ["Gemm"]),
     "Gemm with factors": (gemm(weights(5), alpha=0.5, beta=-2.0, transB=1), ["Gemm"]),
@@ -95,6 +101,7 @@ CASES = {
     "zeros": (padded(0.0, 0, 0, 1, 2, 0, 0, 0, 1), ["Conv"]),
     "ones": (padded(1.0, 0, 0, 1, 2, 0, 0, 0, 1), ["Pad", "Conv"]),
     "zeros cut off": (padded(0.0, 0, 0, -1, 2, 0, 0, 0, 1), ["Pad", "Conv"]),
+    "zeros that are an output": (padded(0.0, 0, 0, 1, 2, 0, 0, 0, 1, more=["p"]), ["Pad", "Conv"]),
     "upsampling": (upsampled(strides=[2, 2]), ["Conv", "Relu", "DepthToSpace"]),
     "upsampling that overlaps": (upsampled(strides=[1, 1]), ["ConvTranspose", "Relu"]),
     "a clip whose bound is made late": (clipped(late=True), ["Conv", "MaxPool", "ReduceMax", "Clip"]),
@@ -103,6 +110,7 @@ CASES = {
     "mean of doubles": (whole_mean(TensorProto.DOUBLE), ["Cast", "ReduceMean", "Cast"]),
     "zeros around weights": (padded_kernel(), ["Neg", "Pad", "Conv"]),
     "pooling before a ReLU": (pooled(), ["Conv", "Relu", "MaxPool"]),
+    "pooling that is an output": (pooled("m"), ["Conv", "MaxPool", "Relu"]),
 }
 
 

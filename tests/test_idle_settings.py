@@ -12,6 +12,7 @@ from modelpack.stages.quantize_config import QuantizeConfig
         ({"percentile": 99.9}, {"ranges": "percentile"}),
         ({"percentile": 99.9, "ranges": "mse"}, {"ranges": "percentile"}),
         ({"correction_rows": 64}, {"correction": "bias"}),
+        ({"rows": 64, "method": "dynamic", "data": None}, {"data": "rows"}),
     ],
 )
 def test_a_setting_needs_the_one_it_belongs_to(idle, used):
@@ -19,3 +20,9 @@ def test_a_setting_needs_the_one_it_belongs_to(idle, used):
     with pytest.raises(ValidationError, match=f"`{setting}`"):
         QuantizeConfig.model_validate({"data": "rows", **idle})
     assert QuantizeConfig.model_validate({"data": "rows", **idle, **used})
+
+
+def test_labels_are_for_accuracy_alone():
+    with pytest.raises(ValidationError, match="`labels` does nothing"):
+        QuantizeConfig.model_validate({"data": "rows", "budget": {"sqnr_db": 20, "labels": "kind"}})
+    assert QuantizeConfig.model_validate({"data": "rows", "budget": {"accuracy_drop": 0.01, "labels": "kind"}})

@@ -174,6 +174,30 @@ def test_batch_norms_fold_into_what_they_follow_and_nothing_changes():
     assert module.alone.eps > 0
 
 
+class Twice(nn.Module):
+    """One layer before two batch norms, and one whose output is read beside its batch norm too."""
+
+    def __init__(self):
+        super().__init__()
+        self.shared, self.norm1, self.norm2 = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.BatchNorm1d(4)
+        self.read, self.norm3 = nn.Linear(4, 4), nn.BatchNorm1d(4)
+
+    def forward(self, x):
+        y = self.read(self.norm1(self.shared(x)) + self.norm2(self.shared(x * 2)))
+        return self.norm3(y) + y
+
+
+def test_a_batch_norm_that_shares_its_layer_is_left_as_it_is():
+    torch.manual_seed(0)
+    inputs, described = {"x": TensorSpec(shape=("batch", 4))}, {"output": {"shape": ["batch", 4], "dtype": "float32"}}
+    module = Twice().eval()
+    example = tracing.traceable(rows.sample(inputs, 2, 0), inputs, 0)
+    program = tracing.capture(module, example, inputs, described, 20).exported_program
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    assert folding.fold(module, program) == []
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
 class Padded(nn.Module):
     def __init__(self):
         super().__init__()

@@ -8,12 +8,18 @@ import importlib.metadata
 import os
 import platform
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from modelpack.errors import MissingError, UsageError
 from modelpack.usercode import minor_version
 
 CHOICES = "auto, cpu, cuda or cuda:N"
+
+Hardware = Literal["vnni", "amx", "avx2", "neon", "cuda"]
+"""A kind of hardware that a quantized model is written for."""
+
+Target = Literal["auto", Hardware]
+"""A recipe's choice of hardware; ``auto`` is the machine that the model is made on."""
 
 
 @functools.cache

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from modelpack.cli import pages
 from modelpack.cli.call import Call
 from modelpack.cli.command import DeviceOption, complete_run
+from modelpack.device import Target
 from modelpack.errors import StageError, StoreError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from modelpack.numerics.checks import Subject as Examined
     from modelpack.subjects import Subject
     from modelpack.verification import Report, Tell
-
-Target = Literal["auto", "vnni", "amx", "avx2", "neon", "cuda"]
 
 
 def verify(

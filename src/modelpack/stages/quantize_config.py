@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from modelpack.bind import Whole
+from modelpack.device import Target
 from modelpack.stage import CalibrationRef, DataRef, StageConfig
 
 Method = Literal["static", "dynamic", "weight_only", "float16", "bfloat16"]
@@ -49,6 +50,8 @@ class QualityBudget(BaseModel):
     def _one(self) -> Self:
         if sum(value is not None for value in (self.sqnr_db, self.agreement, self.accuracy_drop)) != 1:
             raise ValueError("give one of sqnr_db, agreement and accuracy_drop")
+        if "labels" in self.model_fields_set and self.accuracy_drop is None:
+            raise ValueError("`labels` does nothing without `accuracy_drop`; leave it out")
         return self
 
 
@@ -93,9 +96,7 @@ class QuantizeConfig(StageConfig):
         128, ge=8, description="How many calibration rows `correction` reads, at most; it keeps them in memory."
     )
     wide: tuple[str, ...] = Field((), description="With static: names of layers whose activations take 16 bits.")
-    target: Literal["auto", "vnni", "amx", "avx2", "neon", "cuda"] = Field(
-        "auto", description="With static: the hardware it shall run on; auto is this machine's."
-    )
+    target: Target = Field("auto", description="With static: the hardware it shall run on; auto is this machine's.")
     portable: bool = Field(
         False,
         description="With static: narrow the weights of the layers that would overflow 16 bits on processors with AVX2 "
@@ -143,6 +144,8 @@ class QuantizeConfig(StageConfig):
             raise ValueError(
                 f"`percentile` belongs to `ranges: percentile`, not to '{self.ranges}'; write that, or leave it out"
             )
+        if "rows" in self.model_fields_set and self.data is None:
+            raise ValueError("`rows` does nothing without `data`; add it, or leave the rows out")
         if "correction_rows" in self.model_fields_set and self.correction == "none":
             raise ValueError("`correction_rows` does nothing without `correction`; add it, or leave the rows out")
         if self.portable and self.target in ("neon", "cuda"):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from onnx import ModelProto
 
-    from modelpack.numerics.quantization.settings import Target
+    from modelpack.device import Target
     from modelpack.numerics.rows import Feed
     from modelpack.numerics.stored import Layer
     from modelpack.tensors import TensorSpec

@@ -16,7 +16,7 @@ measurements with release 1.31; the others were not run:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,10 +26,8 @@ from modelpack.numerics import grid
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
+    from modelpack.device import Hardware, Target
     from modelpack.numerics.grid import Grid, Integer
-    from modelpack.numerics.quantization.settings import Target
-
-Name = Literal["vnni", "amx", "avx2", "neon", "cuda"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Profile:
         reason: Why activations take this type, for people.
     """
 
-    name: Name
+    name: Hardware
     integer: Integer
     centred: bool
     saturates: bool
@@ -77,7 +75,7 @@ class Profile:
 _X86 = "unsigned activations with signed weights (U8S8): the pair that onnxruntime's x86 kernels multiply fastest"
 _SIGNED = "signed activations and weights (S8S8)"
 
-PROFILES: Mapping[Name, Profile] = {
+PROFILES: Mapping[Hardware, Profile] = {
     "amx": Profile("amx", np.uint8, False, False, 4, _X86),
     "vnni": Profile("vnni", np.uint8, False, False, 4, _X86),
     "avx2": Profile("avx2", np.uint8, False, True, 4, f"{_X86}; without VNNI it adds pairs of products in 16 bits"),
@@ -104,7 +102,7 @@ def profile(target: Target, device: str) -> Profile:
     return PROFILES[detected(known["processor"]["flags"], known["architecture"], device)]
 
 
-def detected(flags: Collection[str], architecture: str, device: str) -> Name:
+def detected(flags: Collection[str], architecture: str, device: str) -> Hardware:
     """Name the hardware behind a device.
 
     Args:

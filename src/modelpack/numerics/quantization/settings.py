@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from onnx import ModelProto
 
+    from modelpack.device import Target
     from modelpack.numerics.quantization.calibration.record import Calibration
     from modelpack.numerics.rows import Feed
 
@@ -20,7 +21,6 @@ Backend = Literal["builtin", "ort", "nncf"]
 RangeRule = Literal["minmax", "percentile", "entropy", "mse"]
 Rounding = Literal["nearest", "hqq", "gptq"]
 Form = Literal["nbits", "qdq"]
-Target = Literal["auto", "vnni", "amx", "avx2", "neon", "cuda"]
 Correction = Literal["none", "bias", "sequential", "rounding", "adaround"]
 Measure = Literal["sqnr_db", "agreement", "accuracy_drop"]
 
