@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from commands import Shell, install_copy, write_recipe
-from modelpack import registry
-from modelpack.cli import command, console, details, output, quantities, tables
+from modelpack import quantities, registry
+from modelpack.cli import command, console, details, output, tables
 from modelpack.events import BudgetChecked, Metric, Note, Progress, RunFinished, RunStarted, StepFinished, StepStarted
 from modelpack.record import StepRun
 from modelpack.summary import changes

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TextIO
 
-from modelpack.cli import quantities
+from modelpack import quantities
 from modelpack.cli.output import encode, out
 from modelpack.events import (
     BudgetChecked,

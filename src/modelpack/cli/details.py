@@ -8,8 +8,8 @@ from typing import Any
 
 from modelpack.cli import pages, quantities
 from modelpack.cli.pages import SHORT, Row, metrics
-from modelpack.cli.quantities import MISSING, figure
 from modelpack.cli.tables import facts, heading, page, table
+from modelpack.quantities import MISSING, figure
 
 
 def artifact(shown: Row) -> str:

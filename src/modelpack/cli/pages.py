@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from modelpack.cli import quantities
-from modelpack.cli.quantities import MISSING, figure, moment
+from modelpack import quantities
 from modelpack.cli.tables import facts, heading, page, table
+from modelpack.quantities import MISSING, figure, moment
 
 if TYPE_CHECKING:
     from modelpack.record import Run
