@@ -6,7 +6,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from modelpack.cli import pages, quantities
+from modelpack import quantities
+from modelpack.cli import pages
 from modelpack.cli.pages import SHORT, Row, metrics
 from modelpack.cli.tables import facts, heading, page, table
 from modelpack.quantities import MISSING, figure
