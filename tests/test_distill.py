@@ -188,7 +188,7 @@ def test_kill_in_epoch_3_then_the_next_run_continues_with_the_same_result(tmp_pa
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):
-    from modelpack.numerics.distillation import checkpoint
+    from modelpack.numerics.training import checkpoint
 
     module = nets.cnn()
     optimizer = torch.optim.AdamW(module.parameters())
@@ -261,7 +261,7 @@ def test_imitation_is_the_divergence_at_a_temperature():
 
 
 def test_rows_are_shuffled_alike_whether_they_fit_in_memory_or_not():
-    from modelpack.numerics.distillation import Rows as Picked
+    from modelpack.numerics.training import Rows as Picked
     from modelpack.tensors import TensorSpec
 
     source = Rows({"x": np.arange(50, dtype=np.float32)[:, None]}, 8)

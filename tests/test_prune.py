@@ -17,8 +17,8 @@ import nets
 from modelpack.errors import StageError
 from modelpack.numerics import macs, models, pruning
 from modelpack.numerics.calling import call
-from modelpack.numerics.distillation.batches import Rows as DataRows
 from modelpack.numerics.randomness import seeded
+from modelpack.numerics.training.batches import Rows as DataRows
 from modelpack.stages.model import model
 from modelpack.stages.prune import PruneConfig, prune
 from modelpack.tensors import TensorSpec
@@ -126,7 +126,7 @@ def test_taylor_judges_frozen_weights_like_the_others():
 
 
 def rows_of(source, inputs, target="label"):
-    from modelpack.numerics.distillation import Rows as Picked
+    from modelpack.numerics.training import Rows as Picked
     from modelpack.tensors import TensorSpec
 
     return Picked(source.batches, {k: TensorSpec.model_validate(v) for k, v in inputs.items()}, target)

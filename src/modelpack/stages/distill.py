@@ -30,12 +30,11 @@ class DistillConfig(TrainingConfig):
 )
 def distill(config: DistillConfig, job: Job) -> None:
     """Train the model to give what its teacher gives, and the truth where the data have it."""
-    from modelpack.numerics import distillation, models
+    from modelpack.numerics import models
+    from modelpack.numerics import training as loop
 
     lesson = training(config, job, config.precision)
-    if lesson.goal.task == "none":
-        job.note(f"no truth is used (column '{config.target}'): the student learns from the teacher alone")
     student = models.load(job.source, job.device)
-    trained = distillation.train(student, lesson, job.scratch)
+    trained = loop.train(student, lesson, job.scratch)
     models.save(student, job.out, like=job.source)
     remarks.training(trained, lesson, job)

@@ -69,8 +69,8 @@ def prune(config: PruneConfig, job: Job) -> None:
 
 
 def _taylor(config: PruneConfig, job: Job) -> Any:
-    from modelpack.numerics.distillation.batches import Rows
     from modelpack.numerics.pruning import taylor_from
+    from modelpack.numerics.training.batches import Rows
 
     assert config.data is not None, "checked when the recipe was read"
     source = job.data[config.data]

@@ -12,9 +12,9 @@ from modelpack.stages import remarks
 from modelpack.stages.training import TrainingConfig, training
 
 if TYPE_CHECKING:
-    from modelpack.numerics.distillation import Lesson
     from modelpack.numerics.fake_quantization.twin import Quantized
     from modelpack.numerics.qat import Prepared
+    from modelpack.numerics.training import Lesson
 
 _FREEZE_AFTER = 0.5
 
@@ -64,8 +64,9 @@ class QatConfig(TrainingConfig):
 )
 def qat(config: QatConfig, job: Job) -> None:
     """Train the model with its weights and activations rounded to 8 bits, so that its export loses little."""
-    from modelpack.numerics import distillation, models, rows
+    from modelpack.numerics import models, rows
     from modelpack.numerics import qat as rounding
+    from modelpack.numerics import training as loop
 
     lesson = training(config, job, "float32")
     prepared = rounding.prepare(
@@ -78,7 +79,7 @@ def qat(config: QatConfig, job: Job) -> None:
     )
     _report(prepared, job)
     student = _student(prepared, config, job, lesson)
-    trained = distillation.train(student, lesson, job.scratch)
+    trained = loop.train(student, lesson, job.scratch)
     rounding.finish(prepared, student).write(job.out)
     models.save(prepared.module, job.out, like=job.source)
     remarks.training(trained, lesson, job)

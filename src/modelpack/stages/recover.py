@@ -31,12 +31,13 @@ class RecoverConfig(LessonConfig):
 def recover(config: RecoverConfig, job: Job) -> None:
     """Restore a pruned model from unlabelled data: batch-norm statistics, then the original model's outputs."""
     from modelpack.numerics import distillation, models
+    from modelpack.numerics import training as loop
 
-    healing = lesson(config, job, distillation.Goal("none"), distillation.Schedule(config.epochs, config.lr))
+    healing = lesson(config, job, distillation.Goal("none"), loop.Schedule(config.epochs, config.lr))
     student = models.load(job.source, job.device)
     if config.batch_norm:
-        count = distillation.reestimate(student, healing)
+        count = loop.reestimate(student, healing.data, healing.device, healing.watch)
         job.note(f"measured the statistics of {count} batch norms anew" if count else "the model has no batch norms")
-    trained = distillation.train(student, healing, job.scratch)
+    trained = loop.train(student, healing, job.scratch)
     models.save(student, job.out, like=job.source)
     remarks.training(trained, healing, job)

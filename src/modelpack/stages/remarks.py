@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from modelpack.numerics.distillation import Lesson, Trained
     from modelpack.numerics.quantization.layers import Layer
+    from modelpack.numerics.training import Lesson, Trained
     from modelpack.stage import Job
 
 
@@ -20,13 +20,13 @@ def invented(names: set[str | None], job: Job) -> None:
 
 def training(trained: Trained, lesson: Lesson, job: Job) -> None:
     """Record how a training went, and the score that it ended with."""
-    from modelpack.numerics import distillation
+    from modelpack.numerics import training as loop
 
-    for text in distillation.remarks(trained, lesson):
+    for text in loop.remarks(trained, lesson):
         job.note(text)
     job.result("history", trained.history)
     if trained.score is not None:
-        job.metric(*distillation.scored(trained, lesson.goal))
+        job.metric(*lesson.objective.figure(trained.score))
 
 
 def layers(found: Sequence[Layer], job: Job, wanted: frozenset[str] = frozenset()) -> None:

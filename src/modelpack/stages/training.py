@@ -10,8 +10,8 @@ from modelpack.stage import DataRef, Job, StageConfig, TorchRef
 from modelpack.stages import remarks
 
 if TYPE_CHECKING:
-    from modelpack.numerics.distillation import Goal, Lesson, Schedule
-    from modelpack.numerics.distillation.loop import Precision
+    from modelpack.numerics.distillation import Goal
+    from modelpack.numerics.training import Lesson, Precision, Schedule
 
 
 class LessonConfig(StageConfig):
@@ -52,18 +52,19 @@ def training(config: TrainingConfig, job: Job, precision: Precision) -> Lesson:
         StageError: When the teacher has other inputs than the student, or the data lack the truth that the task needs.
     """
     from modelpack.numerics import distillation
+    from modelpack.numerics import training as loop
 
     target = None if config.task == "none" else config.target
     goal = distillation.goal(
-        distillation.Rows(job.data[config.data].batches, job.inputs, target),
+        loop.Rows(job.data[config.data].batches, job.inputs, target),
         config.task,
         output=config.output,
         temperature=config.temperature,
         alpha=config.alpha,
     )
-    schedule = distillation.Schedule(
-        config.epochs, config.lr, config.warmup, config.weight_decay, config.clip, precision
-    )
+    if goal.task == "none" != config.task:
+        job.note(f"the data have no truth (column '{config.target}'): the student learns from the teacher alone")
+    schedule = loop.Schedule(config.epochs, config.lr, config.warmup, config.weight_decay, config.clip, precision)
     return lesson(config, job, goal, schedule, target)
 
 
@@ -74,20 +75,20 @@ def lesson(config: LessonConfig, job: Job, goal: Goal, schedule: Schedule, targe
         StageError: When the teacher has other inputs than the student.
     """
     from modelpack.numerics import distillation, models
+    from modelpack.numerics import training as loop
 
     models.expect_same_inputs(job.steps[config.teacher], job.source)
     remarks.invented({config.data, config.eval_data}, job)
 
-    def rows(name: str) -> distillation.Rows:
-        return distillation.Rows(job.data[name].batches, job.inputs, target)
+    def rows(name: str) -> loop.Rows:
+        return loop.Rows(job.data[name].batches, job.inputs, target)
 
-    return distillation.Lesson(
-        models.load(job.steps[config.teacher], job.device),
+    return loop.Lesson(
+        distillation.Imitation(models.load(job.steps[config.teacher], job.device), goal),
         rows(config.data),
         rows(config.eval_data) if config.eval_data else None,
-        goal,
         schedule,
-        distillation.device(job.device),
+        loop.device(job.device),
         job.seed,
         job.track,
     )

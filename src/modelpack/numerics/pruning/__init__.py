@@ -13,20 +13,20 @@ from modelpack.errors import StageError, did_you_mean
 from modelpack.numerics import macs, models
 from modelpack.numerics.calling import call
 from modelpack.numerics.distillation import losses
-from modelpack.numerics.distillation.batches import TRUTH, split
 from modelpack.numerics.distillation.losses import Goal
 from modelpack.numerics.pruning import groups as grouping
 from modelpack.numerics.pruning import importance, plan
 from modelpack.numerics.pruning.plan import Removal
 from modelpack.numerics.pruning.search import Counts, Search
 from modelpack.numerics.pruning.surgery import MATRICES
+from modelpack.numerics.training.batches import TRUTH, split
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from modelpack.numerics.distillation.batches import Rows
     from modelpack.numerics.pruning.groups import Group
     from modelpack.numerics.pruning.importance import Loss
+    from modelpack.numerics.training.batches import Rows
 
 TOLERANCE = 0.02
 """How far from the target the result may be, relative to the target."""

@@ -9,11 +9,31 @@ from torch import nn
 
 from modelpack.numerics import models
 from modelpack.numerics.calling import call
+from modelpack.numerics.training.batches import split
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from torch import Tensor
+
+    from modelpack.numerics.training.batches import Arrays, Rows
+    from modelpack.numerics.training.loop import Watch
+
+
+def reestimate(module: nn.Module, data: Rows, device: torch.device, watch: Watch) -> int:
+    """Measure the statistics of a module's batch norms anew on its inputs' rows; gives how many there are."""
+    picked = watch(data.picked(), 0, "batch norms")
+    return reestimate_all(module, (split(batch, device)[0] for batch in _without_lone_row(picked)))
+
+
+def _without_lone_row(batches: Iterable[Arrays]) -> Iterator[Arrays]:
+    """Leave out a last batch of a single row, whose values do not vary; not where all batches are like that."""
+    largest = 0
+    for batch in batches:
+        size = len(next(iter(batch.values())))
+        largest = max(largest, size)
+        if size > 1 or largest == 1:
+            yield batch
 
 
 @torch.no_grad()

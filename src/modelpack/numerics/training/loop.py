@@ -1,4 +1,4 @@
-"""One training loop for distillation and recovery."""
+"""One training loop for every objective."""
 
 from __future__ import annotations
 
@@ -6,48 +6,26 @@ import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from modelpack.errors import StageError
 from modelpack.numerics import models
-from modelpack.numerics.calling import call
-from modelpack.numerics.distillation import checkpoint, losses
-from modelpack.numerics.distillation.batches import Rows, split
-from modelpack.numerics.distillation.checkpoint import Progress
 from modelpack.numerics.randomness import chained, seeded
+from modelpack.numerics.training import checkpoint
+from modelpack.numerics.training.batches import Rows, split
+from modelpack.numerics.training.checkpoint import Progress
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from modelpack.numerics.distillation.losses import Goal
+    from modelpack.numerics.training.objective import Objective
+    from modelpack.numerics.training.schedule import Schedule
 
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Watch = Callable[[Iterable[Any], int, str], Iterable[Any]]
 """Passes items through while showing progress: items, how many, what they are."""
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How a student is trained.
-
-    Attributes:
-        epochs: Passes over the data.
-        rate: Highest learning rate of AdamW.
-        warmup: Fraction of all steps during which the rate rises from nothing; it then falls along a cosine.
-        decay: Weight decay of matrices; vectors (biases, scales) have none.
-        clip: Largest norm of the gradient; 0 for no limit.
-        precision: Of the forward pass; ``auto`` is bfloat16 on CUDA (float16 where it lacks that), float32 elsewhere.
-    """
-
-    epochs: int
-    rate: float
-    warmup: float = 0.1
-    decay: float = 1e-4
-    clip: float = 1.0
-    precision: Precision = "auto"
 
 
 @dataclass(frozen=True)
@@ -55,20 +33,18 @@ class Lesson:
     """All that a student learns from, and how.
 
     Attributes:
-        teacher: On `device`, in evaluation mode.
+        objective: The losses, and what is judged.
         data: What the student learns from.
         held_out: What each epoch is judged on; without it the last epoch counts.
-        goal: The losses.
         schedule: The optimizer's settings.
         device: Where everything runs, the student included.
         seed: Order of rows and dropout follow from it.
         watch: Shows progress.
     """
 
-    teacher: nn.Module
+    objective: Objective
     data: Rows
     held_out: Rows | None
-    goal: Goal
     schedule: Schedule
     device: torch.device
     seed: int
@@ -154,7 +130,7 @@ def _epoch(
             group["lr"] = rate
         inputs, truth = split(batch, lesson.device)
         with models.blamed("the model cannot be trained"), _autocast(lesson):
-            parts = _losses(student, lesson.teacher, inputs, truth, lesson.goal)
+            parts = lesson.objective.losses(student, inputs, truth)
         figures = {name: float(value.detach()) for name, value in parts.items()}
         if not math.isfinite(figures["loss"]):
             raise StageError(
@@ -183,59 +159,24 @@ def _step(
     scaler.update()
 
 
-def _losses(
-    student: nn.Module, teacher: nn.Module, inputs: dict[str, Tensor], truth: Tensor | None, goal: Goal
-) -> dict[str, Tensor]:
-    outputs = call(student, inputs)
-    with torch.no_grad():
-        wanted = call(teacher, inputs)
-    parts: dict[str, Tensor] = {}
-    if goal.task == "none" or truth is None:
-        parts["imitation"] = losses.imitation_loss(outputs, wanted, None, goal)
-        return {"loss": parts["imitation"], **parts}
-    if goal.alpha > 0:
-        parts["imitation"] = losses.imitation_loss(outputs, wanted, truth, goal)
-    if goal.alpha < 1:
-        parts["task"] = losses.task_loss(outputs, truth, goal)
-    weights = {"imitation": goal.alpha, "task": 1 - goal.alpha}
-    return {"loss": torch.stack([weights[name] * value for name, value in parts.items()]).sum(), **parts}
-
-
 @torch.no_grad()
 def evaluate(student: nn.Module, lesson: Lesson) -> float:
     """Score a student on the held-out rows; higher is better.
 
-    Returns:
-        Accuracy where the truth is classes, else the negative loss: against the truth, or the teacher without one.
-
     Raises:
-        StageError: When there are no rows, or they lack the truth that the task needs.
+        StageError: When there are no rows, or they lack what the objective needs.
     """
     assert lesson.held_out is not None, "called only with held-out rows"
-    goal = lesson.goal
     student.eval()
-    right = decided = rows = 0
-    total = 0.0
+    total, count = 0.0, 0
     for batch in lesson.held_out.picked():
         inputs, truth = split(batch, lesson.device)
         with models.blamed("the model fails on the evaluation data"), _autocast(lesson):
-            outputs = call(student, inputs)
-            wanted = call(lesson.teacher, inputs) if goal.task == "none" else {}
-        if goal.task == "none":
-            loss = losses.imitation_loss(outputs, wanted, None, goal)
-        elif truth is None:
-            raise StageError("the evaluation data have no truth, which the task loss needs")
-        elif goal.task == "mse":
-            loss = losses.task_loss(outputs, truth, goal)
-        else:
-            hits, decisions = losses.correct(outputs, truth, goal)
-            right, decided = right + hits, decided + decisions
-            continue
-        count = len(next(iter(inputs.values())))
-        total, rows = total + float(loss) * count, rows + count
-    if rows + decided == 0:
+            more, things = lesson.objective.judge(student, inputs, truth)
+        total, count = total + more, count + things
+    if count == 0:
         raise StageError("the evaluation data hold no rows")
-    return right / decided if goal.task == "cross_entropy" else -total / rows
+    return total / count
 
 
 def _optimizer(student: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
