@@ -25,6 +25,7 @@ _INTERNAL = frozenset(vars(nn.Module())) | {
     "_flat_weights_names",
     "_all_weights",
     "_modelpack_outputs",
+    "_modelpack_structure",
 }
 """Attributes that belong to torch, or to us, rather than to the model's structure."""
 
@@ -33,7 +34,8 @@ def difference(fresh: nn.Module, edited: nn.Module) -> dict[str, dict[str, Any]]
     """Find the plain attributes of `edited` that differ from `fresh`.
 
     Raises:
-        StageError: When modules were added, removed or replaced by another type; such an edit has no form as data.
+        StageError: When modules were added, removed or replaced by another type: what changes a module's tree is kept
+            by `structure`, and `fresh` has been changed alike.
     """
     before, after = dict(fresh.named_modules()), dict(edited.named_modules())
     for path in sorted({*before, *after}):
@@ -42,7 +44,7 @@ def difference(fresh: nn.Module, edited: nn.Module) -> dict[str, dict[str, Any]]
             raise StageError(
                 f"the factory builds {type(old).__name__} here, the edited model has {type(new).__name__}",
                 where=f"module '{path}'",
-                then="only attributes and tensors of the modules that the factory builds can be saved",
+                then="only attributes, tensors and the changes that structure.py knows can be saved",
             )
     edits = {path: _attributes(before[path], after[path]) for path in before}
     return {path: changed for path, changed in edits.items() if changed}
@@ -83,14 +85,32 @@ def apply(module: nn.Module, edits: Mapping[str, Mapping[str, Any]]) -> None:
     """Set the attributes that `difference` found, in place.
 
     Raises:
-        StageError: When the factory no longer builds a module that was edited.
+        StageError: When the factory no longer builds a module that was edited, or an edit is no plain attribute.
     """
     modules = dict(module.named_modules())
-    for path, attributes in edits.items():
+    for path, attributes in _items(edits, "the file"):
         if path not in modules:
             raise StageError("the factory no longer builds this module", where=f"module '{path}'")
-        for name, value in attributes.items():
-            setattr(modules[path], name, _like(getattr(modules[path], name, None), value))
+        for name, value in _items(attributes, f"module '{path}'"):
+            owner = modules[path]
+            if not _is_settable(owner, name, value):
+                raise StageError(f"'{name}' is no attribute that can be set to data", where=f"module '{path}'")
+            setattr(owner, name, _like(getattr(owner, name, None), value))
+
+
+def _items(mapping: object, where: str) -> Iterator[tuple[str, Any]]:
+    if not isinstance(mapping, dict):
+        raise StageError(f"the edits are no mapping but a {type(mapping).__name__}", where=where)
+    yield from mapping.items()
+
+
+def _is_settable(owner: nn.Module, name: str, value: object) -> bool:
+    """Tell whether setting an attribute changes data alone: no method, no child, and no tensor unless it goes."""
+    if name in _INTERNAL or name.startswith("__") or name in owner._modules or not _is_plain(value):  # noqa: SLF001
+        return False
+    if name in dict(_slots(owner)):
+        return value is None
+    return name in vars(owner) or _is_plain(getattr(type(owner), name, None))
 
 
 def _like(old: object, value: object) -> object:

@@ -4,10 +4,12 @@
 
     model.json            {"factory", "arguments", "seed"}
     code/                 the factory's own files, so that the model can be rebuilt alone
+    structure.json        of a model whose tree changed: what was done to it, in order
     edits.json            {module path: {attribute: value}}
     weights.safetensors   tensors by name
     signature.json        inputs and outputs
     quantizers.json       of a model trained to be quantized: what it rounds, and to which grids
+    sparsity.json         of a sparse model: which weights hold zeros on purpose
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 
 from modelpack import canonical, usercode
 from modelpack.errors import ModelpackError, StageError
-from modelpack.numerics import checkpoints, edits, signatures, tensorfile, tracing
+from modelpack.numerics import checkpoints, edits, signatures, structure, tensorfile, tracing
 from modelpack.numerics.calling import call, name_outputs
 from modelpack.numerics.fake_quantization import quantizers, twin
 from modelpack.numerics.randomness import seeded
@@ -38,15 +40,18 @@ def load(artifact: Artifact, device: str | torch.device = "cpu") -> nn.Module:
     """Rebuild a torch artifact's module exactly, in evaluation mode; one trained to be quantized rounds as its export.
 
     Raises:
-        StageError: When its code cannot be imported or builds something else than it did.
+        StageError: When its code cannot be imported or builds something else than it did, or its files hold anything
+            but the data that they should.
     """
     module = _rebuild(artifact)
+    if _holds(artifact, structure.NAME):
+        structure.change(module, structure.decode(artifact.file(structure.NAME).read_bytes()))
     edits.apply(module, artifact.read_json("edits.json"))
     edits.put(module, load_file(artifact.file("weights.safetensors")))
     signature = artifact.read_json("signature.json")
     name_outputs(module, tuple(signature["outputs"]))
     module = module.eval()
-    if any(item.name == quantizers.NAME for item in artifact.manifest.files):
+    if _holds(artifact, quantizers.NAME):
         module = _rounding(module, signature, quantizers.read(artifact.file(quantizers.NAME)), torch.device(device))
     return module.to(device).eval()
 
@@ -65,20 +70,25 @@ def _rounding(
 
 
 def save(module: nn.Module, out: Path, like: Artifact) -> None:
-    """Write an edited or retrained module as a torch artifact's payload.
+    """Write an edited or retrained module as a torch artifact's payload; sparse, if all zeros of `like` are still there.
 
     Args:
-        module: Built by `load`; its attributes and tensors may have changed, its tree of modules may not.
+        module: Built by `load`; its attributes and tensors may have changed, and its tree by `structure.change`.
         out: Directory to fill.
         like: The artifact it came from; factory, arguments, code and signature are taken over.
 
     Raises:
-        StageError: When the module's tree is no longer the one that the factory builds.
+        StageError: When the module's tree was changed in any other way.
     """
     for item in like.manifest.files:
         if item.name.startswith("code/") or item.name in ("model.json", "signature.json"):
             _write(out / item.name, like.file(item.name).read_bytes())
-    _write_state(module, _rebuild(like), out)
+    fresh = _rebuild(like)
+    operations = structure.made(module)
+    if operations:
+        structure.change(fresh, operations)
+        _write(out / structure.NAME, structure.encode(operations))
+    _write_state(module, fresh, out)
 
 
 def write(
@@ -213,6 +223,10 @@ def _build(factory: Any, arguments: Mapping[str, Any], seed: int, where: str) ->
 def _write_state(module: nn.Module, fresh: nn.Module, out: Path) -> None:
     _write(out / "edits.json", canonical.encode(edits.difference(fresh, module)))
     tensorfile.write(edits.tensors(module, fresh), out / "weights.safetensors")
+
+
+def _holds(artifact: Artifact, name: str) -> bool:
+    return any(item.name == name for item in artifact.manifest.files)
 
 
 def _write(path: Path, data: bytes) -> None:
