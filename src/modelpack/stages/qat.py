@@ -27,7 +27,7 @@ class QatConfig(TrainingConfig):
     task: Literal["auto", "cross_entropy", "mse", "none"] = Field(
         "none", description="Loss against the truth; none: the teacher alone; auto: by the type of the truth."
     )
-    lr: float = Field(1e-4, gt=0, description="Highest learning rate of AdamW.")
+    lr: float = Field(1e-4, gt=0, description="Highest learning rate.")
     weight_decay: float = Field(0.0, ge=0, description="Weight decay of matrices.")
     observe: int = Field(256, gt=0, description="How many rows show the ranges of activations, at most.")
     ranges: Literal["minmax", "percentile"] = Field(
@@ -64,11 +64,11 @@ class QatConfig(TrainingConfig):
 )
 def qat(config: QatConfig, job: Job) -> None:
     """Train the model with its weights and activations rounded to 8 bits, so that its export loses little."""
-    from modelpack.numerics import models, rows
+    from modelpack.numerics import models, rows, zeros
     from modelpack.numerics import qat as rounding
     from modelpack.numerics import training as loop
 
-    lesson = training(config, job, "float32")
+    lesson = training(config, job)
     prepared = rounding.prepare(
         models.load(job.source),
         job.inputs,
@@ -79,9 +79,11 @@ def qat(config: QatConfig, job: Job) -> None:
     )
     _report(prepared, job)
     student = _student(prepared, config, job, lesson)
+    zeros.hold(prepared.module, job.source)
     trained = loop.train(student, lesson, job.scratch)
     rounding.finish(prepared, student).write(job.out)
     models.save(prepared.module, job.out, like=job.source)
+    remarks.zeros(job)
     remarks.training(trained, lesson, job)
 
 

@@ -7,17 +7,18 @@ from pydantic import Field
 from modelpack.artifact import Kind
 from modelpack.stage import DataRef, Job, TorchRef, stage
 from modelpack.stages import remarks
+from modelpack.stages.schedule_config import FloatScheduleConfig
 from modelpack.stages.training import LessonConfig, lesson
 
 
-class RecoverConfig(LessonConfig):
+class RecoverConfig(LessonConfig, FloatScheduleConfig):
     """What the model is healed with."""
 
     teacher: TorchRef = Field("model", description="The step whose outputs are restored; 'model' is the original.")
     data: DataRef = Field(description="Rows without labels, like those the model will see.")
     batch_norm: bool = Field(True, description="First measure the statistics of batch norms anew.")
     epochs: int = Field(2, ge=0, description="Passes of self-distillation over the data; 0 for none.")
-    lr: float = Field(5e-4, gt=0, description="Highest learning rate of AdamW.")
+    lr: float = Field(5e-4, gt=0, description="Highest learning rate.")
 
 
 @stage(
@@ -30,14 +31,16 @@ class RecoverConfig(LessonConfig):
 )
 def recover(config: RecoverConfig, job: Job) -> None:
     """Restore a pruned model from unlabelled data: batch-norm statistics, then the original model's outputs."""
-    from modelpack.numerics import distillation, models
+    from modelpack.numerics import distillation, models, zeros
     from modelpack.numerics import training as loop
 
-    healing = lesson(config, job, distillation.Goal("none"), loop.Schedule(config.epochs, config.lr))
+    healing = lesson(config, job, distillation.Goal("none"))
     student = models.load(job.source, job.device)
+    zeros.hold(student, job.source)
     if config.batch_norm:
         count = loop.reestimate(student, healing.data, healing.device, healing.watch)
         job.note(f"measured the statistics of {count} batch norms anew" if count else "the model has no batch norms")
     trained = loop.train(student, healing, job.scratch)
     models.save(student, job.out, like=job.source)
+    remarks.zeros(job)
     remarks.training(trained, healing, job)

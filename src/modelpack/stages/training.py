@@ -6,16 +6,17 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
-from modelpack.stage import DataRef, Job, StageConfig, TorchRef
+from modelpack.stage import DataRef, Job, TorchRef
 from modelpack.stages import remarks
+from modelpack.stages.schedule_config import ScheduleConfig, schedule
 
 if TYPE_CHECKING:
     from modelpack.numerics.distillation import Goal
-    from modelpack.numerics.training import Lesson, Precision, Schedule
+    from modelpack.numerics.training import Lesson
 
 
-class LessonConfig(StageConfig):
-    """Who teaches, and on which rows."""
+class LessonConfig(ScheduleConfig):
+    """Who teaches, on which rows, and how long."""
 
     teacher: TorchRef = Field("model", description="The step whose model is imitated; 'model' is the original.")
     data: DataRef = Field(description="Rows to learn from.")
@@ -32,11 +33,6 @@ class TrainingConfig(LessonConfig):
     )
     temperature: float = Field(4.0, gt=0, description="Softens class probabilities before they are compared.")
     alpha: float = Field(0.7, ge=0, le=1, description="Weight of the teacher; the truth has 1 - alpha.")
-    epochs: int = Field(3, gt=0, description="Passes over the data.")
-    lr: float = Field(1e-3, gt=0, description="Highest learning rate of AdamW.")
-    warmup: float = Field(0.1, ge=0, lt=1, description="Fraction of the steps in which the rate rises.")
-    weight_decay: float = Field(1e-4, ge=0, description="Weight decay of matrices.")
-    clip: float = Field(1.0, ge=0, description="Largest norm of the gradient; 0 for no limit.")
 
     @model_validator(mode="after")
     def _learns(self) -> Self:
@@ -45,7 +41,7 @@ class TrainingConfig(LessonConfig):
         return self
 
 
-def training(config: TrainingConfig, job: Job, precision: Precision) -> Lesson:
+def training(config: TrainingConfig, job: Job) -> Lesson:
     """Prepare what settings ask for: the teacher, rows, losses and the optimizer's schedule.
 
     Raises:
@@ -64,11 +60,10 @@ def training(config: TrainingConfig, job: Job, precision: Precision) -> Lesson:
     )
     if goal.task == "none" != config.task:
         job.note(f"the data have no truth (column '{config.target}'): the student learns from the teacher alone")
-    schedule = loop.Schedule(config.epochs, config.lr, config.warmup, config.weight_decay, config.clip, precision)
-    return lesson(config, job, goal, schedule, target)
+    return lesson(config, job, goal, target)
 
 
-def lesson(config: LessonConfig, job: Job, goal: Goal, schedule: Schedule, target: str | None = None) -> Lesson:
+def lesson(config: LessonConfig, job: Job, goal: Goal, target: str | None = None) -> Lesson:
     """Load the teacher and name the rows, with the column `target` of the truth where it counts.
 
     Raises:
@@ -87,7 +82,7 @@ def lesson(config: LessonConfig, job: Job, goal: Goal, schedule: Schedule, targe
         distillation.Imitation(models.load(job.steps[config.teacher], job.device), goal),
         rows(config.data),
         rows(config.eval_data) if config.eval_data else None,
-        schedule,
+        schedule(config),
         loop.device(job.device),
         job.seed,
         job.track,
