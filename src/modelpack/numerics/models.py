@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from modelpack import canonical, usercode
 from modelpack.errors import ModelpackError, StageError
-from modelpack.numerics import checkpoints, edits, signatures, structure, tensorfile, tracing
+from modelpack.numerics import checkpoints, edits, signatures, structure, tensorfile, tracing, zeros
 from modelpack.numerics.calling import call, name_outputs
 from modelpack.numerics.fake_quantization import quantizers, twin
 from modelpack.numerics.randomness import seeded
@@ -70,7 +70,7 @@ def _rounding(
 
 
 def save(module: nn.Module, out: Path, like: Artifact) -> None:
-    """Write an edited or retrained module as a torch artifact's payload; sparse, if all zeros of `like` are still there.
+    """Write an edited or retrained module as a torch artifact's payload; sparse like `like` if its zeros are there.
 
     Args:
         module: Built by `load`; its attributes and tensors may have changed, and its tree by `structure.change`.
@@ -89,6 +89,7 @@ def save(module: nn.Module, out: Path, like: Artifact) -> None:
         structure.change(fresh, operations)
         _write(out / structure.NAME, structure.encode(operations))
     _write_state(module, fresh, out)
+    zeros.carry(like, out)
 
 
 def write(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from modelpack.errors import listed
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -27,6 +29,20 @@ def training(trained: Trained, lesson: Lesson, job: Job) -> None:
     job.result("history", trained.history)
     if trained.score is not None:
         job.metric(*lesson.objective.figure(trained.score))
+
+
+def zeros(job: Job) -> None:
+    """Say whether the zeros of a sparse model are all in the one that was made of it: it is written in `job.out`."""
+    from modelpack.numerics import zeros as zeroed
+
+    sparsity = zeroed.read(job.source)
+    if sparsity is None:
+        return
+    if (job.out / zeroed.NAME).exists():
+        job.note(f"all {sparsity.zeros} zeros of the sparse model are still zero")
+        return
+    gone = zeroed.lost(sparsity, job.source, job.out)
+    job.warn(f"the model is sparse no longer: {listed(gone)} changed shape or lost zeros")
 
 
 def layers(found: Sequence[Layer], job: Job, wanted: frozenset[str] = frozenset()) -> None:
