@@ -27,8 +27,8 @@ def training(trained: Trained, lesson: Lesson, job: Job) -> None:
     for text in loop.remarks(trained, lesson):
         job.note(text)
     job.result("history", trained.history)
-    if trained.score is not None:
-        job.metric(*lesson.objective.figure(trained.score))
+    for name, value in trained.figures.items():
+        job.metric(name, value)
 
 
 def zeros(job: Job) -> None:

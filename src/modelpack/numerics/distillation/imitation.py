@@ -10,6 +10,7 @@ import torch
 from modelpack.errors import StageError
 from modelpack.numerics.calling import call
 from modelpack.numerics.distillation import losses
+from modelpack.numerics.training.objective import SCORE
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -51,7 +52,9 @@ class Imitation:
         weights = {"imitation": goal.alpha, "task": 1 - goal.alpha}
         return {"loss": torch.stack([weights[name] * value for name, value in parts.items()]).sum(), **parts}
 
-    def judge(self, student: nn.Module, inputs: dict[str, Tensor], truth: Tensor | None) -> tuple[float, int]:
+    def judge(
+        self, student: nn.Module, inputs: dict[str, Tensor], truth: Tensor | None
+    ) -> dict[str, tuple[float, int]]:
         """Count right decisions where the truth is classes; else add up the negative loss: without truth, imitation.
 
         Raises:
@@ -62,12 +65,12 @@ class Imitation:
         count = len(next(iter(inputs.values())))
         if goal.task == "none":
             wanted = call(self.teacher, inputs)
-            return -float(losses.imitation_loss(outputs, wanted, None, goal)) * count, count
+            return {SCORE: (-float(losses.imitation_loss(outputs, wanted, None, goal)) * count, count)}
         if truth is None:
             raise StageError("the evaluation data have no truth, which the task loss needs")
         if goal.task == "mse":
-            return -float(losses.task_loss(outputs, truth, goal)) * count, count
-        return losses.correct(outputs, truth, goal)
+            return {SCORE: (-float(losses.task_loss(outputs, truth, goal)) * count, count)}
+        return {SCORE: losses.correct(outputs, truth, goal)}
 
     def figure(self, score: float) -> tuple[str, float]:
         """Name what `judge` counts."""

@@ -6,11 +6,12 @@ import torch
 
 from modelpack.numerics.training.batches import Rows
 from modelpack.numerics.training.loop import Lesson, Trained, train
-from modelpack.numerics.training.objective import Objective
+from modelpack.numerics.training.objective import SCORE, Objective
 from modelpack.numerics.training.schedule import Precision, Schedule
 from modelpack.numerics.training.statistics import reestimate
 
 __all__ = [
+    "SCORE",
     "Lesson",
     "Objective",
     "Precision",

@@ -17,6 +17,7 @@ from modelpack.numerics.randomness import chained, seeded
 from modelpack.numerics.training import checkpoint
 from modelpack.numerics.training.batches import Rows, split
 from modelpack.numerics.training.checkpoint import Progress
+from modelpack.numerics.training.objective import SCORE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,12 +60,14 @@ class Trained:
         history: By epoch, 0 being the untrained student: losses, score, learning rate.
         best_epoch: The epoch whose weights the student has now.
         score: Its score; None without data to evaluate on.
+        figures: By name, how people read that epoch's score, and what else was judged.
         resumed: Epochs that an earlier, interrupted try had done.
     """
 
     history: list[dict[str, Any]]
     best_epoch: int
     score: float | None
+    figures: dict[str, float]
     resumed: int
 
 
@@ -92,8 +95,9 @@ def train(student: nn.Module, lesson: Lesson, scratch: Path) -> Trained:
             epoch = progress.epoch + 1
             with seeded(chained(lesson.seed, epoch), lesson.device):
                 figures = _epoch(student, lesson, optimizer, scaler, epoch)
-            score = evaluate(student, lesson) if lesson.held_out is not None else None
-            progress.history.append({"epoch": epoch, **figures, **({"score": score} if score is not None else {})})
+            judged = evaluate(student, lesson) if lesson.held_out is not None else {}
+            score = judged.get(SCORE)
+            progress.history.append({"epoch": epoch, **figures, **judged})
             progress.epoch, progress.scaler = epoch, scaler.state_dict()
             if score is None or progress.best is None or score > progress.best:
                 progress.best, progress.best_epoch = score, epoch
@@ -101,14 +105,21 @@ def train(student: nn.Module, lesson: Lesson, scratch: Path) -> Trained:
             checkpoint.save(scratch, progress, student, optimizer, best)
     checkpoint.restore(student, best)
     student.eval()
-    return Trained(progress.history, progress.best_epoch, progress.best, resumed)
+    return Trained(progress.history, progress.best_epoch, progress.best, _told(progress), resumed)
+
+
+def _told(progress: Progress) -> dict[str, float]:
+    """Give the figures of the best epoch, without the training's own."""
+    kept = [line for line in progress.history if line["epoch"] == progress.best_epoch]
+    return {name: value for line in kept for name, value in line.items() if name.startswith("eval_")}
 
 
 def _begin(student: nn.Module, lesson: Lesson) -> tuple[Progress, dict[str, Tensor]]:
     progress = Progress()
     if lesson.held_out is not None:
-        progress.best = evaluate(student, lesson)
-        progress.history.append({"epoch": 0, "score": progress.best})
+        judged = evaluate(student, lesson)
+        progress.best = judged[SCORE]
+        progress.history.append({"epoch": 0, **judged})
     return progress, checkpoint.state(student)
 
 
@@ -160,23 +171,27 @@ def _step(
 
 
 @torch.no_grad()
-def evaluate(student: nn.Module, lesson: Lesson) -> float:
-    """Score a student on the held-out rows; higher is better.
+def evaluate(student: nn.Module, lesson: Lesson) -> dict[str, float]:
+    """Judge a student on the held-out rows: its score, higher being better, and by name the figures for people.
 
     Raises:
         StageError: When there are no rows, or they lack what the objective needs.
     """
     assert lesson.held_out is not None, "called only with held-out rows"
     student.eval()
-    total, count = 0.0, 0
+    totals: dict[str, tuple[float, int]] = {}
     for batch in lesson.held_out.picked():
         inputs, truth = split(batch, lesson.device)
         with models.blamed("the model fails on the evaluation data"), _autocast(lesson):
-            more, things = lesson.objective.judge(student, inputs, truth)
-        total, count = total + more, count + things
-    if count == 0:
+            found = lesson.objective.judge(student, inputs, truth)
+        for name, (more, things) in found.items():
+            total, count = totals.get(name, (0.0, 0))
+            totals[name] = (total + more, count + things)
+    means = {name: total / count for name, (total, count) in totals.items() if count}
+    if SCORE not in means:
         raise StageError("the evaluation data hold no rows")
-    return total / count
+    name, value = lesson.objective.figure(means[SCORE])
+    return {**means, name: value}
 
 
 def _optimizer(student: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+SCORE = "score"
+"""Name of what decides between epochs."""
+
 
 class Objective(Protocol):
     """What a student is asked for."""
@@ -27,8 +30,12 @@ class Objective(Protocol):
             StageError: When what it needs is not there.
         """
 
-    def judge(self, student: nn.Module, inputs: dict[str, Tensor], truth: Tensor | None) -> tuple[float, int]:
-        """Give a total and the number of things it is a total of; higher means are better.
+    def judge(
+        self, student: nn.Module, inputs: dict[str, Tensor], truth: Tensor | None
+    ) -> dict[str, tuple[float, int]]:
+        """Give totals by name, each with the number of things that it is a total of.
+
+        The mean of `SCORE` decides between epochs, higher being better; means of other names are told as they are.
 
         Args:
             student: In evaluation mode; called here.
@@ -40,4 +47,4 @@ class Objective(Protocol):
         """
 
     def figure(self, score: float) -> tuple[str, float]:
-        """Give the name of a mean of `judge`, and its value as people read it."""
+        """Give the name of the score, and its value as people read it."""
