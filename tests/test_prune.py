@@ -28,6 +28,12 @@ from test_models import HERE, feed_for, imported, outputs, same
 torch.set_num_threads(1)
 
 
+def pruned_to(share, module, feed, *, method="l2", scope="global", evidence=None, **settings):
+    """Keep a share of a module's multiply-accumulates."""
+    worth = pruning.Worth(method, scope, evidence)
+    return pruning.prune(module, feed, pruning.targets.of_macs(share), worth, **settings)
+
+
 def images(count=64, seed=0, labels=True):
     generator = np.random.default_rng(seed)
     columns = {"image": generator.standard_normal((count, 1, 16, 16)).astype(np.float32)}
@@ -98,12 +104,11 @@ def test_pruning_equals_ignoring_what_was_pruned(tmp_path):
             for head in dead_heads:
                 layer.attention.out.weight[:, head * 8 : head * 8 + 8] = 0
     feed = feed_for(source, 4)
-    kept = None
-    taylor, _ = pruning.taylor_from(rows_of(tokens(), nets.TOKENS), 32, "cpu", 0)
+    evidence, _ = pruning.evidence.gather(rows_of(tokens(), nets.TOKENS), 32, "cpu", 0)
     whole = macs.count(module, feed)
     ideal = whole - 2 * 4 * 16 * (2 * 32 * 32 + 4 * 32 * 16 + 2 * 16 * 16)
-    kept = pruning.prune(module, feed, keep_macs=ideal / whole, method="taylor", taylor=taylor)
-    assert kept.macs == pytest.approx(ideal / whole, rel=1e-6)
+    kept = pruned_to(ideal / whole, module, feed, method="taylor", evidence=evidence)
+    assert kept.fraction == pytest.approx(ideal / whole, rel=1e-6)
     wanted, found = outputs(module, feed), outputs(kept.module, feed)
     assert torch.allclose(wanted["logits"], found["logits"], atol=1e-5)
 
@@ -119,8 +124,8 @@ def test_taylor_judges_frozen_weights_like_the_others():
         def loss(net, batch):
             return next(iter(call(net, batch).values())).square().sum()
 
-        taylor = pruning.Taylor([feed], loss)
-        kept.append(pruning.prune(module, feed, keep_macs=0.6, method="taylor", taylor=taylor).layers)
+        evidence = pruning.Evidence([feed], loss)
+        kept.append(pruned_to(0.6, module, feed, method="taylor", evidence=evidence).layers)
         assert all(parameter.requires_grad is not frozen for parameter in module.parameters())
     assert kept[0] == kept[1]
 
@@ -170,7 +175,7 @@ def test_layers_before_a_recurrent_one_shrink_but_for_what_it_reads():
         def forward(self, wave):
             return self.lstm(functional.relu(self.second(functional.relu(self.first(wave)))).transpose(1, 2))[0]
 
-    pruned = pruning.prune(Audio().eval(), {"wave": torch.randn(2, 2, 32)}, keep_macs=0.6, method="l2")
+    pruned = pruned_to(0.6, Audio().eval(), {"wave": torch.randn(2, 2, 32)})
     assert pruned.module.first.out_channels == pruned.module.second.in_channels < 16
     assert pruned.module.second.out_channels == 12
 
@@ -203,7 +208,7 @@ def test_keep_and_round_to_are_respected(tmp_path):
     assert module.block2.expand.out_channels < 64
     assert all(layer.out_channels % 4 == 0 for layer in module.modules() if isinstance(layer, nn.Conv2d))
     with pytest.raises(StageError, match="no module matches 'blok1'") as caught:
-        run_stage(tmp_path, prune, {"keep": ["blok1"]}, model=source)
+        run_stage(tmp_path, prune, {"macs": 0.7, "keep": ["blok1"]}, model=source)
     assert "block1" in caught.value.then
 
 
@@ -224,7 +229,7 @@ def test_nothing_is_lost_when_everything_is_kept(tmp_path):
 def test_bn_scale_needs_batch_norms(tmp_path):
     source = imported(tmp_path, "encoder", nets.TOKENS)
     with pytest.raises(StageError, match="needs channels that pass a batch norm"):
-        run_stage(tmp_path, prune, {"importance": "bn_scale"}, model=source)
+        run_stage(tmp_path, prune, {"macs": 0.7, "importance": "bn_scale"}, model=source)
 
 
 @pytest.mark.parametrize(
@@ -243,10 +248,17 @@ def test_taylor_says_what_it_judges(tmp_path, loss, says):
 
 def test_settings_are_checked():
     with pytest.raises(ValidationError, match="taylor needs data"):
-        PruneConfig.model_validate({"importance": "taylor"})
+        PruneConfig.model_validate({"macs": 0.5, "importance": "taylor"})
     for wrong in ({"macs": 0}, {"macs": 1.2}, {"importance": "l3"}, {"round_to": 0}, {"ratio": 0.5}):
         with pytest.raises(ValidationError):
-            PruneConfig.model_validate(wrong)
+            PruneConfig.model_validate({"macs": 0.5, **wrong})
+    assert PruneConfig(size=0.5, round_to="4").round_to == 4
+
+
+@pytest.mark.parametrize("given", [{}, {"macs": 0.5, "size": 0.5}])
+def test_one_target_says_how_small_the_model_shall_be(given):
+    with pytest.raises(ValidationError, match="say how much to keep by one of macs, params, size"):
+        PruneConfig.model_validate(given)
 
 
 class Shuffled(nn.Module):
@@ -274,12 +286,12 @@ def test_what_cannot_be_pruned_soundly_is_left_alone():
     torch.manual_seed(0)
     module = Shuffled().eval()
     feed = {"x": torch.randn(2, 3, 6, 6)}
-    pruned = pruning.prune(module, feed, keep_macs=0.97, method="l2")
+    pruned = pruned_to(0.97, module, feed)
     assert pruned.module.a.out_channels == 16  # its channels are shuffled by a fixed view
     assert pruned.module.b.out_channels == 16  # a fixed scale is multiplied with them
     assert {"a", "b"} <= set(pruned.left)
     assert pruned.module.c.out_channels < 24 or pruned.module.gate.out_features < 32
-    halves = pruning.prune(module, feed, keep_macs=0.996, method="l2", keep=["c"])
+    halves = pruned_to(0.996, module, feed, keep=["c"])
     assert halves.module.gate.out_features == 2 * halves.module.head.in_features < 32
 
 
@@ -295,11 +307,11 @@ def test_any_width_and_target_gives_a_working_model_or_a_reason(width, target, r
     module = nets.cnn(width=width).eval()
     feed = {"image": torch.randn(2, 1, 16, 16)}
     try:
-        pruned = pruning.prune(module, feed, keep_macs=target, method=method, round_to=round_to)
+        pruned = pruned_to(target, module, feed, method=method, rounding=pruning.Rounding(round_to))
     except StageError as error:
         refusal = error.what
     else:
-        assert abs(pruned.macs - target) <= 0.02 * target
+        assert abs(pruned.fraction - target) <= 0.02 * target
         assert outputs(pruned.module, feed)["output"].shape == (2, 10)
         return
     assert "nearest possible" in refusal
@@ -307,7 +319,7 @@ def test_any_width_and_target_gives_a_working_model_or_a_reason(width, target, r
 
 def test_the_stage_declares_what_it_owes():
     assert prune.owes == {"unrecovered"}
-    assert "macs" in prune.gauges(PruneConfig())
+    assert "macs" in prune.gauges(PruneConfig(macs=0.5))
     assert model.accepts == frozenset()
     assert HERE.name == "tests"
 
@@ -328,12 +340,12 @@ class _Computed(nn.Module):
 
 def test_layers_with_computed_weights_are_left_alone():
     module = _Computed().eval()
-    pruned = pruning.prune(module, {"x": torch.randn(2, 8)}, keep_macs=0.8, method="l2")
+    pruned = pruned_to(0.8, module, {"x": torch.randn(2, 8)})
     assert pruned.module.middle.out_features < 32
     assert pruned.module.first.out_features == pruned.module.normed.out_features == 32
     assert "computed from other tensors" in pruned.left["first"]
     with pytest.raises(StageError, match="no layers whose channels"):
-        pruning.prune(nn.Identity(), {"x": torch.randn(2, 8)}, keep_macs=0.8, method="l2")
+        pruned_to(0.8, nn.Identity(), {"x": torch.randn(2, 8)})
 
 
 class _Overwriting(nn.Module):
@@ -350,6 +362,7 @@ class _Overwriting(nn.Module):
 
 def test_taylor_says_when_a_model_has_no_gradients():
     rows = Rows({"x": np.ones((8, 8), np.float32)})
-    taylor, _ = pruning.taylor_from(DataRows(rows.batches, {"x": TensorSpec(shape=("batch", 8))}, None), 8, "cpu", 0)
+    data = DataRows(rows.batches, {"x": TensorSpec(shape=("batch", 8))}, None)
+    evidence, _ = pruning.evidence.gather(data, 8, "cpu", 0)
     with pytest.raises(StageError, match="gradients cannot be computed: RuntimeError: one of the variables"):
-        pruning.prune(_Overwriting().eval(), {"x": torch.randn(2, 8)}, keep_macs=0.5, method="taylor", taylor=taylor)
+        pruned_to(0.5, _Overwriting().eval(), {"x": torch.randn(2, 8)}, method="taylor", evidence=evidence)

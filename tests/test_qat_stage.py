@@ -282,7 +282,7 @@ stages:
 """
 
 
-@pytest.mark.parametrize("after", ["prune: {}", "distill: {data: train}", "qat: {data: train, epochs: 1}"])
+@pytest.mark.parametrize("after", ["prune: {macs: 0.5}", "distill: {data: train}", "qat: {data: train, epochs: 1}"])
 def test_nothing_in_torch_follows(tmp_path, after):
     assert "cannot work on a quantized model" in problems(tmp_path, f"  - {after}\n    id: second\n")
 

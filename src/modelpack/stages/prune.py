@@ -2,53 +2,92 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from modelpack.artifact import Kind
-from modelpack.stage import DataRef, Job, StageConfig, stage
+from modelpack.stage import Assumption, DataRef, Job, StageConfig, stage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from modelpack.numerics.pruning import Rounding, Target, Worth
+
+TARGETS = ("macs", "params", "size")
+"""Settings of which one says how small the model shall be."""
+
+JUDGED = ("taylor", "fisher")
+"""Importances that read data."""
+
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class PruneConfig(StageConfig):
     """How much to remove, and how to choose it."""
 
-    macs: float = Field(0.7, gt=0, le=1, description="Fraction of multiply-accumulates to keep; met within 2 %.")
-    importance: Literal["l2", "bn_scale", "taylor"] = Field(
+    macs: Share | None = Field(None, description="Fraction of multiply-accumulates to keep; met within 2 %.")
+    params: Share | None = Field(None, description="Fraction of parameters to keep; met within 2 %.")
+    size: Share | None = Field(None, description="Fraction of the weights' bytes to keep; met within 2 %.")
+    importance: Literal["l1", "l2", "bn_scale", "fpgm", "lamp", "taylor", "fisher", "random"] = Field(
         "l2",
-        description="What makes a channel worth keeping: its weights (l2), its batch-norm scales, or what the loss "
-        "would lose without it (taylor, which reads data).",
+        description="What makes a channel worth keeping. By its weights: their size (l1, l2), the same against all "
+        "that are no smaller (lamp), their distance from the others' (fpgm), batch-norm scales (bn_scale). By what "
+        "the loss would lose, which reads data: taylor (first order), fisher (second order). random: a control.",
     )
-    data: DataRef | None = Field(None, description="Rows for importance taylor.")
+    scope: Literal["global", "layer", "isomorphic"] = Field(
+        "global",
+        description="Where the least important are looked for: among all; in each group of layers, so that every one "
+        "loses the same share; or among groups of the same structure.",
+    )
+    data: DataRef | None = Field(None, description="Rows for importance taylor and fisher.")
     loss: Literal["outputs", "task"] = Field(
         "outputs",
-        description="What importance taylor judges: the change of the outputs, or of the loss against the truth, "
-        "whose slopes say little about a model that fits its data well.",
+        description="What importance taylor and fisher judge: the change of the outputs, or of the loss against the "
+        "truth, whose slopes say little about a model that fits its data well.",
     )
     target: str = Field("label", description="Column of the truth, for loss task.")
-    rows: int = Field(512, gt=0, description="Rows that importance taylor reads.")
+    rows: int = Field(512, gt=0, description="Rows that importance taylor and fisher read.")
     keep: tuple[str, ...] = Field((), description="Glob patterns of module paths that must not change.")
-    round_to: int = Field(1, gt=0, description="Channels that stay in a layer are a multiple of this.")
+    round_to: Annotated[int, Field(gt=0)] | Literal["auto"] = Field(
+        "auto",
+        description="Channels that stay in a layer are a multiple of this; auto: of the block that this machine's "
+        "kernels compute at once, or of a half, a quarter, … of it in narrow layers.",
+    )
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        if self.importance == "taylor" and self.data is None:
-            raise ValueError("importance taylor needs data: name an entry of `data:`")
+        given = [name for name in TARGETS if getattr(self, name) is not None]
+        if len(given) != 1:
+            told = f"not {' and '.join(given)}" if given else "such as `macs: 0.5`"
+            raise ValueError(f"say how much to keep by one of {', '.join(TARGETS)}, {told}")
+        if self.importance in JUDGED and self.data is None:
+            raise ValueError(f"importance {self.importance} needs data: name an entry of `data:`")
         return self
 
 
+def _assumed(config: PruneConfig, device: str) -> Iterator[Assumption]:
+    """Say which multiple of channels this machine wants, where none is named."""
+    if config.round_to == "auto":
+        from modelpack.numerics import kernels
+
+        channels, reason = kernels.block(device)
+        yield Assumption("round_to", str(channels), reason)
+
+
 @stage(
-    version=1,
+    version=2,
     accepts={Kind.TORCH},
     produces=Kind.TORCH,
     needs=("torch", "torch-pruning"),
     owes=("unrecovered",),
     refuses={"quantized"},
     gauges=lambda _config: ("macs",),
+    assumes=_assumed,
 )
 def prune(config: PruneConfig, job: Job) -> None:
     """Remove whole channels, hidden units and attention heads, least important first."""
-    from modelpack.numerics import models, pruning
+    from modelpack.numerics import macs, models, pruning
 
     module = models.load(job.source)
     feed = models.example(module, job.inputs, 2, job.seed, job.device)
@@ -56,22 +95,41 @@ def prune(config: PruneConfig, job: Job) -> None:
     pruned = pruning.prune(
         module,
         feed,
-        keep_macs=config.macs,
-        method=config.importance,
-        taylor=_taylor(config, job) if config.importance == "taylor" else None,
+        _target(config),
+        _worth(config, job),
         keep=config.keep,
-        round_to=config.round_to,
+        rounding=_rounding(config, job),
         seed=job.seed,
-        watch=lambda groups: job.track(groups, label="groups of layers"),
     )
     models.save(pruned.module, job.out, like=job.source)
-    _report(job, models.parameter_count(module), models.parameter_count(pruned.module), pruned)
+    job.metric("macs", macs.count(pruned.module, feed) / max(1, macs.count(module, feed)))
+    before, after = models.parameter_count(module), models.parameter_count(pruned.module)
+    job.metric("parameters", after)
+    job.metric("parameters_kept", after / before)
+    _report(job, pruned)
 
 
-def _taylor(config: PruneConfig, job: Job) -> Any:
-    from modelpack.numerics.pruning import taylor_from
+def _target(config: PruneConfig) -> Target:
+    from modelpack.numerics.pruning import targets
+
+    return next(make(keep) for name, make in targets.KINDS.items() if (keep := getattr(config, name)) is not None)
+
+
+def _rounding(config: PruneConfig, job: Job) -> Rounding:
+    from modelpack.numerics import kernels
+    from modelpack.numerics.pruning import Rounding
+
+    if config.round_to == "auto":
+        return Rounding(kernels.block(job.device)[0], adapts=True)
+    return Rounding(config.round_to)
+
+
+def _worth(config: PruneConfig, job: Job) -> Worth:
+    from modelpack.numerics.pruning import Worth, evidence
     from modelpack.numerics.training.batches import Rows
 
+    if config.importance not in JUDGED:
+        return Worth(config.importance, config.scope, seed=job.seed)
     assert config.data is not None, "checked when the recipe was read"
     source = job.data[config.data]
     data = Rows(
@@ -81,17 +139,15 @@ def _taylor(config: PruneConfig, job: Job) -> Any:
     )
     if job.synthetic & {config.data}:
         job.warn(f"importance was measured on invented rows ('{config.data}')")
-    taylor, judged = taylor_from(data, config.rows, job.device, job.seed)
-    job.note(f"importance taylor judges {judged}")
-    return taylor
+    found, judged = evidence.gather(data, config.rows, job.device, job.seed)
+    job.note(f"importance {config.importance} judges {judged}")
+    return Worth(config.importance, config.scope, found, job.seed)
 
 
-def _report(job: Job, before: int, after: int, pruned: Any) -> None:
-    job.metric("macs", pruned.macs)
-    job.metric("parameters", after)
-    job.metric("parameters_kept", after / before)
+def _report(job: Job, pruned: Any) -> None:
     job.result("layers", pruned.layers)
     job.result("left_alone", dict(pruned.left))
+    job.result("rounding", dict(pruned.rounding))
     if pruned.heads[1]:
         job.note(f"removed {pruned.heads[0]} of {pruned.heads[1]} attention heads")
     for reason, layers in pruned.by_reason().items():

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     from modelpack.numerics.pruning.tracing import Link
 
+Counts = tuple[int, ...]
+"""How many units each group loses."""
+
 HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "nhead", "heads")
 """Attributes under which attention modules keep their number of heads."""
 

@@ -1,4 +1,4 @@
-"""How many units to take from each group so that a given fraction of the multiply-accumulates stays."""
+"""How many units to take from each group so that a given fraction of a cost stays."""
 
 from __future__ import annotations
 
@@ -9,12 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from modelpack.numerics.pruning.groups import Group
-
-_LEAST_SHARE = 0.05
-"""Share of every group that always stays: a layer that loses all but one channel is a hole, not a layer."""
-
-Counts = tuple[int, ...]
+    from modelpack.numerics.pruning.groups import Counts
 
 
 @dataclass
@@ -22,25 +17,23 @@ class Search:
     """A search over how many units each group loses.
 
     Attributes:
-        groups: What may be removed.
-        scores: By group: the units' importance, ascending.
-        measure: Fraction of multiply-accumulates that stays for given counts of removed units.
-        round_to: Channels that stay in a group are a multiple of this.
+        keys: By group: the units' keys, ascending; those with the lowest keys go first.
+        allowed: By group: how many units it may lose, ascending from 0.
+        estimate: Fraction of the cost that stays for given counts of removed units.
     """
 
-    groups: Sequence[Group]
-    scores: Sequence[Sequence[float]]
-    measure: Callable[[Counts], float]
-    round_to: int
+    keys: Sequence[Sequence[float]]
+    allowed: Sequence[Sequence[int]]
+    estimate: Callable[[Counts], float]
     _known: dict[Counts, float] = field(default_factory=dict)
 
     def run(self, target: float, tolerance: float) -> Counts:
         """Find counts whose fraction is within `tolerance` (relative) of `target`, or as near as can be."""
         order = sorted(
-            (score, group, unit)
-            for group, values in enumerate(self.scores)
-            for unit, score in enumerate(values)
-            if math.isfinite(score)
+            (key, group, unit)
+            for group, values in enumerate(self.keys)
+            for unit, key in enumerate(values)
+            if math.isfinite(key)
         )
         low, high = 0, len(order)
         while low < high:  # the smallest number of units whose removal reaches the target
@@ -53,15 +46,11 @@ class Search:
         best = min(candidates, key=lambda counts: (abs(self._fraction(counts) - target), counts))
         return self._finish(best, target, tolerance)
 
-    def fraction(self, counts: Counts) -> float:
-        """Give the fraction that stays for these counts."""
-        return self._fraction(counts)
-
     def _finish(self, counts: Counts, target: float, tolerance: float) -> Counts:
         """Take or give back one step of one group after another while that comes nearer to the target."""
         while abs(self._fraction(counts) - target) > tolerance * target:
             step = 1 if self._fraction(counts) > target else -1
-            moves = [self._moved(counts, group, step) for group in range(len(self.groups))]
+            moves = [self._moved(counts, group, step) for group in range(len(self.keys))]
             near = min(
                 (move for move in moves if move is not None),
                 key=lambda move: (abs(self._fraction(move) - target), move),
@@ -73,31 +62,21 @@ class Search:
         return counts
 
     def _moved(self, counts: Counts, group: int, direction: int) -> Counts | None:
-        allowed = self._allowed(group)
+        allowed = self.allowed[group]
         place = allowed.index(counts[group]) + direction
         if not 0 <= place < len(allowed):
             return None
         return (*counts[:group], allowed[place], *counts[group + 1 :])
 
     def _counts(self, order: Sequence[tuple[float, int, int]], removed: int) -> Counts:
-        wanted = [0] * len(self.groups)
+        wanted = [0] * len(self.keys)
         for _, group, _unit in order[:removed]:
             wanted[group] += 1
-        return tuple(max(count for count in self._allowed(group) if count <= want) for group, want in enumerate(wanted))
-
-    def _allowed(self, number: int) -> list[int]:
-        """List how many units a group may lose."""
-        group = self.groups[number]
-        finite = sum(math.isfinite(score) for score in self.scores[number])
-        multiple = 1 if group.heads else self.round_to
-        least = max(1, math.ceil(group.units * _LEAST_SHARE))
-        return [
-            lost
-            for lost in range(min(group.units - least, finite) + 1)
-            if lost == 0 or (group.units - lost) * group.unit_width % multiple == 0
-        ]
+        return tuple(
+            max(count for count in allowed if count <= want) for allowed, want in zip(self.allowed, wanted, strict=True)
+        )
 
     def _fraction(self, counts: Counts) -> float:
         if counts not in self._known:
-            self._known[counts] = self.measure(counts)
+            self._known[counts] = self.estimate(counts)
         return self._known[counts]

@@ -1,0 +1,34 @@
+"""Importance ``lamp``: a channel's share in the energy of its equals and betters, which can be compared between layers.
+
+Lee et al., Layer-adaptive Sparsity for the Magnitude-based Pruning, ICLR 2021, who score single weights within a layer;
+here a block of channels takes the place of the weight, and a group that of the layer.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from modelpack.numerics.pruning.importance.l2 import energies
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch import Tensor, nn
+
+    from modelpack.numerics.pruning.groups import Group
+
+
+def lamp(module: nn.Module, groups: Iterable[Group]) -> list[list[float]]:
+    """Score blocks by their squared norm over that of all blocks of the group which are not smaller; the best has 1."""
+    return [_shares(energies(module, group)).tolist() for group in groups]
+
+
+def _shares(values: Tensor) -> Tensor:
+    order = torch.argsort(values, stable=True)
+    ascending = values[order]
+    betters = ascending.flip(0).cumsum(0).flip(0)
+    shares = torch.empty_like(values)
+    shares[order] = ascending / betters.clamp_min(torch.finfo(values.dtype).tiny)
+    return shares

@@ -1,0 +1,60 @@
+"""A smaller model, and how it came about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from modelpack.numerics.pruning import groups as grouping
+from modelpack.numerics.pruning.surgery import MATRICES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A smaller model and how it came about.
+
+    Attributes:
+        module: The model without the removed channels.
+        fraction: What stayed of the target's quantity, measured on the smaller model.
+        layers: By changed layer: path, type, channels in and out before and after.
+        left: Layer → why its channels were left alone.
+        heads: Removed and all attention heads.
+        rounding: Group → what its channels are a multiple of.
+    """
+
+    module: nn.Module
+    fraction: float
+    layers: list[dict[str, Any]]
+    left: Mapping[str, str]
+    heads: tuple[int, int]
+    rounding: Mapping[str, int]
+
+    def by_reason(self) -> dict[str, list[str]]:
+        """Group the layers left alone by their reason; a model's last layers, which nothing reads, are left out."""
+        grouped: dict[str, list[str]] = {}
+        for layer, reason in self.left.items():
+            if reason != grouping.UNREAD:
+                grouped.setdefault(reason, []).append(layer)
+        return grouped
+
+
+def changes(before: nn.Module, after: nn.Module) -> list[dict[str, Any]]:
+    """List the layers whose widths differ: path, type, channels in and out before and after."""
+    smaller = dict(after.named_modules())
+    rows = []
+    for path, layer in before.named_modules():
+        if isinstance(layer, MATRICES):
+            old, new = _widths(layer), _widths(smaller[path])
+            if old != new:
+                rows.append({"layer": path, "type": type(layer).__name__, "before": old, "after": new})
+    return rows
+
+
+def _widths(layer: Any) -> list[int]:
+    kind = "features" if isinstance(layer, nn.Linear) else "channels"
+    return [int(getattr(layer, f"in_{kind}")), int(getattr(layer, f"out_{kind}"))]
