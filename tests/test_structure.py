@@ -185,7 +185,6 @@ def test_named_items_keep_their_names_and_numbered_ones_are_numbered_anew():
     [
         (Drop(path="layers", items=("4",)), "no items 4"),
         (Drop(path="layers", items=("1", "1")), "once"),
-        (Drop(path="layers", items=("0", "1", "2", "3")), "all its items"),
         (Drop(path="classifier", items=("weight",)), "no Sequential or ModuleList but a Linear"),
         (Bypass(path=""), "the whole model"),
         (Bypass(path="layers.7"), "no module"),

@@ -57,8 +57,6 @@ class Drop(_Operation):
         if unknown or len(set(self.items)) < len(self.items):
             raise _refused(self.path, f"has no items {', '.join(sorted(unknown or self.items))} to leave out once")
         left = [(name, item) for name, item in present.items() if name not in self.items]
-        if not left:
-            raise _refused(self.path, "would lose all its items")
         if list(present) == [str(place) for place in range(len(present))]:
             left = [(str(place), item) for place, (_, item) in enumerate(left)]
         present.clear()

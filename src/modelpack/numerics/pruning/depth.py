@@ -1,0 +1,238 @@
+"""Whole blocks of a model left out, least important first, and students of fewer layers.
+
+The importance of a block is measured: the change of the model's outputs when it is passed by, found anew after each
+removal. Where blocks are many, only those are tried whose own output is nearest to their input: 1 - cosine(input,
+output), the block influence of ShortGPT (Men et al. 2024, arXiv 2403.03853).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from modelpack.errors import StageError, did_you_mean, listed
+from modelpack.numerics.calling import call
+from modelpack.numerics.pruning import blocks
+from modelpack.numerics.pruning.surgery import twin
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from modelpack.numerics.pruning.blocks import Block, Found
+
+    Feed = Mapping[str, Tensor]
+
+_TRIED = 8
+"""Blocks whose removal is tried at each step: those of the least influence."""
+
+
+@dataclass(frozen=True)
+class Shallower:
+    """A model of fewer blocks and how it came about.
+
+    Attributes:
+        module: The model without the blocks that went.
+        gone: Paths of these blocks in the whole model, in the order in which they went.
+        table: By block: path, type, influence, the change of the outputs when it went, or would have gone, after those
+            before it (None where it was not tried), and its place in the order in which they went (0 if it stayed).
+        left: Block → why it had to stay.
+    """
+
+    module: nn.Module
+    gone: tuple[str, ...]
+    table: list[dict[str, Any]]
+    left: Mapping[str, str]
+
+
+def shallower(
+    module: nn.Module,
+    feed: Feed,
+    rows: Sequence[Feed],
+    *,
+    share: float = 1.0,
+    drop: Iterable[str] = (),
+    keep: Iterable[str] = (),
+    watch: Callable[[Iterable[int]], Iterable[int]] = lambda steps: steps,
+) -> Shallower:
+    """Leave the least important blocks of a model out.
+
+    Args:
+        module: In evaluation mode; left as it is.
+        feed: Inputs of one forward pass, on the module's device: blocks are found and tried with it.
+        rows: Batches of inputs on the module's device, on which importance is measured.
+        share: Fraction of the blocks that stays, 0 < share ≤ 1; at least one does.
+        drop: Glob patterns of blocks that go whatever their importance; they count among those that go.
+        keep: Glob patterns of modules that must stay as they are: blocks among, inside or around them stay.
+        watch: Passes the steps through, to show progress.
+
+    Raises:
+        StageError: When the model has no such blocks, a pattern names none, or too few of them may go.
+    """
+    found = blocks.find(module, feed)
+    paths = [block.path for block in found.blocks]
+    if not paths:
+        raise StageError(f"the model has no blocks that it can do without{_reasons(found)}", then="leave depth out")
+    kept = [path for path in paths if any(_touches(module, path, pattern) for pattern in keep)]
+    named = _named(drop, paths, found)
+    if set(named) & set(kept):
+        raise StageError(f"drop and keep both name {listed(sorted(set(named) & set(kept)))}")
+    count = max(len(named), len(paths) - max(1, round(len(paths) * share)))
+    if count > len(paths) - len(kept) or count == len(paths):
+        raise StageError(
+            f"{count} of the {len(paths)} blocks would go, but {max(1, len(kept))} of them must stay",
+            then="raise depth, or shorten keep or drop",
+        )
+    state = _State(module, feed, rows, found)
+    for _ in watch(range(count - len(named))):
+        state.step(kept, named)
+    gone = (*named, *state.gone)
+    chosen = [block for block in found.blocks if block.path in gone]
+    return Shallower(_without(module, feed, chosen, paths), gone, state.table(gone), found.left)
+
+
+def thinned(module: nn.Module, feed: Feed, keep: int | Sequence[int]) -> nn.Module:
+    """Give a student of fewer layers, which starts as its teacher without the others.
+
+    Args:
+        module: The teacher, in evaluation mode; left as it is.
+        feed: Inputs of one forward pass, on the module's device.
+        keep: How many of its layers stay, evenly spaced with the first and the last (DistilBERT, Sanh et al. 2019,
+            arXiv 1910.01108), or the numbers of those that stay, the first being 0.
+
+    Raises:
+        StageError: When the teacher has no layers that it can do without, or fewer than asked for.
+    """
+    found = blocks.find(module, feed)
+    total = len(found.blocks)
+    if not total:
+        raise StageError(f"the model has no layers that it can do without{_reasons(found)}", then="give student")
+    then = "its layers are " + ", ".join(f"{place}: {block.path}" for place, block in enumerate(found.blocks))
+    if isinstance(keep, Sequence):
+        stay = sorted(set(keep))
+        if len(stay) < len(keep) or not stay or stay[0] < 0 or stay[-1] >= total:
+            raise StageError(f"keep_layers {list(keep)} names no distinct layers from 0 to {total - 1}", then=then)
+    else:
+        if not 1 <= keep <= total:
+            raise StageError(f"keep_layers is {keep}, but the model has {total} layers that can go", then=then)
+        stay = [round(place * (total - 1) / max(1, keep - 1)) for place in range(keep)]
+    chosen = [block for place, block in enumerate(found.blocks) if place not in stay]
+    return _without(module, feed, chosen, [block.path for block in found.blocks])
+
+
+class _State:
+    """What is known while blocks go one after the other."""
+
+    def __init__(self, module: nn.Module, feed: Feed, rows: Sequence[Feed], found: Found) -> None:
+        self.module, self.feed, self.rows, self.found = module, feed, rows, found
+        self.wanted = [_outputs(module, batch) for batch in rows]
+        self.influence = _influence(module, rows, [block.path for block in found.blocks])
+        self.change: dict[str, float] = {}
+        self.gone: list[str] = []
+
+    def step(self, kept: Iterable[str], named: Iterable[str]) -> None:
+        """Choose the block whose removal, after those before it, changes the outputs least."""
+        before = {*named, *self.gone}
+        free = [block for block in self.found.blocks if block.path not in {*before, *kept}]
+        free.sort(key=lambda block: self.influence[block.path])
+        changes = {}
+        for block in free[:_TRIED]:
+            trial = [item for item in self.found.blocks if item.path in {*before, block.path}]
+            changes[block.path] = self._change(blocks.without(self.module, trial))
+        self.change |= changes
+        self.gone.append(min(changes, key=lambda path: changes[path]))
+
+    def _change(self, smaller: nn.Module) -> float:
+        """Measure the mean relative change of the outputs: ‖new - old‖² / ‖old‖²."""
+        parts = []
+        for batch, wanted in zip(self.rows, self.wanted, strict=True):
+            found = _outputs(smaller, batch)
+            for name, value in wanted.items():
+                scale = value.square().sum().clamp(min=torch.finfo(value.dtype).tiny)
+                parts.append(float((found[name] - value).square().sum() / scale))
+        change = sum(parts) / max(1, len(parts))
+        return change if change == change else float("inf")  # noqa: PLR0124  NaN would look like the least change
+
+    def table(self, gone: Sequence[str]) -> list[dict[str, Any]]:
+        """Give one line a block."""
+        return [
+            {
+                "block": block.path,
+                "type": type(self.module.get_submodule(block.path)).__name__,
+                "influence": self.influence[block.path],
+                "change": self.change.get(block.path),
+                "removed": gone.index(block.path) + 1 if block.path in gone else 0,
+            }
+            for block in self.found.blocks
+        ]
+
+
+def _outputs(module: nn.Module, feed: Feed) -> dict[str, Tensor]:
+    with torch.no_grad():
+        found = call(module, feed)
+    return {name: value.float() for name, value in found.items() if value.is_floating_point()}
+
+
+def _influence(module: nn.Module, rows: Sequence[Feed], paths: Iterable[str]) -> dict[str, float]:
+    """Measure 1 - cosine(input, output) of each block, averaged over rows."""
+    found: dict[str, list[Tensor]] = {path: [] for path in paths}
+
+    def note(path: str) -> Callable[..., None]:
+        def hook(_child: nn.Module, args: Any, kwargs: Any, output: object) -> None:
+            given, taken = blocks.first_tensor((args, kwargs)), blocks.first_tensor(output)
+            assert given is not None, "blocks read tensors"
+            assert taken is not None, "blocks give tensors"
+            found[path].append(1 - functional.cosine_similarity(given.flatten(1), taken.flatten(1)).float())
+
+        return hook
+
+    hooks = [module.get_submodule(path).register_forward_hook(note(path), with_kwargs=True) for path in found]
+    try:
+        for batch in rows:
+            _outputs(module, batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {path: float(torch.cat(parts).mean()) for path, parts in found.items()}
+
+
+def _without(module: nn.Module, feed: Feed, chosen: Sequence[Block], paths: Sequence[str]) -> nn.Module:
+    """Give a copy without the chosen blocks, once it is known to be sound."""
+    smaller = twin(module)
+    if chosen:
+        reason = blocks.flaw(module, feed, chosen, paths, blocks.outline(module, feed))
+        if reason:
+            raise StageError(f"leaving {listed(block.path for block in chosen)} out together: {reason}")
+        blocks.remove(smaller, chosen)
+    return smaller
+
+
+def _named(patterns: Iterable[str], paths: Sequence[str], found: Found) -> list[str]:
+    named: list[str] = []
+    for pattern in patterns:
+        hits = fnmatch.filter(paths, pattern)
+        if not hits:
+            stays = [f"'{path}' must stay: {why}" for path, why in found.left.items() if fnmatch.fnmatch(path, pattern)]
+            raise StageError(
+                f"drop: no block matches '{pattern}'", then=stays[0] if stays else did_you_mean(pattern, paths)
+            )
+        named += [path for path in hits if path not in named]
+    return named
+
+
+def _touches(module: nn.Module, path: str, pattern: str) -> bool:
+    """Tell whether a pattern names a block, what it lies in, or anything inside it."""
+    inside = [f"{path}.{name}" if name else path for name, _ in module.get_submodule(path).named_modules()]
+    parts = path.split(".")
+    around = [".".join(parts[:depth]) for depth in range(1, len(parts))]
+    return bool(fnmatch.filter([*inside, *around], pattern))
+
+
+def _reasons(found: Found) -> str:
+    told = "; ".join(f"{path}: {reason}" for path, reason in list(found.left.items())[:5])
+    return f" ({told})" if told else ""
