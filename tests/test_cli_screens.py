@@ -275,6 +275,7 @@ def test_json_documents_come_from_every_command(tmp_path, capsys, monkeypatch):
         "runs": (),
         "show": (),
         "diff": ("tiny@1", "tiny"),
+        "report": (),
         "get": ("tiny", "--output", "out"),
         "verify": (),
         "bench": ("tiny", "--rounds", "10", "--seconds", "1"),

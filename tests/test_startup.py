@@ -61,7 +61,8 @@ def test_a_run_from_the_store_computes_nothing(shell, tmp_path):
     assert "onnxruntime" in loaded(shell, "compress", recipe)
     again = loaded(shell, "compress", recipe)
     assert not again & COMPUTING
-    for command in (["runs"], ["show"], ["verify"], ["diff", "tiny@1", "tiny@2"], ["gc", "--keep", "1"]):
+    page = ["report", "--output", tmp_path / "page.html"]
+    for command in (["runs"], ["show"], page, ["verify"], ["diff", "tiny@1", "tiny@2"], ["gc", "--keep", "1"]):
         assert not loaded(shell, *command) & COMPUTING
 
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from modelpack import __version__
+from modelpack.cli import failures
 from modelpack.cli.command import SETTINGS, Group
-from modelpack.cli.failures import report
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,5 +90,5 @@ def _run(arguments: list[str]) -> int:
     except typer.Exit as done:
         return done.exit_code
     except BaseException as error:  # noqa: BLE001 - the one handler: everything else becomes a message and a code
-        return report(error, arguments)
+        return failures.report(error, arguments)
     return 0

@@ -30,6 +30,7 @@ CONTENTS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("runs", "history", "List the runs in the store, the newest last."),
         ("show", "history", "Show a run, an artifact or an ONNX file."),
         ("diff", "history", "Compare two runs or artifacts side by side."),
+        ("report", "report", "Make a page of what was done and gained."),
         ("get", "history", "Copy a model or an image out of the store."),
         ("verify", "verify", "Examine a model, or compare the store with its hashes."),
     ),

@@ -1,0 +1,163 @@
+"""What pruning removed, what it left alone, how much each group of layers bears, and what its channels cost in time."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from modelpack import quantities
+from modelpack.report.charts import bar, spark
+from modelpack.report.markup import element
+from modelpack.report.reading import figure, mapping, number, rows, sequence, text
+from modelpack.report.tables import details, table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from modelpack.report.markup import Content, Markup
+
+_LEVELS = 8
+"""Shades of a heat map, in the style sheet."""
+
+_NAMES = {"accuracy": "Accuracy", "sqnr_db": "Signal to noise of the outputs"}
+
+
+def layers(value: Any) -> Markup | None:
+    """Draw what became of the widths of layers; None where the value tells none."""
+    found = rows(value)
+    widths = [(_widths(row.get("before")), _widths(row.get("after"))) for row in found]
+    if not found or any(before is None or after is None for before, after in widths):
+        return None
+    body = []
+    for row, (before, after) in zip(found, widths, strict=True):
+        assert before is not None, "checked above"
+        assert after is not None, "checked above"
+        kept = math.prod(after) / max(math.prod(before), 1.0)
+        body.append(
+            [
+                element("code", text(row.get("layer"))),
+                text(row.get("type")),
+                *(_became(old, new) for old, new in zip(before, after, strict=True)),
+                [bar(kept, f"{kept:.0%} of in times out"), f" {quantities.percent(kept)}"],
+            ]
+        )
+    return table(("layer", "type", "in", "out", "in × out kept"), body, numbers=(2, 3))
+
+
+def _widths(value: Any) -> tuple[float, float] | None:
+    found = [number(item) for item in sequence(value)]
+    if len(found) != 2 or found[0] is None or found[1] is None or min(found[0], found[1]) < 0:
+        return None
+    return found[0], found[1]
+
+
+def _became(before: float, after: float) -> str:
+    return f"{before:g}" if before == after else f"{before:g} → {after:g}"
+
+
+def left_alone(value: Any) -> Markup | None:
+    """List the layers that stayed as they were by the reason; None where the value tells none."""
+    by_reason: dict[str, list[str]] = {}
+    for layer, reason in mapping(value).items():
+        by_reason.setdefault(text(reason), []).append(str(layer))
+    if not by_reason:
+        return None
+    body = [[reason, [_codes(names)]] for reason, names in by_reason.items()]
+    return table(("left alone because", "layers"), body)
+
+
+def _codes(names: Sequence[str]) -> Markup:
+    return element("span", [[", " if place else None, element("code", name)] for place, name in enumerate(names)])
+
+
+@dataclass(frozen=True)
+class _Heat:
+    """The range of a measure, higher being better, and how its figures are written and shaded."""
+
+    measure: str
+    worst: float
+    best: float
+
+    def cell(self, value: float | None) -> Content:
+        if value is None:
+            return "–"
+        level = round((_LEVELS - 1) * (self.best - value) / (self.best - self.worst or 1.0))
+        return element("span", figure(self.measure, value), class_=f"heat h{level}")
+
+    def curve(self, points: Sequence[tuple[float, float]]) -> Content:
+        told = ", ".join(f"{share:.0%}: {figure(self.measure, value)}" for share, value in points)
+        return spark(points, [self.worst, self.best], told) if len(points) > 1 else None
+
+
+def sensitivity(value: Any) -> Markup | None:
+    """Draw what each group of layers bears when it alone is pruned; None where the value tells nothing of it."""
+    told = mapping(value)
+    measure, whole = text(told.get("measure")), number(told.get("whole"))
+    shares = [share for item in sequence(told.get("ratios")) if (share := number(item)) is not None]
+    found = [(row, [number(item) for item in sequence(row.get("values"))]) for row in rows(told.get("groups"))]
+    known = [item for _, values in found for item in values if item is not None]
+    if not known or any(len(values) != len(shares) for _, values in found):
+        return None
+    heat = _Heat(measure, min(known), max([*known, *([whole] if whole is not None else [])]))
+    found.sort(key=lambda pair: sum(item for item in pair[1] if item is not None))
+    body = [
+        [
+            element("code", text(row.get("group"))),
+            figure("units", row.get("units")),
+            heat.curve([(share, item) for share, item in zip(shares, values, strict=True) if item is not None]),
+            *(heat.cell(item) for item in values),
+        ]
+        for row, values in found
+    ]
+    head = ("group of", "units", "", *(f"{share:.0%} removed" for share in shares))
+    unpruned = f"; unpruned: {figure(measure, whole)}" if whole is not None else ""
+    caption = (
+        f"{_NAMES.get(measure, measure)} with one group pruned alone, the most sensitive first; "
+        f"{figure('rows', told.get('rows'))} rows{unpruned}"
+    )
+    return table(head, body, numbers=(1, *range(3, 3 + len(shares))), caption=caption)
+
+
+def latency(value: Any) -> Markup | None:
+    """Draw how a time was met: what was tried, and what a unit of each group costs; None where it tells nothing."""
+    told = mapping(value)
+    trials, costs = rows(told.get("trials")), rows(told.get("costs"))
+    if not trials and not costs:
+        return None
+    measured = {name: told[name] for name in ("asked", "measured", "original_ms", "exports", "seconds") if name in told}
+    most = max((number(row.get("share")) or 0.0 for row in costs), default=0.0) or 1.0
+    tried = [
+        [str(place + 1), _share(row.get("aim")), _share(row.get("estimated")), _share(row.get("measured"))]
+        for place, row in enumerate(trials)
+    ]
+    body = [
+        [
+            element("code", text(row.get("group"))),
+            figure("units", row.get("units")),
+            figure("unit_ms", row.get("unit_ms")),
+            [bar((number(row.get("share")) or 0.0) / most, text(row.get("share"))), f" {_share(row.get('share'))}"],
+        ]
+        for row in sorted(costs, key=lambda row: -(number(row.get("share")) or 0.0))
+    ]
+    facts = ", ".join(f"{name.replace('_', ' ')} {_fact(name, item)}" for name, item in measured.items())
+    return element(
+        "div",
+        element("p", facts) if facts else None,
+        table(("trial", "aimed at", "estimated", "measured"), tried, numbers=(0, 1, 2, 3)) if tried else None,
+        details(
+            "What a unit of each group costs",
+            table(("group of", "units", "time of a unit", "share of the time"), body, numbers=(1, 2)),
+        )
+        if body
+        else None,
+    )
+
+
+def _fact(name: str, value: Any) -> str:
+    return _share(value) if name in ("asked", "measured") else figure(name, value)
+
+
+def _share(value: Any) -> str:
+    found = number(value)
+    return text(value) if found is None else quantities.percent(found)

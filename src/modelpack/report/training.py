@@ -1,0 +1,61 @@
+"""How trainings went: losses, score and learning rate by epoch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from modelpack.report.charts import Axes, Line, lines
+from modelpack.report.markup import element
+from modelpack.report.reading import figure, number, points, rows, text
+from modelpack.report.tables import details, table, words
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from modelpack.report.charts import Point
+    from modelpack.report.markup import Markup
+
+_ACROSS = "epoch"
+_TITLES = {"score": "Score on held-out rows", "lr": "Learning rate"}
+_JUDGED = "eval_"
+"""Beginning of the names of further figures on held-out rows."""
+_UNDRAWN = frozenset({_ACROSS, "seconds", "steps", "rows"})
+
+
+def history(value: Any) -> Markup | None:
+    """Draw a training by epoch: losses together, other figures each alone; None where the value is no such thing."""
+    found = rows(value)
+    keys = list(dict.fromkeys(str(key) for row in found for key in row))
+    curves = {key: points(found, _ACROSS, key) for key in keys if key not in _UNDRAWN}
+    if _ACROSS not in keys or not any(curves.values()):
+        return None
+    drawn = _losses({key: curve for key, curve in curves.items() if not _alone(key)})
+    drawn += [_figure(key, curve) for key, curve in curves.items() if _alone(key) and len(curve) > 1]
+    numeric = [place for place, key in enumerate(keys) if any(number(row.get(key)) is not None for row in found)]
+    body = [[figure(key, row[key]) if key in row else "" for key in keys] for row in found]
+    epochs = table([words(key) for key in keys], body, numbers=numeric)
+    if not drawn:
+        return epochs
+    return element("div", element("div", drawn, class_="charts"), details("Figures of every epoch", epochs))
+
+
+def _alone(key: str) -> bool:
+    return key in _TITLES or key.startswith(_JUDGED)
+
+
+def _losses(curves: Mapping[str, Sequence[Point]]) -> list[Markup]:
+    whole = curves.get("loss")
+    # The whole of a single part would be drawn on top of it.
+    shown = [
+        Line(words(key), curves[key])
+        for key in sorted(curves, key="loss".__ne__)
+        if len(curves[key]) > 1 and (key == "loss" or curves[key] != whole)
+    ]
+    return [lines("Loss", shown, Axes(_ACROSS, text), log=True)] if shown else []
+
+
+def _figure(key: str, curve: Sequence[Point]) -> Markup:
+    name = key.removeprefix(_JUDGED)
+    title = _TITLES.get(key, f"{words(name).capitalize()} on held-out rows")
+    best = max(range(len(curve)), key=lambda place: curve[place][1]) if key == "score" else None
+    return lines(title, [Line(words(name), curve, best)], Axes(_ACROSS, lambda value: figure(name, value)))

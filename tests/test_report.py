@@ -1,0 +1,390 @@
+"""The report: it holds what was recorded, draws it, and nothing in it can break out of its place."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from commands import Shell, install_copy, write_recipe
+from modelpack.report import page
+from modelpack.report.markup import element, join
+from modelpack.report.scales import scale
+
+TAGS = frozenset(
+    {
+        *(
+            "html",
+            "head",
+            "meta",
+            "title",
+            "style",
+            "body",
+            "a",
+            "main",
+            "header",
+            "footer",
+            "nav",
+            "section",
+            "article",
+        ),
+        *(
+            "h1",
+            "h2",
+            "h3",
+            "h4",
+            "p",
+            "span",
+            "small",
+            "code",
+            "pre",
+            "ul",
+            "ol",
+            "li",
+            "dl",
+            "dt",
+            "dd",
+            "div",
+            "table",
+        ),
+        *("caption", "thead", "tbody", "tr", "th", "td", "details", "summary", "figure", "figcaption"),
+        *("svg", "path", "line", "rect", "circle", "text"),
+    }
+)
+HOSTILE = '"><script>alert(1)</script><img src=x onerror=y>\u202e\x00\ud800'
+
+
+class Reader(HTMLParser):
+    """Reads a page strictly: every element closed in order, its tags, links and texts collected."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.links, self.texts, self.ids, self.open = set(), [], [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        given = dict(attrs)
+        assert len(given) == len(attrs)
+        assert not any(name.startswith("on") or name == "style" for name in given)
+        self.links += [given[name] for name in ("href", "src", "srcset", "data") if name in given]
+        self.ids += [given["id"]] if "id" in given else []
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.texts).split())
+
+
+def read(document):
+    return Reader(page.render(document))
+
+
+def subject(**fields):
+    return {"name": "net@1", "status": "succeeded", "started": "2026-01-02T03:04:05+00:00", "seconds": 12.5, **fields}
+
+
+def step(name, stage, results, **fields):
+    return {"id": name, "stage": stage, "kind": "torch", "artifact": "0123456789abcdef", "seconds": 1.0, "cached": False,
+            "metrics": {}, "config": {}, "warnings": [], "results": results, **fields}  # fmt: skip
+
+
+def about(**results):
+    return {"schema": 1, "modelpack": "1", "subjects": [subject(steps=[step("a", "b", results)])]}
+
+
+HISTORY = [
+    {"epoch": 0, "score": 0.5},
+    {"epoch": 1, "loss": 9.0, "imitation": 7.0, "lr": 1e-3, "score": 0.875, "eval_accuracy": 0.75},
+    {"epoch": 2, "loss": 0.1, "imitation": 0.05, "lr": 1e-4, "score": 0.75, "eval_accuracy": 0.5},
+]
+LAYERS = [{"layer": "conv1", "type": "Conv2d", "before": [3, 64], "after": [3, 48]}]
+QUANTIZED = [
+    {"layer": "conv1/Conv", "operator": "Conv", "weights": 1728, "quantized": True, "reason": ""},
+    {"layer": "fc/Gemm", "operator": "Gemm", "weights": 640, "quantized": False, "reason": "too small"},
+]
+FRONT = [
+    {"layers_kept": kept, "added": added, "speedup": speed, "sqnr_db": quality, "model_bytes": size, "on_front": front,
+     "chosen": chosen, "speedup_low": speed, "speedup_high": speed, "corrected": False}
+    for kept, added, speed, quality, size, front, chosen in (
+        (0, [], 2.0, 20.0, 1000, True, False), (1, ["conv1"], 1.7, 30.0, 1500, True, True), (2, ["fc"], 1.6, 29.0, 1600, False, False)
+    )
+]  # fmt: skip
+BENCH = {
+    "settings": {"reference": "export"},
+    "cells": [
+        {"subject": "quantize", "batch": 1, "threads": 1, "min_ms": 1.0, "p50_ms": 1.25, "p95_ms": 1.5, "p99_ms": 2.0,
+         "rows_per_second": 800.0, "ratio": {"value": 2.0, "low": 1.9, "high": 2.1, "verdict": "faster"}},
+        {"subject": "export", "batch": 1, "threads": 1, "min_ms": 2.0, "p50_ms": 2.5, "p95_ms": 3.0, "p99_ms": 4.0,
+         "rows_per_second": 400.0, "ratio": None},
+    ],
+    "subjects": [{"name": "export", "runtime": "onnxruntime", "size": 1000, "macs": 10, "load_ms": 1.0,
+                  "runtime_bytes": 5, "peak_bytes": {"1": 7_000_000}}],
+    "notes": ["measured at 4"],
+}  # fmt: skip
+SENSITIVITY = {
+    "measure": "accuracy",
+    "rows": 128,
+    "whole": 0.98,
+    "ratios": [0.25, 0.5],
+    "groups": [
+        {"group": "robust", "units": 16, "values": [0.98, 0.97]},
+        {"group": "fragile", "units": 8, "values": [0.9, 0.25]},
+    ],
+}
+LATENCY = {
+    "asked": 0.5,
+    "measured": 0.51,
+    "original_ms": 2.0,
+    "exports": 3,
+    "seconds": 9.0,
+    "trials": [{"aim": 0.5, "estimated": 0.5, "measured": 0.7}, {"aim": 0.36, "estimated": 0.36, "measured": 0.51}],
+    "costs": [{"group": "conv1", "units": 64, "unit_ms": 0.01, "share": 0.32}],
+}
+
+
+def test_every_chapter_is_drawn_from_the_data_alone():
+    results = {
+        "layers": LAYERS,
+        "left_alone": {"gru": "GRU layers are left alone"},
+        "sensitivity": SENSITIVITY,
+        "latency": LATENCY,
+    }
+    steps = [
+        step("prune", "prune", results, metrics={"macs": 0.5}, warnings=["invented rows"], config={"macs": 0.5, "keep": []}),
+        step("distill", "distill", {"history": HISTORY}),
+        step("quantize", "quantize", {"front": FRONT, "layers": QUANTIZED, "fidelity": {"y": {"sqnr_db": 30.0}},
+                                      "checks": [{"check": "size", "verdict": "ok", "cause": "", "remedy": "", "where": ""}]}),
+        step("evaluate", "evaluate", {"evaluation": {"metrics": {"accuracy": 0.97}, "rows": 9, "output": "y", "outputs": {}}}),
+        step("bench", "bench", {"bench": BENCH}),
+    ]  # fmt: skip
+    whole = subject(
+        steps=steps,
+        changes=[
+            {"label": "model size", "metric": "model_bytes", "before": 400_000, "after": 100_000},
+            {"label": "accuracy", "metric": "accuracy", "before": 0.98, "after": 0.97},
+            {"label": "speedup", "metric": "speedup", "before": None, "after": 2.0},
+        ],
+        budget=[{"name": "size", "limit": "≤ 25%", "measured": 0.3, "met": False, "step": "quantize"}],
+        environment={"processor": {"name": "A Processor", "flags": []}, "cores": 2},
+        text="name: net\nstages: []\n",
+        overrides=["stages.prune.macs=0.5"],
+        error="the budget was not met",
+    )
+    found = read({"schema": 1, "modelpack": "1.2", "subjects": [whole]})
+    for told in (
+        "4.00× smaller", "-1.00 pp", "≤ 25%", "not met", "invented rows", "A Processor", "name: net", "the budget was not met",
+        "--set stages.prune.macs=0.5", "64 → 48", "GRU layers are left alone", "Score on held-out rows", "Accuracy on held-out rows",
+        "1 of 2 layers are quantized", "left in float: too small", "Figures of every mixture", "30.0 dB", "2.00×, faster",
+        "against export, 95 % interval", "7.0 MB", "measured at 4", "Made by modelpack 1.2", "asked 50.0 %", "0.0100 ms",
+    ):  # fmt: skip
+        assert told in found.text, told
+    chapters = re.findall(r"<h2>(.*?)</h2>", page.render({"subjects": [whole]}))
+    assert chapters == [
+        "What was gained", "Pruning", "Training", "Quantization", "Quality", "Speed", "Steps", "Environment", "Recipe",
+    ]  # fmt: skip
+    assert found.text.index("fragile") < found.text.index("robust"), "the most sensitive group comes first"
+    assert len(set(found.ids)) == len(found.ids)
+    assert set(found.links) <= {f"#{name}" for name in found.ids}
+
+
+def test_curves_show_every_epoch_on_a_scale_that_fits():
+    drawn = page.render(about(history=HISTORY))
+    paths = [path.split("L") for path in re.findall(r'<path d="M([^"]+)" class="curve k', drawn)]
+    assert [len(path) for path in paths if len(path) > 1] == [2, 2, 3, 2, 2]  # two losses, score, rate, accuracy
+    assert 'aria-label="Loss: loss from 9 to 0.1; imitation from 7 to 0.05"' in drawn
+    marked = re.findall(r"<title>score, ([^<]+)</title></circle>", drawn)
+    assert marked == ["0: 0.5", "1: 0.875", "2: 0.75"]
+    best = re.search(r'r="5" class="dot f0"><title>([^<]+)', drawn)
+    assert best is not None
+    assert best[1] == "score, 1: 0.875"
+
+
+def test_what_no_drawing_knows_is_shown_as_a_table_in_its_step():
+    odd = about(
+        history="none",
+        layers=[{"name": 1}],
+        front=[{"speedup": "fast"}],
+        mine=[{"a": 1, "b": "two"}],
+        bench={"cells": 3},
+    )
+    found = read(odd)
+    assert "Training" not in found.text
+    for told in ("mine", "two", "fast", "none"):
+        assert told in found.text
+    assert "Steps" in found.text
+
+
+def test_text_is_escaped_wherever_it_stands():
+    rows = [{HOSTILE: HOSTILE, "epoch": 1, "loss": 1.0}, {"epoch": 2, "loss": 2.0, HOSTILE: 3.0}]
+    results = {
+        "history": rows,
+        "layers": [{**LAYERS[0], "layer": HOSTILE, "type": HOSTILE}],
+        "left_alone": {HOSTILE: HOSTILE},
+        "sensitivity": {
+            **SENSITIVITY,
+            "measure": HOSTILE,
+            "groups": [{"group": HOSTILE, "units": HOSTILE, "values": [1.0, 2.0]}],
+        },
+        "front": [{**FRONT[0], "added": [HOSTILE], "layers_kept": HOSTILE}],
+        "bench": {**BENCH, "notes": [HOSTILE], "cells": [{**BENCH["cells"][0], "subject": HOSTILE}]},
+        HOSTILE: {HOSTILE: [HOSTILE]},
+    }
+    steps = [step(HOSTILE, HOSTILE, results, config={HOSTILE: HOSTILE}, metrics={HOSTILE: HOSTILE}, warnings=[HOSTILE])]
+    changes = [{"label": HOSTILE, "metric": HOSTILE, "before": HOSTILE, "after": HOSTILE}]
+    hostile = subject(
+        name=HOSTILE, status=HOSTILE, device=HOSTILE, error=HOSTILE, text=HOSTILE, steps=steps, changes=changes
+    )
+    written = page.render({"modelpack": HOSTILE, "subjects": [hostile, hostile]})
+    found = Reader(written)
+    assert found.tags <= TAGS
+    assert "alert(1)" in found.text
+    assert "<script" not in written
+    assert not set(written) & set("\u202e\x00\ud800")
+    assert written.encode("utf-8").decode() == written
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just(HOSTILE),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+            st.text(max_size=4)
+            | st.sampled_from(["epoch", "loss", "score", "lr", "before", "after", "layer", "speedup", "sqnr_db", "on_front",
+                               "cells", "ratio", "low", "high", "value", "metrics", "outputs", "groups", "values", "ratios",
+                               "trials", "costs", "share", "verdict", "quantized", "model_bytes", "peak_bytes", "subjects"]),
+            inner, max_size=4,
+        ),
+        max_leaves=12,
+    ),
+    st.sampled_from([*page._DRAWINGS, "else"]),
+    st.sampled_from(["steps", "changes", "budget", "image", "environment", "text", "overrides", "results"]),
+)  # fmt: skip
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_any_data_make_a_page(value, name, key):
+    document = about(**{name: value})
+    document["subjects"][0] |= {key: value} if key != "results" else {}
+    found = read(json.loads(json.dumps(document)))
+    assert found.tags <= TAGS
+
+
+@given(st.lists(st.floats(-1e29, 1e29), min_size=1, max_size=6), st.booleans(), st.booleans())
+def test_scales_hold_their_figures_and_order_them(values, exact, log):
+    axis = scale(values, 0, 100, exact=exact, log=log)
+    assert all(math.isfinite(tick) for tick in axis.ticks)
+    assert list(axis.ticks) == sorted(set(axis.ticks))
+    assert axis.low <= min(values) + 1e-9 * abs(min(values))
+    assert axis.high >= max(values) - 1e-9 * abs(max(values))
+    places = [axis(value) for value in sorted(values)]
+    assert places == sorted(places)
+    assert 0 <= places[0] <= places[-1] <= 100
+
+
+@given(st.text())
+def test_markup_gives_back_the_text_that_went_in(text):
+    written = element("p", text, class_=text)
+    reader = Reader(written)
+    assert reader.tags == {"p"}
+    plain = join(text)
+    assert join(plain) == plain, "what is markup already is not escaped again"
+    assert "<" not in plain
+
+
+@pytest.fixture
+def shell(tmp_path, capsys, monkeypatch):
+    shell = Shell(tmp_path / "store", [install_copy(tmp_path / "copy")], capsys, monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    assert shell("compress", write_recipe(tmp_path / "work")).code == 0
+    assert shell("compress", tmp_path / "work" / "tiny.yaml", "--set", "stages.copy.drop=0.004").code == 0
+    return shell
+
+
+def test_the_command_writes_a_page_of_what_json_gives(shell):
+    assert shell("report").out == "wrote report.html\n"
+    document = shell("report", "--json").json
+    assert Path("report.html").read_text() == page.render(document)
+    (told,) = document["subjects"]
+    assert (told["name"], told["kind"], [item["id"] for item in told["steps"]]) == ("tiny@2", "run", ["model", "copy"])
+    assert told["steps"][1]["config"]["drop"] == 0.004
+    assert told["text"].startswith("name: tiny")
+    assert [line["name"] for line in told["budget"]] == ["accuracy_drop", "size"]
+    assert shell("report", "--json").out == shell("report", "--json").out
+    Path("report.html").unlink()
+    assert shell("report", "--json").code == 0
+    assert not Path("report.html").exists(), "--json alone writes no file"
+
+
+def test_runs_recipes_steps_and_artifacts_are_reported_side_by_side(shell):
+    run = shell("show", "tiny@1", "--json").json
+    artifact = run["steps"][1]["artifact"]
+    named = ("tiny@1", "work/tiny.yaml", "tiny@1:copy", artifact[:8])
+    assert shell("report", *named, "-o", "all.html").out == "wrote all.html\n"
+    document = shell("report", *named, "--json").json
+    assert [item["name"] for item in document["subjects"]] == ["tiny@1", "tiny@2", "tiny@1:copy", artifact[:12]]
+    one = document["subjects"][2]
+    assert (one["kind"], one["status"], [item["id"] for item in one["steps"]]) == ("artifact", "", ["model", "copy"])
+    assert one["steps"] == document["subjects"][3]["steps"]
+    assert "Side by side" in Reader(Path("all.html").read_text()).text
+
+
+def test_what_was_cleaned_away_leaves_its_figures(shell):
+    first = shell("show", "tiny@1", "--json").json["steps"][1]
+    shutil.rmtree(Path(shell("show", first["artifact"], "--json").json["path"]).resolve(), ignore_errors=True)
+    told = shell("report", "tiny@1", "--json").json["subjects"][0]["steps"][1]
+    assert told["gone"] is True
+    assert told["metrics"] == first["metrics"]
+    assert shell("report", "tiny@1").code == 0
+    assert "no longer in the store" in Path("report.html").read_text()
+
+
+def test_mistakes_are_told(shell, tmp_path):
+    file = shell("report", "work/tiny.onnx")
+    assert file.code == 2
+    assert "nothing is recorded of a file outside the store" in file.err
+    assert shell("report", "tny").code == 2
+    assert shell("report", "none.yaml").code == 2
+    nowhere = shell("report", "-o", tmp_path / "none" / "page.html")
+    assert nowhere.code == 2
+    assert "cannot write: No such file or directory" in nowhere.err
+
+
+@pytest.mark.chromium
+def test_a_browser_draws_the_page_in_both_themes(tmp_path):
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.skip("needs Debian's chromium")
+    from PIL import Image
+
+    from test_server_browser import FLAGS
+
+    (tmp_path / "page.html").write_text(page.render(about(history=HISTORY, front=FRONT, sensitivity=SENSITIVITY)))
+    darkness = []
+    for theme in ("1", "0"):
+        picture = tmp_path / f"{theme}.png"
+        flags = [*FLAGS, f"--user-data-dir={tmp_path / 'profile'}", f"--blink-settings=preferredColorScheme={theme}"]
+        place = f"file://{tmp_path / 'page.html'}"
+        subprocess.run(
+            [program, *flags, f"--screenshot={picture}", "--window-size=900,900", place],
+            check=True, capture_output=True, timeout=120,
+        )  # fmt: skip
+        with Image.open(picture) as image:
+            grey = image.convert("L")
+            darkness.append(sum(value * count for value, count in enumerate(grey.histogram())) / (900 * 900))
+            assert len(image.convert("RGB").getcolors(900 * 900)) > 50, "the style sheet is applied"
+    assert darkness[0] > 200 > 80 > darkness[1]
