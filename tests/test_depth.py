@@ -235,7 +235,7 @@ def test_a_block_that_must_stay_is_named_with_its_reason():
     found = blocks.find(odd, {"x": torch.rand(2, 3, 8)})
     assert paths(found) == ["one", "two.output"]
     assert "fails without it (TypeError)" in found.left["two.attention"]
-    with pytest.raises(StageError, match="no block matches 'two.attention'") as caught:
+    with pytest.raises(StageError, match=r"no block matches 'two\.attention'") as caught:
         depth.shallower(odd, {"x": torch.rand(2, 3, 8)}, [], drop=["two.attention"])
     assert "'two.attention' must stay: the model fails" in caught.value.then
 

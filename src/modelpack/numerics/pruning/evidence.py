@@ -12,10 +12,10 @@ from modelpack.numerics.calling import call
 from modelpack.numerics.distillation import losses
 from modelpack.numerics.distillation.losses import Goal
 from modelpack.numerics.pruning.importance.gradients import Evidence
-from modelpack.numerics.training.batches import TRUTH, split
+from modelpack.numerics.training.batches import TRUTH, limited, split
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from modelpack.numerics.training.batches import Rows
 
@@ -49,16 +49,4 @@ def gather(data: Rows, limit: int, device: str | torch.device, seed: int) -> tup
 
     judged = {"none": "the change of the outputs"}
     words = judged.get(goal.task, f"the task loss ({goal.task}) on the labels")
-    return Evidence(_batches(data, limit, torch.device(device)), loss), words
-
-
-def _batches(data: Rows, limit: int, device: torch.device) -> Iterator[Mapping[str, Tensor]]:
-    seen = 0
-    for batch in data.picked():
-        inputs, labels = split(batch, device)
-        count = min(limit - seen, max(len(value) for value in inputs.values()))
-        taken = {**inputs, **({} if labels is None else {TRUTH: labels})}
-        yield {name: value[:count] for name, value in taken.items()}
-        seen += count
-        if seen >= limit:
-            return
+    return Evidence(limited(data, limit, torch.device(device)), loss), words

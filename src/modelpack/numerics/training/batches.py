@@ -130,3 +130,16 @@ def split(batch: Mapping[str, NDArray[np.generic]], device: torch.device) -> tup
     tensors = {name: torch.tensor(array, device=device) for name, array in batch.items()}
     truth = tensors.pop(TRUTH, None)
     return tensors, truth
+
+
+def limited(data: Rows, limit: int, device: torch.device) -> Iterator[dict[str, Tensor]]:
+    """Read the first rows as tensors on a device, in the source's order: inputs, and the truth where it is wanted."""
+    seen = 0
+    for batch in data.picked():
+        inputs, labels = split(batch, device)
+        count = min(limit - seen, max(len(value) for value in inputs.values()))
+        taken = {**inputs, **({} if labels is None else {TRUTH: labels})}
+        yield {name: value[:count] for name, value in taken.items()}
+        seen += count
+        if seen >= limit:
+            return
