@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
+import onnxruntime
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional
 
@@ -15,6 +18,9 @@ from modelpack.numerics import models, structure
 from modelpack.numerics.calling import call
 from modelpack.numerics.pruning import blocks, depth
 from modelpack.numerics.randomness import seeded
+from modelpack.stages.export import export
+from modelpack.stages.prune import PruneConfig, prune
+from support import Rows, run_stage
 from test_models import feed_for, imported, outputs, reloaded, same
 
 torch.set_num_threads(1)
@@ -260,6 +266,70 @@ def test_students_of_layers_that_are_not_there_are_refused(keep):
     with pytest.raises(StageError, match="keep_layers") as caught:
         depth.thinned(made(Bert, 6), IDS, keep)
     assert "0: encoder.layer.0" in caught.value.then
+
+
+def sentences(count=24):
+    ids = np.random.default_rng(0).integers(0, 50, (count, 12))
+    return Rows({"input_ids": ids, "attention_mask": np.ones_like(ids)}, 8)
+
+
+@pytest.mark.parametrize("with_data", [True, False])
+def test_the_stage_leaves_half_the_layers_out_and_reports_them(tmp_path, with_data):
+    source = imported(tmp_path, "encoder", nets.TOKENS, arguments={"layers": 4})
+    wanted = {"depth": 0.5, **({"data": "train"} if with_data else {})}
+    events = []
+    pruned = run_stage(tmp_path, prune, wanted, model=source, data={"train": sentences()}, collect=events)
+    module = models.load(pruned)
+    assert len(module.layers) == 2
+    assert 0.4 < pruned.metrics["macs"] < 0.6
+    assert models.parameter_count(module) == pruned.metrics["parameters"]
+    results = pruned.manifest.record["results"]
+    gone = sorted((row for row in results["blocks"] if row["removed"]), key=lambda row: row["removed"])
+    assert [row["type"] for row in gone] == ["EncoderLayer"] * 2
+    told = [getattr(event, "text", "") for event in events]
+    assert f"left 2 of 4 blocks out: {gone[0]['block']}, {gone[1]['block']}" in told
+    assert any("made-up rows" in text for text in pruned.manifest.record["warnings"]) is not with_data
+
+
+def test_the_stage_drops_what_is_named_and_then_channels_go_too(tmp_path):
+    source = imported(tmp_path, "cnn", nets.IMAGE)
+    shallow = run_stage(tmp_path, prune, {"drop": ["block2"]}, model=source)
+    assert shallow.manifest.record["warnings"] == []
+    assert isinstance(models.load(shallow).block2, nn.Identity)
+    pruned = run_stage(tmp_path, prune, {"macs": 0.6}, model=shallow)
+    module = models.load(pruned)
+    assert isinstance(module.block2, nn.Identity)
+    assert module.block1.expand.out_channels < 64
+    assert outputs(module, feed_for(source))["output"].shape == (3, 10)
+    with pytest.raises(StageError, match="keep: no module matches 'blok1'"):
+        run_stage(tmp_path, prune, {"depth": 0.5, "keep": ["blok1"]}, model=source)
+
+
+def test_a_model_of_fewer_layers_exports_and_answers_alike(tmp_path):
+    source = imported(tmp_path, "encoder", nets.TOKENS, arguments={"layers": 3})
+    pruned = run_stage(tmp_path, prune, {"drop": ["layers.1"]}, model=source)
+    exported = run_stage(tmp_path, export, {}, model=pruned)
+    session = onnxruntime.InferenceSession(exported.file("model.onnx"), providers=["CPUExecutionProvider"])
+    feed = feed_for(pruned)
+    (logits,) = session.run(["logits"], {name: value.numpy() for name, value in feed.items()})
+    assert np.allclose(logits, outputs(models.load(pruned), feed)["logits"], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"depth": 0}, "greater than 0"),
+        ({"depth": 1.5}, "less than or equal to 1"),
+        ({"depth": 0.5, "macs": 0.5}, "not macs and depth or drop"),
+        ({"drop": ["a"], "params": 0.5}, "not params and depth or drop"),
+        ({"depth": 0.5, "importance": "l2"}, "importance is about channels"),
+        ({"drop": ["a"], "round_to": 8}, "round_to is about channels"),
+        ({}, "such as"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(wrong, says):
+    with pytest.raises(ValidationError, match=says):
+        PruneConfig.model_validate(wrong)
 
 
 def test_a_student_is_saved_and_loaded_as_data(tmp_path):

@@ -1,4 +1,4 @@
-"""The stage that removes channels."""
+"""The stage that removes channels, or whole blocks."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from pydantic import Field, model_validator
 
 from modelpack.artifact import Kind
 from modelpack.stage import Assumption, DataRef, Job, StageConfig, stage
+from modelpack.stages import remarks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from torch import Tensor, nn
 
     from modelpack.numerics.pruning import Rounding, Target, Worth
 
@@ -19,6 +22,9 @@ TARGETS = ("macs", "params", "size")
 
 JUDGED = ("taylor", "fisher")
 """Importances that read data."""
+
+CHANNELS = ("importance", "scope", "loss", "target", "round_to")
+"""Settings that say nothing about whole blocks."""
 
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -29,6 +35,12 @@ class PruneConfig(StageConfig):
     macs: Share | None = Field(None, description="Fraction of multiply-accumulates to keep; met within 2 %.")
     params: Share | None = Field(None, description="Fraction of parameters to keep; met within 2 %.")
     size: Share | None = Field(None, description="Fraction of the weights' bytes to keep; met within 2 %.")
+    depth: Share | None = Field(
+        None,
+        description="Fraction of the layers or blocks to keep, of those that the model can do without; the others go "
+        "whole, those first whose absence changes the outputs least.",
+    )
+    drop: tuple[str, ...] = Field((), description="Glob patterns of layers or blocks that go, whatever they do.")
     importance: Literal["l1", "l2", "bn_scale", "fpgm", "lamp", "taylor", "fisher", "random"] = Field(
         "l2",
         description="What makes a channel worth keeping. By its weights: their size (l1, l2), the same against all "
@@ -40,14 +52,14 @@ class PruneConfig(StageConfig):
         description="Where the least important are looked for: among all; in each group of layers, so that every one "
         "loses the same share; or among groups of the same structure.",
     )
-    data: DataRef | None = Field(None, description="Rows for importance taylor and fisher.")
+    data: DataRef | None = Field(None, description="Rows for importance taylor and fisher, and for depth.")
     loss: Literal["outputs", "task"] = Field(
         "outputs",
         description="What importance taylor and fisher judge: the change of the outputs, or of the loss against the "
         "truth, whose slopes say little about a model that fits its data well.",
     )
     target: str = Field("label", description="Column of the truth, for loss task.")
-    rows: int = Field(512, gt=0, description="Rows that importance taylor and fisher read.")
+    rows: int = Field(512, gt=0, description="Rows that importance taylor and fisher, or depth, read.")
     keep: tuple[str, ...] = Field((), description="Glob patterns of module paths that must not change.")
     round_to: Annotated[int, Field(gt=0)] | Literal["auto"] = Field(
         "auto",
@@ -58,9 +70,17 @@ class PruneConfig(StageConfig):
     @model_validator(mode="after")
     def _complete(self) -> Self:
         given = [name for name in TARGETS if getattr(self, name) is not None]
-        if len(given) != 1:
-            told = f"not {' and '.join(given)}" if given else "such as `macs: 0.5`"
-            raise ValueError(f"say how much to keep by one of {', '.join(TARGETS)}, {told}")
+        whole = self.depth is not None or self.drop
+        if len(given) + bool(whole) != 1:
+            told = (
+                f"not {' and '.join([*given, *(['depth or drop'] if whole else [])])}"
+                if given
+                else "such as `macs: 0.5`"
+            )
+            raise ValueError(f"say how much to keep by one of {', '.join(TARGETS)}, depth, {told}")
+        stray = [name for name in CHANNELS if whole and name in self.model_fields_set]
+        if stray:
+            raise ValueError(f"{stray[0]} is about channels: a step with depth or drop removes whole blocks")
         if self.importance in JUDGED and self.data is None:
             raise ValueError(f"importance {self.importance} needs data: name an entry of `data:`")
         return self
@@ -68,7 +88,7 @@ class PruneConfig(StageConfig):
 
 def _assumed(config: PruneConfig, device: str) -> Iterator[Assumption]:
     """Say which multiple of channels this machine wants, where none is named."""
-    if config.round_to == "auto":
+    if config.round_to == "auto" and config.depth is None and not config.drop:
         from modelpack.numerics import kernels
 
         channels, reason = kernels.block(device)
@@ -86,27 +106,65 @@ def _assumed(config: PruneConfig, device: str) -> Iterator[Assumption]:
     assumes=_assumed,
 )
 def prune(config: PruneConfig, job: Job) -> None:
-    """Remove whole channels, hidden units and attention heads, least important first."""
+    """Remove whole channels, hidden units and attention heads, or layers and blocks, least important first."""
     from modelpack.numerics import macs, models, pruning
 
     module = models.load(job.source)
     feed = models.example(module, job.inputs, 2, job.seed, job.device)
     module = module.to(job.device)
-    pruned = pruning.prune(
-        module,
-        feed,
-        _target(config),
-        _worth(config, job),
-        keep=config.keep,
-        rounding=_rounding(config, job),
-        seed=job.seed,
-    )
-    models.save(pruned.module, job.out, like=job.source)
-    job.metric("macs", macs.count(pruned.module, feed) / max(1, macs.count(module, feed)))
-    before, after = models.parameter_count(module), models.parameter_count(pruned.module)
+    if config.depth is not None or config.drop:
+        smaller = _shallower(config, job, module, feed)
+    else:
+        pruned = pruning.prune(
+            module,
+            feed,
+            _target(config),
+            _worth(config, job),
+            keep=config.keep,
+            rounding=_rounding(config, job),
+            seed=job.seed,
+        )
+        smaller = pruned.module
+        _report(job, pruned)
+    models.save(smaller, job.out, like=job.source)
+    job.metric("macs", macs.count(smaller, feed) / max(1, macs.count(module, feed)))
+    before, after = models.parameter_count(module), models.parameter_count(smaller)
     job.metric("parameters", after)
     job.metric("parameters_kept", after / before)
-    _report(job, pruned)
+
+
+def _shallower(config: PruneConfig, job: Job, module: nn.Module, feed: dict[str, Tensor]) -> nn.Module:
+    """Leave whole blocks out, and report them."""
+    from modelpack.numerics.pruning import depth, kept
+    from modelpack.numerics.training.batches import Rows
+
+    kept(module, config.keep)
+    if config.data is None:
+        rows = [feed]
+        if config.depth is not None:
+            job.warn("the importance of blocks was measured on made-up rows: name real ones by data")
+    else:
+        data = Rows(job.data[config.data].batches, job.inputs, None)
+        rows = depth.gather(data, config.rows, job.device)
+        remarks.invented({config.data}, job)
+    found = depth.shallower(
+        module,
+        feed,
+        rows,
+        share=1.0 if config.depth is None else config.depth,
+        drop=config.drop,
+        keep=config.keep,
+        watch=lambda steps: job.track(steps, label="blocks to leave out"),
+    )
+    job.result("blocks", found.table)
+    job.result("left_alone", dict(found.left))
+    total = len(found.table)
+    job.note(
+        f"left {len(found.gone)} of {total} blocks out: {', '.join(found.gone)}" if found.gone else "no block went"
+    )
+    for path, reason in found.left.items():
+        job.note(f"left alone: {path} ({reason})")
+    return found.module
 
 
 def _target(config: PruneConfig) -> Target:

@@ -20,11 +20,13 @@ from modelpack.errors import StageError, did_you_mean, listed
 from modelpack.numerics.calling import call
 from modelpack.numerics.pruning import blocks
 from modelpack.numerics.pruning.surgery import twin
+from modelpack.numerics.training.batches import limited
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from modelpack.numerics.pruning.blocks import Block, Found
+    from modelpack.numerics.training.batches import Rows
 
     Feed = Mapping[str, Tensor]
 
@@ -48,6 +50,16 @@ class Shallower:
     gone: tuple[str, ...]
     table: list[dict[str, Any]]
     left: Mapping[str, str]
+
+
+def gather(data: Rows, limit: int, device: str | torch.device) -> list[dict[str, Tensor]]:
+    """Read at most `limit` rows of inputs, on which importance is measured.
+
+    Raises:
+        StageError: When the data hold no rows.
+    """
+    data.labelled()
+    return list(limited(data, limit, torch.device(device)))
 
 
 def shallower(
