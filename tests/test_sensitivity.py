@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from modelpack.numerics import onnxfile, runtime
+from modelpack.numerics.measure import profile
 from modelpack.numerics.quantization import qdq
 from modelpack.numerics.quantization.extent import Extent
 from modelpack.numerics.quantization.mixing import cost, sensitivity, switches
@@ -156,13 +157,13 @@ def test_costs_add_up():
 
 
 def test_every_layer_is_found_in_the_profile(tmp_path):
-    found = cost._profiled([MODEL, write(LAYERS)], FEEDS[0], "cpu")
-    assert [set(profile.layers) for profile in found] == [set(), set()], "names tell no numbers unless they are given"
-    tags = cost._tags(MODEL, LAYERS)
-    graphs = [cost._tagged(made, tags) for made in (MODEL, write(LAYERS), write(LAYERS[::2]))]
-    for profile in cost._profiled(graphs, FEEDS[0], "cpu"):
-        assert set(profile.layers) == set(range(len(LAYERS)))
-        assert profile.total >= sum(profile.layers.values()) > 0
+    found = [cost._sorted(kernels) for kernels in profile.fastest([MODEL, write(LAYERS)], FEEDS[0])]
+    assert [set(one.layers) for one in found] == [set(), set()], "names tell no numbers unless they are given"
+    tags = profile.tags(MODEL, LAYERS)
+    graphs = [profile.tagged(made, tags) for made in (MODEL, write(LAYERS), write(LAYERS[::2]))]
+    for one in map(cost._sorted, profile.fastest(graphs, FEEDS[0])):
+        assert set(one.layers) == set(range(len(LAYERS)))
+        assert one.total >= sum(one.layers.values()) > 0
 
 
 def test_costs_are_measured_for_each_layer_and_value():

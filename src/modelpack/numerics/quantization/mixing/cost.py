@@ -8,33 +8,20 @@ its layers. A layer beside one that is kept already thereby costs less than one 
 
 from __future__ import annotations
 
-import contextlib
-import json
-import math
-import re
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onnx import ModelProto, ValueInfoProto, helper
 
 from modelpack.numerics import onnxfile, runtime
+from modelpack.numerics.measure import profile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
+    from modelpack.numerics.measure.profile import Kernel
     from modelpack.numerics.quantization.qdq import Marks
     from modelpack.numerics.rows import Feed
-
-ROUNDS = 15
-"""How often each graph runs; the fastest time of each node counts."""
-
-_MULTIPLY = ("Conv", "Gemm", "MatMul")
-"""Parts of the names of operators that layers become."""
-
-_TAG = "modelpack.layer.{}."
-_TAGGED = re.compile(r"modelpack\.layer\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -118,9 +105,9 @@ def measure(
     """
     whole, every_other = marks(layers), layers[::2]
     sizes = _sizes(model, sorted({*whole.measured, *whole.carried}), feed, device)
-    tags = _tags(model, layers)
-    graphs = [_tagged(made, tags) for made in (model, write(layers), write(every_other))]
-    floats, integers, mixed = _profiled(graphs, feed, device)
+    tags = profile.tags(model, layers)
+    graphs = [profile.tagged(made, tags) for made in (model, write(layers), write(every_other))]
+    floats, integers, mixed = map(_sorted, profile.fastest(graphs, feed, device))
     both = [place for place in range(len(layers)) if place in floats.layers and place in integers.layers]
     saved = {layers[place]: floats.layers[place] - integers.layers[place] for place in both}
     found = crossings(model, marks(every_other))
@@ -148,33 +135,6 @@ class _Profile:
         return sum(self.layers.values()) + self.rest
 
 
-def _tags(model: ModelProto, layers: Sequence[str]) -> dict[str, str]:
-    """Map names of layers, and of what they give, to names that tell the layer's number.
-
-    A fused node is named after one of the nodes it stands for, or after what the last of them gives.
-    """
-    readers, numbers = onnxfile.consumers(model.graph), {name: place for place, name in enumerate(layers)}
-    tags = {}
-    for node in model.graph.node:
-        if node.name not in numbers:
-            continue
-        tag, value = _TAG.format(numbers[node.name]), node.output[0]
-        tags[node.name] = tag + node.name
-        tags[value] = tag + value
-        after = readers.get(value, [])
-        if len(after) == 1 and len(after[0].output) == 1:
-            tags[after[0].output[0]] = tag + after[0].output[0]
-    return tags
-
-
-def _tagged(model: ModelProto, tags: Mapping[str, str]) -> ModelProto:
-    twin = onnxfile.copied(model)
-    onnxfile.rename(twin.graph, tags)
-    for node in twin.graph.node:
-        node.name = tags.get(node.name, node.name)
-    return twin
-
-
 def _sizes(model: ModelProto, names: Sequence[str], feed: Feed, device: str) -> dict[str, int]:
     """Count the elements of values."""
     twin = onnxfile.copied(model)
@@ -187,32 +147,13 @@ def _sizes(model: ModelProto, names: Sequence[str], feed: Feed, device: str) -> 
     return {name: int(count) for name, count in zip(names, counts, strict=True)}
 
 
-def _profiled(models: Sequence[ModelProto], feed: Feed, device: str) -> list[_Profile]:
-    """Run graphs in turns, and read what their nodes took."""
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        places = [stack.enter_context(onnxfile.loadable(model)) for model in models]
-        opened = [
-            runtime.session(place, device, threads=1, profile=Path(folder) / str(number))
-            for number, place in enumerate(places)
-        ]
-        for _ in range(ROUNDS):
-            for session in opened:
-                runtime.execute(session, feed)
-        return [_read(Path(session.end_profiling())) for session in opened]
-
-
-def _read(path: Path) -> _Profile:
-    fastest: dict[tuple[str, str], float] = {}
-    for event in json.loads(path.read_text(encoding="utf-8")):
-        if event.get("cat") == "Node" and str(event["name"]).endswith("_kernel_time"):
-            key = (str(event["name"]), str(event["args"]["op_name"]))
-            fastest[key] = min(fastest.get(key, math.inf), float(event["dur"]))
+def _sorted(kernels: Iterable[Kernel]) -> _Profile:
+    """Tell the kernels of layers from all others."""
     layers: dict[int, float] = {}
     others: dict[str, float] = {}
-    for (name, operator), microseconds in fastest.items():
-        found = _TAGGED.search(name)
-        if found is not None and any(part in operator for part in _MULTIPLY):
-            layers[int(found[1])] = layers.get(int(found[1]), 0.0) + microseconds
+    for kernel in kernels:
+        if kernel.place is not None and any(part in kernel.operator for part in profile.MULTIPLY):
+            layers[kernel.place] = layers.get(kernel.place, 0.0) + kernel.microseconds
         else:
-            others[operator] = others.get(operator, 0.0) + microseconds
+            others[kernel.operator] = others.get(kernel.operator, 0.0) + kernel.microseconds
     return _Profile(layers, others)
