@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from modelpack.errors import StageError, did_you_mean
+from modelpack.numerics.training import sharing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -126,7 +127,7 @@ def _divergence(student: Tensor, teacher: Tensor, label: Tensor, temperature: fl
 
 
 def _relative_error(student: Tensor, teacher: Tensor) -> Tensor:
-    spread = teacher.var(correction=0).clamp_min(1e-8) if teacher.numel() > 1 else torch.ones_like(teacher).mean()
+    spread = sharing.variance(teacher).clamp_min(1e-8) if sharing.held(teacher) > 1 else torch.ones_like(teacher).mean()
     return functional.mse_loss(student, teacher) / spread
 
 

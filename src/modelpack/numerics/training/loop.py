@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from modelpack.errors import StageError
 from modelpack.numerics import models
 from modelpack.numerics.randomness import chained, seeded
-from modelpack.numerics.training import checkpoint
+from modelpack.numerics.training import checkpoint, crew, sharing
 from modelpack.numerics.training.batches import Rows, split
 from modelpack.numerics.training.checkpoint import Progress
 from modelpack.numerics.training.objective import SCORE
+from modelpack.numerics.training.spread import Pupil, spread
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -74,6 +75,8 @@ class Trained:
 def train(student: nn.Module, lesson: Lesson, scratch: Path) -> Trained:
     """Train a student in place; it ends in evaluation mode with the best weights.
 
+    The processes of a crew train it together, each with its share of every batch.
+
     Args:
         student: Its teacher may be of another size, but gives outputs of the same shapes.
         lesson: What it learns.
@@ -83,6 +86,14 @@ def train(student: nn.Module, lesson: Lesson, scratch: Path) -> Trained:
     Raises:
         StageError: When the loss stops being a number, or nothing can be trained.
     """
+    with spread(student, lesson.objective, lesson.schedule.parallel, lesson.device) as pupil:
+        trained = _train(pupil, lesson, scratch)
+    student.eval()
+    return trained
+
+
+def _train(pupil: Pupil, lesson: Lesson, scratch: Path) -> Trained:
+    student = pupil.student
     optimizer = _optimizer(student, lesson.schedule)
     scaler = torch.amp.GradScaler(lesson.device.type, enabled=_dtype(lesson) is torch.float16)
     found = checkpoint.resume(scratch, student, optimizer)
@@ -93,8 +104,8 @@ def train(student: nn.Module, lesson: Lesson, scratch: Path) -> Trained:
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
         while progress.epoch < lesson.schedule.epochs:
             epoch = progress.epoch + 1
-            with seeded(chained(lesson.seed, epoch), lesson.device):
-                figures = _epoch(student, lesson, optimizer, scaler, epoch)
+            with seeded(chained(lesson.seed, epoch, *crew.apart()), lesson.device):
+                figures = _epoch(pupil, lesson, optimizer, scaler, epoch)
             judged = evaluate(student, lesson) if lesson.held_out is not None else {}
             score = judged.get(SCORE)
             progress.history.append({"epoch": epoch, **figures, **judged})
@@ -104,7 +115,6 @@ def train(student: nn.Module, lesson: Lesson, scratch: Path) -> Trained:
                 best = checkpoint.state(student)
             checkpoint.save(scratch, progress, student, optimizer, best)
     checkpoint.restore(student, best)
-    student.eval()
     return Trained(progress.history, progress.best_epoch, progress.best, _told(progress), resumed)
 
 
@@ -124,24 +134,24 @@ def _begin(student: nn.Module, lesson: Lesson) -> tuple[Progress, dict[str, Tens
 
 
 def _epoch(
-    student: nn.Module,
+    pupil: Pupil,
     lesson: Lesson,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     epoch: int,
 ) -> dict[str, float]:
-    schedule, steps = lesson.schedule, lesson.data.steps
+    student, schedule, steps = pupil.student, lesson.schedule, lesson.data.steps
     totals: dict[str, float] = {}
     done = 0
     student.train()
     batches = lesson.data.shuffled(chained(lesson.seed, epoch, 1))
-    for batch in lesson.watch(batches, steps, f"epoch {epoch} of {schedule.epochs}"):
+    for batch, share in sharing.dealt(lesson.watch(batches, steps, f"epoch {epoch} of {schedule.epochs}")):
         rate = _rate(schedule, ((epoch - 1) * steps + done) / max(1, schedule.epochs * steps))
         for group in optimizer.param_groups:
             group["lr"] = rate
         inputs, truth = split(batch, lesson.device)
         with models.blamed("the model cannot be trained"), _autocast(lesson):
-            parts = lesson.objective.losses(student, inputs, truth)
+            parts = pupil.losses(inputs, truth, share)
         figures = {name: float(value.detach()) for name, value in parts.items()}
         if not math.isfinite(figures["loss"]):
             raise StageError(
@@ -155,7 +165,8 @@ def _epoch(
     student.eval()
     if done == 0:
         raise StageError("the data hold too few rows to train on")
-    return {**{name: value / done for name, value in totals.items()}, "lr": optimizer.param_groups[0]["lr"]}
+    means = {name: value / (done * crew.size()) for name, value in crew.summed(totals).items()}
+    return {**means, "lr": optimizer.param_groups[0]["lr"]}
 
 
 def _step(
@@ -179,15 +190,17 @@ def evaluate(student: nn.Module, lesson: Lesson) -> dict[str, float]:
     """
     assert lesson.held_out is not None, "called only with held-out rows"
     student.eval()
-    totals: dict[str, tuple[float, int]] = {}
-    for batch in lesson.held_out.picked():
+    totals: dict[str, float] = {}
+    counts: dict[str, int] = {}
+    for batch, counted in sharing.in_turn(lesson.held_out.picked()):
         inputs, truth = split(batch, lesson.device)
         with models.blamed("the model fails on the evaluation data"), _autocast(lesson):
             found = lesson.objective.judge(student, inputs, truth)
-        for name, (more, things) in found.items():
-            total, count = totals.get(name, (0.0, 0))
-            totals[name] = (total + more, count + things)
-    means = {name: total / count for name, (total, count) in totals.items() if count}
+        for name, (more, things) in found.items() if counted else ():
+            totals[name] = totals.get(name, 0.0) + more
+            counts[name] = counts.get(name, 0) + things
+    numbers = crew.summed(counts)
+    means = {name: total / numbers[name] for name, total in crew.summed(totals).items() if numbers[name]}
     if SCORE not in means:
         raise StageError("the evaluation data hold no rows")
     name, value = lesson.objective.figure(means[SCORE])

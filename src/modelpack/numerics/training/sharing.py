@@ -1,0 +1,174 @@
+"""How the rows of a batch are dealt out to the processes of a crew, and what is computed over all of them.
+
+Every process reads the same batches and takes its part of the rows of each. A loss that is a mean over rows, weighed by
+`Share.weight` and averaged over the processes as torch's wrappers do with gradients, is the loss over the whole batch;
+what a loss needs of all rows at once, it asks for here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from modelpack.errors import StageError
+from modelpack.numerics.training import crew
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from torch import Tensor
+
+    from modelpack.numerics.training.batches import Arrays
+
+
+@dataclass(frozen=True)
+class Share:
+    """A process's part of a batch.
+
+    Attributes:
+        rows: How many rows it takes that count; a process for which none is left computes with one that does not.
+        of: How many rows the batch has.
+        parts: How many processes share it.
+    """
+
+    rows: int = 1
+    of: int = 1
+    parts: int = 1
+
+    @property
+    def weight(self) -> float:
+        """What this part's mean counts in the mean of all parts."""
+        return self.rows * self.parts / self.of
+
+
+_SHARE: contextvars.ContextVar[Share | None] = contextvars.ContextVar("share", default=None)
+
+
+@contextlib.contextmanager
+def taking(share: Share) -> Iterator[None]:
+    """Let what is computed meanwhile be about all rows of a batch, of which this process holds a share."""
+    token = _SHARE.set(share if share.parts > 1 else None)
+    try:
+        yield
+    finally:
+        _SHARE.reset(token)
+
+
+def current() -> Share | None:
+    """Give the share that this process computes with; None when it holds all rows."""
+    return _SHARE.get()
+
+
+def dealt(batches: Iterable[Arrays]) -> Iterator[tuple[Arrays, Share]]:
+    """Give this process its rows of every batch.
+
+    Raises:
+        StageError: When the processes do not read the same batches.
+    """
+    parts, mine = crew.size(), crew.rank()
+    if parts == 1:
+        for batch in batches:
+            yield batch, Share()
+        return
+    for batch in _abreast(batches):
+        rows = _rows(batch)
+        start, stop = mine * rows // parts, (mine + 1) * rows // parts
+        chosen = slice(start, stop) if stop > start else slice(0, 1)
+        yield {name: array[chosen] for name, array in batch.items()}, Share(stop - start, rows, parts)
+
+
+def in_turn(batches: Iterable[Arrays]) -> Iterator[tuple[Arrays, bool]]:
+    """Give this process every so many batches whole, and whether they count.
+
+    A process for which none is left in the last round gets one that another one counts: a model whose parts lie with
+    the processes can only be called by all of them at once.
+
+    Raises:
+        StageError: When the processes do not read the same batches.
+    """
+    parts, mine = crew.size(), crew.rank()
+    if parts == 1:
+        for batch in batches:
+            yield batch, True
+        return
+    first: Arrays | None = None
+    taken = False
+    for number, batch in enumerate(_abreast(batches)):
+        if number % parts == 0:
+            first, taken = batch, False
+        if number % parts == mine:
+            taken = True
+            yield batch, True
+        if number % parts == parts - 1:
+            first = None
+    if first is not None and not taken:
+        yield first, False
+
+
+def _abreast(batches: Iterable[Arrays]) -> Iterator[Arrays]:
+    """Pass batches through while every process reads the same one."""
+    source = iter(batches)
+    number = 0
+    while True:
+        number += 1
+        batch = next(source, None)
+        seen = crew.compared([0, 0] if batch is None else [_rows(batch), _sign(batch)])
+        counts = [rows for rows, _ in seen]
+        if len(set(counts)) > 1:
+            fewest = counts.index(min(counts))
+            most = counts.index(max(counts))
+            what = "end early" if not counts[fewest] else "differ"
+            raise StageError(
+                f"the data {what} on rank {fewest}: its batch {number} has {counts[fewest]} rows, "
+                f"that of rank {most} has {counts[most]}",
+                then="a data source must give the same rows to every process: the same files on every host, "
+                "and nothing drawn without its seed",
+            )
+        if len({sign for _, sign in seen}) > 1:
+            raise StageError(
+                f"the processes read different rows in batch {number}",
+                then="a data source must give the same rows, in the same order, to every process",
+            )
+        if batch is None:
+            return
+        yield batch
+
+
+def _rows(batch: Arrays) -> int:
+    return len(next(iter(batch.values())))
+
+
+def _sign(batch: Arrays) -> int:
+    """Sum up a batch's first and last rows: a cheap look at whether two processes read the same ones."""
+    sign = 0
+    for array in batch.values():
+        for row in (array[:1], array[-1:]):
+            sign = zlib.crc32(row.tobytes(), sign)
+    return sign
+
+
+def variance(values: Tensor) -> Tensor:
+    """Give the variance (without correction) of values of any shape over all rows of the batch; not differentiable.
+
+    The parts' means and variances are put together as in Chan, Golub and LeVeque (1979), which loses no digits.
+    """
+    values = values.detach().float()
+    share = current()
+    if share is None:
+        return values.var(correction=0)
+    count = float(values.numel()) if share.rows else 0.0
+    mine = torch.stack([values.new_tensor(count), values.mean(), values.var(correction=0)])
+    counts, means, variances = crew.stacked(mine).double().unbind(1)
+    mean = (counts * means).sum() / counts.sum()
+    return ((counts * (variances + (means - mean) ** 2)).sum() / counts.sum()).float()
+
+
+def held(values: Tensor) -> int:
+    """Count the values of all rows of the batch."""
+    share = current()
+    return values.numel() if share is None else values.numel() // max(1, len(values)) * share.of

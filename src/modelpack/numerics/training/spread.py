@@ -1,0 +1,124 @@
+"""One model trained by several processes: a replica each (DDP), or a part each (FSDP2)."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from modelpack.numerics.training import checkpoint, crew, norms, sharing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from modelpack.numerics.training.objective import Objective
+    from modelpack.numerics.training.schedule import Parallel
+    from modelpack.numerics.training.sharing import Share
+
+_LISTS = (nn.ModuleList, nn.Sequential)
+
+
+@dataclass(frozen=True)
+class Pupil:
+    """A student as this process trains it.
+
+    Attributes:
+        student: What to call, and whose parameters to optimize: the student itself, or a copy in parts.
+        called: Computes the losses, and has gradients averaged over the processes.
+    """
+
+    student: nn.Module
+    called: nn.Module
+
+    def losses(self, inputs: dict[str, Tensor], truth: Tensor | None, share: Share) -> dict[str, Tensor]:
+        """Give the losses of this process's rows, each weighed by its share of the batch."""
+        with sharing.taking(share):
+            parts: dict[str, Tensor] = self.called(inputs, truth)
+        return {name: value * share.weight for name, value in parts.items()}
+
+
+class _Asked(nn.Module):
+    """A student and an objective as one module, so that what wraps it sees every tensor that a step trains."""
+
+    def __init__(self, student: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.student, self.learned = student, objective.learned
+        self.ask = objective.losses
+
+    def forward(self, inputs: dict[str, Tensor], truth: Tensor | None) -> dict[str, Tensor]:
+        parts = self.ask(self.student, inputs, truth)
+        return {name: value if name == "loss" else value.detach() for name, value in parts.items()}
+
+
+@contextlib.contextmanager
+def spread(student: nn.Module, objective: Objective, parallel: Parallel, device: torch.device) -> Iterator[Pupil]:
+    """Spread a student over the crew for a training; alone, it is trained as it is.
+
+    Args:
+        student: A plain module on the device; it has the trained tensors at the end, in every process.
+        objective: What it is asked for.
+        parallel: ``ddp``: every process holds all of it; ``fsdp``: parameters, gradients and the optimizer's state lie
+            in parts with the processes, and each block is put together while it computes.
+        device: Where it computes.
+    """
+    if crew.size() == 1:
+        yield Pupil(student, _Asked(student, objective))
+    elif parallel == "ddp":
+        with norms.synchronized(student):
+            # Not all parameters of a user's model need take part in every output, or in any.
+            called = DistributedDataParallel(
+                _Asked(student, objective), broadcast_buffers=False, find_unused_parameters=True
+            )
+            yield Pupil(student, called)
+    else:
+        crew.align(student)
+        parts = copy.deepcopy(student)
+        student.cpu()
+        with norms.synchronized(parts):
+            _shard(parts, device)
+            if objective.learned is not None:
+                crew.align(objective.learned)
+                _shard(objective.learned, device)
+            yield Pupil(parts, _Asked(parts, objective))
+        checkpoint.restore(student.to(device), checkpoint.state(parts))
+
+
+def _shard(module: nn.Module, device: torch.device) -> None:
+    """Deal a module's parameters out, block by block where it has a list of blocks.
+
+    That is FSDP2, after Zhao et al. 2023 (arXiv 2304.11277).
+    """
+    mesh = init_device_mesh(device.type, (crew.size(),))
+    for block in _blocks(module):
+        fully_shard(block, mesh=mesh)
+    fully_shard(module, mesh=mesh)
+
+
+def _blocks(module: nn.Module) -> list[nn.Module]:
+    """Find the outermost members of lists of modules that hold parameters and share none with the rest of the model."""
+    owners: dict[int, set[nn.Module]] = {}
+    for layer in module.modules():
+        for parameter in layer.parameters(recurse=False):
+            owners.setdefault(id(parameter), set()).add(layer)
+    found = []
+    for member in _members(module):
+        inside = set(member.modules())
+        held = [id(parameter) for parameter in member.parameters()]
+        if held and all(owners[key] <= inside for key in held):
+            found.append(member)
+    return found
+
+
+def _members(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        if isinstance(module, _LISTS) and not isinstance(child, _LISTS):
+            yield child
+        else:
+            yield from _members(child)
