@@ -13,8 +13,6 @@ from modelpack.stages import remarks
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torch import Tensor, nn
-
     from modelpack.numerics.pruning import Rounding, Target, Worth
 
 TARGETS = ("macs", "params", "size")
@@ -133,7 +131,7 @@ def prune(config: PruneConfig, job: Job) -> None:
     job.metric("parameters_kept", after / before)
 
 
-def _shallower(config: PruneConfig, job: Job, module: nn.Module, feed: dict[str, Tensor]) -> nn.Module:
+def _shallower(config: PruneConfig, job: Job, module: Any, feed: Any) -> Any:
     """Leave whole blocks out, and report them."""
     from modelpack.numerics.pruning import depth, kept
     from modelpack.numerics.training.batches import Rows
