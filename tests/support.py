@@ -77,6 +77,7 @@ def run_stage(
             inputs=inputs or {},
             out=draft.path,
             scratch=scratch,
+            shared=store.shared,
             emit=collect.append if collect is not None else (lambda _event: None),
             name="test",
             step=stage.name,

@@ -220,7 +220,7 @@ def test_collecting_follows_no_link_and_leaves_what_is_not_its_own(store, tmp_pa
     artifact = commit(store)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("kept")
-    for name in ("tmp", "scratch"):
+    for name in ("tmp", "scratch", "shared"):
         (store.root / name / "link").symlink_to(tmp_path / "mine")
         (store.root / name / "stray").write_text("")
     (store.root / "cache" / "stray").write_text("")
@@ -229,7 +229,7 @@ def test_collecting_follows_no_link_and_leaves_what_is_not_its_own(store, tmp_pa
     assert store.collect(list) == [artifact.path]
     assert (tmp_path / "mine" / "notes.txt").read_text() == "kept"
     assert (tmp_path / "moved" / MANIFEST).exists()
-    assert [path for name in ("tmp", "scratch") for path in (store.root / name).iterdir()] == []
+    assert [path for name in ("tmp", "scratch", "shared") for path in (store.root / name).iterdir()] == []
     assert (store.root / "cache" / "stray").exists()
     assert store.artifacts() == []
 

@@ -71,6 +71,7 @@ class Execution:
             inputs=recipe.inputs,
             out=out,
             scratch=scratch,
+            shared=self.desk.store.shared,
             steps={name: self.made[name] for name in step.steps},
             data={name: self.desk.data(name) for name in step.data},
             synthetic=frozenset(name for name in step.data if recipe.data[name].source.synthetic),

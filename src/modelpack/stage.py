@@ -74,6 +74,8 @@ class Job:
         synthetic: Names of the sources among `data` whose rows are invented.
         out: Empty directory for the result; the engine seals it when the stage returns.
         scratch: Directory that survives a failed or killed try of the same work and is given to the next one.
+        shared: Directory that all steps of all runs share, also at the same time, for what costs time to compute anew.
+            It may be emptied between two steps, and no result may depend on what it holds.
         device: ``cpu`` or ``cuda:N``.
         seed: The recipe's seed.
         name: The recipe's name.
@@ -84,6 +86,7 @@ class Job:
     inputs: Mapping[str, TensorSpec]
     out: Path
     scratch: Path
+    shared: Path
     steps: Mapping[str, Artifact] = field(default_factory=dict)
     data: Mapping[str, DataSource] = field(default_factory=dict)
     synthetic: frozenset[str] = frozenset()

@@ -7,6 +7,7 @@
     cache/<fingerprint>         the artifact's id
     scratch/<fingerprint>/      what an interrupted try left for the next one
     runs/<recipe>/0007/         written by `runs`
+    shared/                     what steps keep to save time, for any later step; nothing depends on it
     tmp/                        drafts, on the same file system so that publishing is one rename
     lock                        shared while running, exclusive while collecting
 """
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
 SCHEMA = 1
 _SETTLED = 60.0
 """Seconds after which a draft without an owner has been left behind."""
-_SKELETON = ("artifacts", "cache", "runs", "scratch", "tmp", "lock", "store.json")
+_DIRECTORIES = ("artifacts", "cache", "runs", "scratch", "shared", "tmp")
+_SKELETON = (*_DIRECTORIES, "lock", "store.json")
 _PREFIX = re.compile(r"[0-9a-f]{6,64}")
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
@@ -90,7 +92,7 @@ class Store:
             StoreError: When it cannot be written.
         """
         with writing(self.root):
-            for name in _SKELETON[:5]:
+            for name in _DIRECTORIES:
                 (self.root / name).mkdir(parents=True, exist_ok=True)
             if not os.access(self.root / "tmp", os.W_OK):
                 sealed = os.statvfs(self.root).f_flag & os.ST_RDONLY
@@ -113,6 +115,11 @@ class Store:
                 busy = "a run is using the store" if exclusive else "the store is being cleaned"
                 raise StoreError(busy, where=str(self.root), then="try again when it has finished") from None
             yield
+
+    @property
+    def shared(self) -> Path:
+        """Directory of what steps keep to save time; `collect` empties it."""
+        return self.root / "shared"
 
     @contextlib.contextmanager
     def claim(self, fingerprint: str, waiting: Callable[[], None] = lambda: None) -> Iterator[Path]:
@@ -248,7 +255,7 @@ class Store:
         return sorted((self.root / "artifacts").glob("??/*"), key=lambda path: path.name)
 
     def collect(self, keep: Callable[[], Iterable[str]], *, dry_run: bool = False) -> list[Path]:
-        """Remove every artifact not in `keep`, every cache entry without artifact, drafts and scratch.
+        """Remove every artifact not in `keep`, every cache entry without artifact, drafts, scratch and what is shared.
 
         Args:
             keep: Gives the ids to keep, with all ancestors; asked when no run can begin or end any more.
@@ -269,7 +276,8 @@ class Store:
                 for entry in (self.root / "cache").iterdir():
                     if _FINGERPRINT.fullmatch(entry.name) and entry.read_text(errors="replace") not in kept:
                         entry.unlink()
-                for path in [*doomed, *(self.root / "tmp").iterdir(), *(self.root / "scratch").iterdir()]:
+                spare = [path for name in ("tmp", "scratch", "shared") for path in (self.root / name).iterdir()]
+                for path in [*doomed, *spare]:
                     shutil.rmtree(path) if _is_directory(path) else path.unlink()
         return doomed
 

@@ -40,8 +40,8 @@ def gc(
 ) -> None:
     """Remove artifacts that no kept run was made from.
 
-    What interrupted steps left for their next try goes too. The records of runs stay; an artifact that is needed again
-    is made again.
+    What interrupted steps left for their next try goes too, and what steps kept to save time. The records of runs stay;
+    an artifact that is needed again is made again.
 
     Examples:
         modelpack gc --keep 3 --dry-run
