@@ -50,15 +50,18 @@ def texts(events):
     return [getattr(event, "text", "") for event in events]
 
 
-@pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])
+@pytest.mark.parametrize(
+    ("method", "refit"), [("magnitude", None), ("wanda", False), ("wanda", None), ("sparsegpt", None)]
+)
 @pytest.mark.parametrize(
     ("factory", "inputs", "rows"), [("cnn", nets.IMAGE, images()), ("encoder", nets.TOKENS, tokens())]
 )
-def test_every_layer_has_the_ratio_and_the_rest_is_as_it_was(tmp_path, method, factory, inputs, rows):
+def test_every_layer_has_the_ratio_and_the_rest_is_as_it_was(tmp_path, method, refit, factory, inputs, rows):
     source = imported(tmp_path, factory, inputs)
     seen = rows if method != "magnitude" else None
-    one = run(tmp_path / "1", source, {"method": method, "ratio": 0.6}, seen)
-    two = run(tmp_path / "2", source, {"method": method, "ratio": 0.6}, seen)
+    wanted = {"method": method, "ratio": 0.6, "refit": refit}
+    one = run(tmp_path / "1", source, wanted, seen)
+    two = run(tmp_path / "2", source, wanted, seen)
     assert one.id == two.id
     before, after = weights(source), weights(one)
     told = zeros.read(one)
@@ -76,7 +79,7 @@ def test_every_layer_has_the_ratio_and_the_rest_is_as_it_was(tmp_path, method, f
             == (round(0.6 * width) * len(tensor) if method == "wanda" else round(0.6 * tensor.numel()))
         )
         stayed = after[name] != 0
-        assert torch.equal(tensor[stayed], after[name][stayed]) is (method != "sparsegpt")
+        assert torch.equal(tensor[stayed], after[name][stayed]) is (method == "magnitude" or refit is False)
     assert not any(
         "classifier" in name or "head" in name or "words" in name or "depthwise" in name for name in told.layers
     )
@@ -346,6 +349,20 @@ def test_without_the_hold_training_fills_zeros_and_the_model_is_called_dense(tmp
     assert any(text.startswith("the model is sparse no longer: block1.expand.weight, ") for text in texts(events))
 
 
+def test_refitted_layers_give_nearly_what_they_gave(tmp_path):
+    source = imported(tmp_path, "encoder", nets.TOKENS)
+    rows = tokens(128)
+    feed = models.tensors(next(iter(rows.batches())), "cpu")
+    wanted = outputs(models.load(source), feed)["embedding"]
+    gaps = []
+    for method in ("magnitude", "wanda", "sparsegpt"):
+        for fitted in (False, True):
+            seen = rows if fitted or method != "magnitude" else None
+            made = run(tmp_path, source, {"method": method, "refit": fitted}, seen)
+            gaps.append(float((outputs(models.load(made), feed)["embedding"] - wanted).norm()))
+    assert all(after < 0.9 * before for before, after in zip(gaps[::2], gaps[1::2], strict=True)), gaps
+
+
 def test_the_gain_is_told_as_it_is(tmp_path):
     source = imported(tmp_path, "encoder", nets.TOKENS)
     events = []
@@ -394,7 +411,9 @@ def test_settings_are_checked():
         ({"pattern": "2:4", "ratio": 0.5}, "leave out `ratio`"),
         ({"method": "wanda"}, "wanda needs data"),
         ({"scope": "global", "pattern": "2:4"}, "belongs to `method: magnitude`"),
-        ({"damping": 0.1}, "belongs to `method: sparsegpt`"),
+        ({"damping": 0.1}, "by `method: sparsegpt`, or by `refit`"),
+        ({"data": "train", "refit": False}, "reads data for `refit` alone"),
+        ({"refit": True}, "refit needs data"),
         ({"ratio": 1}, "less than 1"),
         ({"methods": "wanda"}, "Extra inputs"),
     ):

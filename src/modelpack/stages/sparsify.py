@@ -46,7 +46,7 @@ class SparsifyConfig(StageConfig):
     refit: bool | None = Field(
         None,
         description="Afterwards fit the weights that stay to what the layer gave before, by least squares on the rows; "
-        "true for sparsegpt if absent, else false.",
+        "true if absent and data are named. False leaves the methods as they were published.",
     )
     damping: float = Field(
         0.01,
@@ -66,14 +66,19 @@ class SparsifyConfig(StageConfig):
                 raise ValueError("`pattern` says how many weights stay: leave out `ratio`")
         if self.scope == "global" and (self.method != "magnitude" or self.pattern is not None):
             raise ValueError("`scope: global` belongs to `method: magnitude` without a pattern")
-        wants = f"method {self.method}" if self.method != "magnitude" else "refit" if self.refit else ""
-        if wants and self.data is None:
+        if self.data is None and (self.method != "magnitude" or self.refit):
+            wants = f"method {self.method}" if self.method != "magnitude" else "refit"
             raise ValueError(f"{wants} needs data: name an entry of `data:`")
-        if not wants and self.data is not None:
-            raise ValueError("method magnitude reads no data without `refit: true`: write that, or leave `data` out")
-        if "damping" in self.model_fields_set and not (self.method == "sparsegpt" or self.refit):
-            raise ValueError("`damping` belongs to `method: sparsegpt` or `refit: true`: write one, or leave it out")
+        if self.data is not None and self.method == "magnitude" and not self.refits:
+            raise ValueError("method magnitude reads data for `refit` alone: leave `data` out")
+        if "damping" in self.model_fields_set and not (self.method == "sparsegpt" or self.refits):
+            raise ValueError("`damping` is for weights that stay and change: by `method: sparsegpt`, or by `refit`")
         return self
+
+    @property
+    def refits(self) -> bool:
+        """Whether the weights that stay are fitted anew."""
+        return self.data is not None if self.refit is None else self.refit
 
 
 def _parsed(text: str) -> tuple[int, int]:
@@ -111,8 +116,7 @@ def _way(config: SparsifyConfig) -> Way:
 
     pattern = Pattern(*_parsed(config.pattern)) if config.pattern is not None else None
     ratio = pattern.ratio if pattern is not None else config.ratio or _RATIO
-    refit = config.method == "sparsegpt" if config.refit is None else config.refit
-    return Way(config.method, ratio, pattern, config.scope == "global", refit, config.damping)
+    return Way(config.method, ratio, pattern, config.scope == "global", config.refits, config.damping)
 
 
 def _evidence(config: SparsifyConfig, job: Job) -> Evidence:
