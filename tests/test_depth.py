@@ -15,7 +15,7 @@ from torch.nn import functional
 import nets
 from modelpack.errors import StageError
 from modelpack.numerics import models, structure
-from modelpack.numerics.calling import call
+from modelpack.numerics.calling import call, outline
 from modelpack.numerics.pruning import blocks, depth
 from modelpack.numerics.randomness import seeded
 from modelpack.stages.export import export
@@ -354,7 +354,7 @@ def test_any_choice_of_blocks_gives_outputs_of_the_same_form(data, factory):
     found = blocks.find(net, feed).blocks
     gone = data.draw(st.lists(st.sampled_from(found), unique=True, min_size=1, max_size=len(found) - 1))
     smaller = blocks.without(net, gone)
-    assert blocks.outline(smaller, feed) == blocks.outline(net, feed)
+    assert outline(smaller, feed) == outline(net, feed)
     rebuilt = structure.light(net)
     structure.change(rebuilt, structure.made(smaller))
     assert {name for name, _ in rebuilt.named_parameters()} == {name for name, _ in smaller.named_parameters()}

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from modelpack.errors import StageError
@@ -31,6 +32,16 @@ def call(module: nn.Module, feed: Mapping[str, Tensor]) -> dict[str, Tensor]:
     found = dict(_flatten(returned, ""))
     names: tuple[str, ...] | None = getattr(module, _NAMES, None)
     return signatures.rename(found, names) if names is not None else found
+
+
+Outline = dict[str, tuple[torch.Size, torch.dtype]]
+"""Shapes and element types of a module's outputs, by name."""
+
+
+def outline(module: nn.Module, feed: Mapping[str, Tensor]) -> Outline:
+    """Run a module and give the form of what it returns."""
+    with torch.no_grad():
+        return {name: (value.shape, value.dtype) for name, value in call(module, feed).items()}
 
 
 def name_outputs(module: nn.Module, names: tuple[str, ...]) -> None:

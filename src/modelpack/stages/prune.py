@@ -133,8 +133,9 @@ def prune(config: PruneConfig, job: Job) -> None:
 
 def _shallower(config: PruneConfig, job: Job, module: Any, feed: Any) -> Any:
     """Leave whole blocks out, and report them."""
+    from modelpack.numerics import models
     from modelpack.numerics.pruning import depth, kept
-    from modelpack.numerics.training.batches import Rows
+    from modelpack.numerics.rows import feeds
 
     kept(module, config.keep)
     if config.data is None:
@@ -142,8 +143,8 @@ def _shallower(config: PruneConfig, job: Job, module: Any, feed: Any) -> Any:
         if config.depth is not None:
             job.warn("the importance of blocks was measured on made-up rows: name real ones by data")
     else:
-        data = Rows(job.data[config.data].batches, job.inputs, None)
-        rows = depth.gather(data, config.rows, job.device)
+        batches = job.track(job.data[config.data].batches(), label="rows for importance")
+        rows = [models.tensors(batch, job.device) for batch in feeds(batches, job.inputs, config.rows)]
         remarks.invented({config.data}, job)
     found = depth.shallower(
         module,

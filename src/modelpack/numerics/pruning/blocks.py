@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from modelpack.errors import StageError
 from modelpack.numerics import structure
-from modelpack.numerics.calling import call
+from modelpack.numerics.calling import Outline, call, outline
 from modelpack.numerics.pruning.surgery import twin
 from modelpack.numerics.structure import CONTAINERS, Bypass, Drop, Operation
 
@@ -111,15 +111,6 @@ def without(module: nn.Module, blocks: Sequence[Block]) -> nn.Module:
     smaller = structure.light(module)
     remove(smaller, blocks)
     return smaller
-
-
-Outline = dict[str, tuple[torch.Size, torch.dtype]]
-
-
-def outline(module: nn.Module, feed: Mapping[str, Tensor]) -> Outline:
-    """Give the shapes and element types of a module's outputs."""
-    with torch.no_grad():
-        return {name: (value.shape, value.dtype) for name, value in call(module, feed).items()}
 
 
 def flaw(

@@ -17,16 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from modelpack.errors import StageError, did_you_mean, listed
-from modelpack.numerics.calling import call
+from modelpack.numerics.calling import call, outline
 from modelpack.numerics.pruning import blocks
 from modelpack.numerics.pruning.surgery import twin
-from modelpack.numerics.training.batches import limited
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from modelpack.numerics.pruning.blocks import Block, Found
-    from modelpack.numerics.training.batches import Rows
 
     Feed = Mapping[str, Tensor]
 
@@ -50,16 +48,6 @@ class Shallower:
     gone: tuple[str, ...]
     table: list[dict[str, Any]]
     left: Mapping[str, str]
-
-
-def gather(data: Rows, limit: int, device: str | torch.device) -> list[dict[str, Tensor]]:
-    """Read at most `limit` rows of inputs, on which importance is measured.
-
-    Raises:
-        StageError: When the data hold no rows.
-    """
-    data.labelled()
-    return list(limited(data, limit, torch.device(device)))
 
 
 def shallower(
@@ -217,7 +205,7 @@ def _without(module: nn.Module, feed: Feed, chosen: Sequence[Block], paths: Sequ
     """Give a copy without the chosen blocks, once it is known to be sound."""
     smaller = twin(module)
     if chosen:
-        reason = blocks.flaw(module, feed, chosen, paths, blocks.outline(module, feed))
+        reason = blocks.flaw(module, feed, chosen, paths, outline(module, feed))
         if reason:
             raise StageError(f"leaving {listed(block.path for block in chosen)} out together: {reason}")
         blocks.remove(smaller, chosen)
