@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from modelpack.numerics.pruning import importance, plan, rounding, scope
+from modelpack.numerics.pruning import aim, importance, plan, rounding, scope
 from modelpack.numerics.pruning.plan import Removal
 from modelpack.numerics.pruning.search import Search
 
@@ -121,26 +121,50 @@ def choose(module: nn.Module, ranking: Ranking, target: Target, meter: Meter, ro
     """
     finest: Rounding | None = rounded
     found: list[Choice] = []
-    while finest is not None:
-        found.append(_nearest(module, ranking, target, meter, finest.steps(ranking.groups)))
+    scales = _Scales(module, ranking, target, meter)
+    while finest is not None and not scales.spent:
+        found.append(_nearest(scales, finest.steps(ranking.groups)))
         if target.met(found[-1].fraction):
             return found[-1]
         finest = finest.finer()
     return min(found, key=lambda choice: abs(choice.fraction - target.keep))
 
 
-def _nearest(module: nn.Module, ranking: Ranking, target: Target, meter: Meter, steps: tuple[int, ...]) -> Choice:
+class _Scales:
+    """Measures choices, each once, and only as often as the target allows."""
+
+    def __init__(self, module: nn.Module, ranking: Ranking, target: Target, meter: Meter) -> None:
+        self.ranking, self.target, self.meter = ranking, target, meter
+        self._module = module
+        self._known: dict[Counts, float] = {}
+
+    @property
+    def spent(self) -> bool:
+        return len(self._known) >= self.target.trials
+
+    def weigh(self, counts: Counts) -> float | None:
+        """Give what stays; None where that is not known and no more may be measured."""
+        if counts not in self._known:
+            if self.spent:
+                return None
+            self._known[counts] = self.meter.measure(plan.apply(self._module, self.ranking.removals(counts)))
+        return self._known[counts]
+
+
+def _nearest(scales: _Scales, steps: tuple[int, ...]) -> Choice:
     """Search by estimates, measure, and aim as much higher or lower as the estimate was wrong."""
-    search = Search(ranking.keys, ranking.allowed(steps), meter.estimate)
-    measured: dict[Counts, float] = {}
-    aim = target.keep
-    while len(measured) < _ATTEMPTS:
-        counts = search.run(aim, target.tolerance / 4)
-        if counts in measured:
+    ranking, target = scales.ranking, scales.target
+    search = Search(ranking.keys, ranking.allowed(steps), scales.meter.estimate)
+    tried: dict[Counts, aim.Try] = {}
+    sought = target.keep
+    while len(tried) < _ATTEMPTS:
+        counts = search.run(sought, target.tolerance / 4)
+        found = scales.weigh(counts) if counts not in tried else None
+        if found is None:
             break
-        measured[counts] = meter.measure(plan.apply(module, ranking.removals(counts)))
-        if target.met(measured[counts]):
+        tried[counts] = (sought, found)
+        if target.met(found):
             break
-        aim *= target.keep / max(measured[counts], 1e-9)
-    best = min(measured, key=lambda counts: abs(measured[counts] - target.keep))
-    return Choice(ranking.removals(best), measured[best], steps)
+        sought = aim.following(list(tried.values()), target.keep)
+    best = min(tried, key=lambda counts: abs(tried[counts][1] - target.keep))
+    return Choice(ranking.removals(best), tried[best][1], steps)

@@ -70,7 +70,7 @@ class Formula:
         """Give the fraction that stays."""
         stays = np.ones(len(self._costs))
         np.multiply.at(stays, self._owner, 1 - self._lost @ np.asarray(counts, np.float64))
-        return float(stays @ self._costs / max(1.0, self._costs.sum()))
+        return float(stays @ self._costs / (self._costs.sum() or 1.0))
 
 
 def multiply_accumulates(module: nn.Module, feed: Mapping[str, Tensor], groups: Sequence[Group]) -> Formula:
@@ -99,6 +99,28 @@ def _own(counts: Mapping[str, int]) -> dict[str, int]:
                 own[above] -= count
                 break
     return own
+
+
+def layers(
+    module: nn.Module, groups: Sequence[Group], products: Mapping[str, float], outputs: Mapping[str, float], rest: float
+) -> Formula:
+    """Write a cost that is known by layer as a formula.
+
+    Args:
+        module: The whole module.
+        groups: What may be removed from it.
+        products: Path of a layer with weights → what is in proportion to the channels it reads times those it makes.
+        outputs: Path of such a layer → what is in proportion to those it makes.
+        rest: What is in proportion to nothing.
+    """
+    widths = _Widths(groups, dict(module.named_modules()))
+
+    def terms() -> Iterator[Term]:
+        yield from (Term(cost, widths.of_matrix(path)) for path, cost in products.items())
+        yield from (Term(cost, widths.of_outputs(path)) for path, cost in outputs.items())
+        yield Term(rest)
+
+    return Formula(terms(), len(groups))
 
 
 def tensors(module: nn.Module, groups: Sequence[Group], weigh: Callable[[Tensor], float]) -> Formula:
@@ -143,7 +165,7 @@ class _Widths:
         return (Width(size, lost),) if lost else ()
 
     def of_matrix(self, path: str) -> tuple[Width, ...]:
-        return (*self._outputs(path), *self._inputs(path))
+        return (*self.of_outputs(path), *self._inputs(path))
 
     def of_heads(self, path: str) -> tuple[Width, ...]:
         """What an attention module computes outside its layers goes with its heads."""
@@ -160,12 +182,12 @@ class _Widths:
         if direct:
             return tuple(direct)
         if isinstance(layer, MATRICES):
-            return {"weight": self.of_matrix, "bias": self._outputs}.get(slot, lambda _path: ())(path)
+            return {"weight": self.of_matrix, "bias": self.of_outputs}.get(slot, lambda _path: ())(path)
         # Of the layers that pass channels through, only an embedding's channels are not the first dimension.
         dimension = 1 if isinstance(layer, nn.Embedding) else 0
         return self._width(tensor.shape[dimension], path, "both") if tensor.numel() > 1 else ()
 
-    def _outputs(self, path: str) -> tuple[Width, ...]:
+    def of_outputs(self, path: str) -> tuple[Width, ...]:
         layer = self._modules[path]
         size = int(getattr(layer, "out_features" if isinstance(layer, nn.Linear) else "out_channels"))
         return self._width(size, path, "both" if is_depthwise(layer) else "out")

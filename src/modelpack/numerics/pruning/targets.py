@@ -43,6 +43,7 @@ class Target:
         keep: Fraction that shall stay, 0 < keep ≤ 1.
         meter: How the quantity is measured.
         tolerance: How far from `keep` the result may be, relative to it.
+        trials: How many pruned copies are measured at most.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Target:
     keep: float
     meter: Opens
     tolerance: float = TOLERANCE
+    trials: int = 60
 
     def met(self, fraction: float) -> bool:
         """Tell whether a fraction is near enough."""
