@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from modelpack import quantities
 from modelpack.bind import FromText
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-_UNITS = {
-    "B": 1,
-    "kB": 10**3,
-    "KB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "KiB": 2**10,
-    "MiB": 2**20,
-    "GiB": 2**30,
-}
-_BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)")
 
 
 def _fraction(value: object) -> object:
@@ -54,9 +42,9 @@ class Size(FromText):
         (0.3, 5000000)
         """
         text = text.strip()
-        match = _BYTES.fullmatch(text)
-        if match and match[2] in _UNITS:
-            return cls(round(float(match[1]) * _UNITS[match[2]]), None, text)
+        absolute = quantities.parsed_size(text)
+        if absolute is not None:
+            return cls(absolute, None, text)
         try:
             fraction = float(_fraction(text))  # type: ignore[arg-type]
         except ValueError:

@@ -12,6 +12,17 @@ if TYPE_CHECKING:
 MISSING = "–"
 
 _BYTES = re.compile(r"(^|_)(bytes|size|compressed|unpacked)$")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)")
+_SIZES = {
+    "B": 1,
+    "kB": 10**3,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+}
 
 
 def figure(name: str, value: Any, *, like: str = "") -> str:
@@ -57,6 +68,16 @@ def size(value: float) -> str:
     ('999 B', '1.0 kB', '41.2 MB')
     """
     return f"{value:.0f} B" if abs(value) < 1000 else _scaled(value, ("kB", "MB", "GB", "TB"))
+
+
+def parsed_size(text: str) -> int | None:
+    """Read bytes with their unit; None for anything else.
+
+    >>> parsed_size("5 MB"), parsed_size("1.5GiB"), parsed_size("5"), parsed_size("5 apples")
+    (5000000, 1610612736, None, None)
+    """
+    match = _SIZE.fullmatch(text.strip())
+    return round(float(match[1]) * _SIZES[match[2]]) if match and match[2] in _SIZES else None
 
 
 def count(value: float) -> str:
