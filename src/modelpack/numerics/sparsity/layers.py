@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from modelpack.errors import StageError, did_you_mean
+from modelpack.errors import StageError
+from modelpack.numerics import matrices
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -84,19 +84,16 @@ def find(
     Raises:
         StageError: When a pattern matches no module, or no layer is left.
     """
-    excluded = _excluded(module, exclude)
-    embeddings = {id(item.weight) for item in module.modules() if isinstance(item, (nn.Embedding, nn.EmbeddingBag))}
+    excluded, embeddings = matrices.named(module, exclude, "exclude"), matrices.shared(module)
     users: dict[int, list[nn.Module]] = {}
     names: dict[int, str] = {}
     left: dict[str, str] = {}
     for path, layer in module.named_modules():
         if not isinstance(layer, (nn.Linear, *_CONVOLUTIONS, *_OTHERS)):
             continue
-        reason = _reason(layer, pattern, seen=seen) if path not in excluded else "excluded"
+        reason = _reason(layer, embeddings, pattern, seen=seen) if path not in excluded else "excluded"
         if not reason and path in heads:
             reason = "it gives an output of the model"
-        if not reason and id(layer.weight) in embeddings:
-            reason = "it shares its weights with an embedding"
         if reason:
             left[path] = reason
             continue
@@ -108,29 +105,20 @@ def find(
     return Found(tuple(Layer(names[key], tuple(users[key])) for key in users), left)  # type: ignore[arg-type]
 
 
-def _reason(layer: nn.Module, pattern: Pattern | None, *, seen: bool) -> str:
+def _reason(layer: nn.Module, embeddings: set[int], pattern: Pattern | None, *, seen: bool) -> str:
     if isinstance(layer, _OTHERS):
         return f"a {type(layer).__name__} is left alone"
-    if not isinstance(layer.weight, nn.Parameter) or "weight" not in dict(layer.named_parameters(recurse=False)):
-        return "its weight is computed from other tensors (such as by weight_norm)"
-    if getattr(layer, "groups", 1) > 1 and layer.weight.shape[1] == 1:
+    foreign = matrices.foreign(layer, embeddings)
+    if foreign:
+        return foreign
+    width = layer.get_parameter("weight").shape[1]
+    if getattr(layer, "groups", 1) > 1 and width == 1:
         return "depthwise, so that it has few weights and needs them all"
     if seen and not isinstance(layer, (nn.Linear, *_UNFOLDED)):
         return f"the inputs of a {type(layer).__name__} cannot be looked at: use `method: magnitude`"
-    if pattern is not None and layer.weight.shape[1] % pattern.of:
-        return f"its {layer.weight.shape[1]} inputs are no multiple of {pattern.of}"
+    if pattern is not None and width % pattern.of:
+        return f"its {width} inputs are no multiple of {pattern.of}"
     return ""
-
-
-def _excluded(module: nn.Module, patterns: Iterable[str]) -> set[str]:
-    paths = [path for path, _ in module.named_modules() if path]
-    found: set[str] = set()
-    for pattern in patterns:
-        hits = [path for path in paths if fnmatch.fnmatchcase(path, pattern)]
-        if not hits:
-            raise StageError(f"exclude: no module matches '{pattern}'", then=did_you_mean(pattern, paths))
-        found |= {path for path in paths for hit in hits if path == hit or path.startswith(f"{hit}.")}
-    return found
 
 
 def inputs(layer: nn.Module, values: Tensor) -> Tensor:

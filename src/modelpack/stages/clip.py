@@ -1,0 +1,57 @@
+"""The stage that cuts off outliers of weights."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from modelpack.artifact import Kind
+from modelpack.errors import listed
+from modelpack.stage import Job, StageConfig, stage
+from modelpack.stages import remarks
+
+
+class ClipConfig(StageConfig):
+    """What is an outlier."""
+
+    bits: Literal[4, 8] = Field(8, description="Bits of the grid that the weights will be rounded to.")
+    percentile: float | None = Field(
+        None,
+        ge=50,
+        lt=100,
+        description="Per cent of the magnitudes that stay as they are; if absent, weights are cut where the squared "
+        "error of rounding and cutting is smallest.",
+    )
+    scope: Literal["channel", "layer"] = Field(
+        "channel", description="Whether each output channel is cut for itself, or the layer as a whole."
+    )
+    exclude: tuple[str, ...] = Field((), description="Glob patterns of module paths to leave alone.")
+
+
+@stage(version=1, accepts={Kind.TORCH}, produces=Kind.TORCH, needs=("torch",), refuses={"quantized"})
+def clip(config: ClipConfig, job: Job) -> None:
+    """Cut off outliers of weights, so that rounding the others to few bits loses less."""
+    from modelpack.numerics import clipping, models
+
+    module = models.load(job.source, job.device)
+    done, left = clipping.clip(
+        module, config.bits, config.percentile, config.exclude, channels=config.scope == "channel"
+    )
+    models.save(module, job.out, like=job.source)
+    remarks.zeros(job)
+    power, before, after = (sum(getattr(item, name) for item in done) for name in ("power", "before", "after"))
+    cut, weights = sum(item.count for item in done), sum(item.weights for item in done)
+    job.metric("clipped_weights", cut)
+    job.metric("source_weights_sqnr_db", clipping.ratio_db(power, before))
+    job.metric("weights_sqnr_db", clipping.ratio_db(power, after))
+    job.result("layers", [item.to_json() for item in done])
+    job.result("left_alone", dict(left))
+    gain = clipping.ratio_db(power, after) - clipping.ratio_db(power, before)
+    tell = job.note if gain >= 0 else job.warn
+    tell(
+        f"cut {cut} of {weights} weights in {sum(item.count > 0 for item in done)} of {len(done)} layers: rounded to "
+        f"{config.bits} bits, the weights have {gain:+.1f} dB of signal to noise against before"
+    )
+    for reason in sorted(set(left.values())):
+        job.note(f"left alone: {listed([name for name, why in left.items() if why == reason])} ({reason})")
