@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +13,6 @@ from torch.nn import functional
 import nets
 from modelpack.errors import StageError
 from modelpack.numerics import models
-from modelpack.numerics.distillation import Goal, losses
 from modelpack.stages.distill import DistillConfig, distill
 from modelpack.stages.model import model
 from support import Rows, run_stage
@@ -144,68 +140,6 @@ def test_lower_precision_trains_too(tmp_path, precision):
     assert models.load(made).stem.weight.dtype is torch.float32
 
 
-CHILD = """
-import sys, os, signal
-sys.path.insert(0, {here!r})
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-import test_distill
-from modelpack.artifact import Artifact
-from support import run_stage
-class Killer(list):
-    def append(self, event):
-        if getattr(event, "label", "").startswith("epoch 3 ") and event.done == 3:
-            os.kill(os.getpid(), signal.SIGKILL)
-run_stage(Path({root!r}), test_distill.distill, test_distill.SETTINGS, model=Artifact.load(Path({student!r})),
-          steps={{"model": Artifact.load(Path({teacher!r}))}}, data={{"train": test_distill.patterns(), "val": test_distill.patterns(64, 1)}},
-          collect=Killer())
-"""
-SETTINGS = {"data": "train", "eval_data": "val", "epochs": 4, "lr": 5e-3, "precision": "float16"}
-
-
-def test_kill_in_epoch_3_then_the_next_run_continues_with_the_same_result(tmp_path):
-    student, teacher = student_and_teacher(tmp_path)
-    data = {"train": patterns(), "val": patterns(64, 1)}
-    straight = run(tmp_path / "straight", student, teacher, SETTINGS, **data)
-    code = CHILD.format(
-        here=str(HERE), root=str(tmp_path / "killed"), student=str(student.path), teacher=str(teacher.path)
-    )
-    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, timeout=300)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
-    left = list((tmp_path / "killed" / "store" / "scratch").glob("*/epoch-*"))
-    assert [path.name for path in left] == ["epoch-00002"]
-    events = []
-    resumed = run_stage(
-        tmp_path / "killed", distill, SETTINGS, model=student, steps={"model": teacher}, data=data, collect=events
-    )
-    labels = {getattr(event, "label", "") for event in events}
-    assert "epoch 3 of 4" in labels
-    assert "epoch 2 of 4" not in labels
-    assert any("continued after epoch 2" in getattr(event, "text", "") for event in events)
-    assert resumed.id == straight.id
-    assert history(resumed) == history(straight)
-
-
-def test_a_damaged_checkpoint_is_named(tmp_path):
-    from modelpack.numerics.training import checkpoint
-
-    module = nets.cnn()
-    optimizer = torch.optim.AdamW(module.parameters())
-    checkpoint.save(tmp_path, checkpoint.Progress(epoch=1), module, optimizer, checkpoint.state(module))
-    (tmp_path / "epoch-00001" / "state.safetensors").write_bytes(b"half")
-    with pytest.raises(StageError, match="epoch-00001"):
-        checkpoint.resume(tmp_path, module, optimizer)
-
-
-def test_a_student_that_explodes_is_reported(tmp_path):
-    student, teacher = student_and_teacher(tmp_path)
-    broken = patterns()
-    broken.columns["image"][5] = np.nan
-    with pytest.raises(StageError, match=r"loss is nan in epoch 1"):
-        run(tmp_path, student, teacher, {"data": "train", "epochs": 1}, train=broken)
-
-
 @pytest.mark.parametrize(
     ("settings", "change", "says"),
     [
@@ -241,40 +175,6 @@ def test_a_teacher_with_other_inputs_is_refused(tmp_path):
     teacher = imported(tmp_path, "recurrent", nets.SERIES)
     with pytest.raises(StageError, match="teacher reads series, the student image"):
         run(tmp_path, student, teacher, {"data": "train"}, train=patterns())
-
-
-def test_imitation_is_the_divergence_at_a_temperature():
-    torch.manual_seed(0)
-    student, teacher = {"output": torch.randn(6, 5)}, {"output": torch.randn(6, 5)}
-    goal = Goal("cross_entropy", temperature=3.0)
-    label = torch.zeros(6, dtype=torch.long)
-    found = losses.imitation_loss(student, teacher, label, goal)
-    p = (teacher["output"] / 3).softmax(1)
-    expected = 9 * (p * (p.log() - (student["output"] / 3).log_softmax(1))).sum(1).mean()
-    assert float(found) == pytest.approx(float(expected), rel=1e-5)
-    per_token = {"output": torch.randn(2, 7, 5)}
-    classes = torch.zeros(2, 7, dtype=torch.long)
-    task = losses.task_loss(per_token, classes, goal)
-    assert float(task) == pytest.approx(
-        float(functional.cross_entropy(per_token["output"].reshape(14, 5), classes.flatten()))
-    )
-
-
-def test_rows_are_shuffled_alike_whether_they_fit_in_memory_or_not():
-    from modelpack.numerics.training import Rows as Picked
-    from modelpack.tensors import TensorSpec
-
-    source = Rows({"x": np.arange(50, dtype=np.float32)[:, None]}, 8)
-    specs = {"x": TensorSpec(shape=("batch", 1))}
-    whole = Picked(source.batches, specs, None)
-    one = [batch["x"].ravel().tolist() for batch in whole.shuffled(3)]
-    assert one == [batch["x"].ravel().tolist() for batch in whole.shuffled(3)]  # the second pass comes from memory
-    assert sorted(value for batch in one for value in batch) == list(range(50))
-    assert one != [batch["x"].ravel().tolist() for batch in whole.shuffled(4)]
-    windows = Picked(source.batches, specs, None, window=100)
-    assert sorted(float(value) for batch in windows.shuffled(3) for value in batch["x"].ravel()) == list(range(50))
-    assert not windows.fits
-    assert whole.fits
 
 
 def test_a_model_that_cannot_be_trained_says_why(tmp_path):

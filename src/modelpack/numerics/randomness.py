@@ -24,17 +24,22 @@ def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
     accelerators = [device] if device is not None and device.type == "cuda" else []
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=accelerators):
-        torch.default_generator.manual_seed(seed)
-        for accelerator in accelerators:
-            with torch.cuda.device(accelerator):
-                torch.cuda.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
         try:
+            reseed(seed, device)
             yield
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
+
+
+def reseed(seed: int, device: torch.device | None = None) -> None:
+    """Seed every global generator again; only inside `seeded`, which restores them."""
+    torch.default_generator.manual_seed(seed)
+    if device is not None and device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
 
 
 def chained(seed: int, *parts: int) -> int:

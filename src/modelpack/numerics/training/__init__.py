@@ -5,13 +5,15 @@ from __future__ import annotations
 import torch
 
 from modelpack.numerics.training.batches import Rows
-from modelpack.numerics.training.loop import Lesson, Trained, train
+from modelpack.numerics.training.lesson import Constraint, Lesson, Trained
+from modelpack.numerics.training.loop import train
 from modelpack.numerics.training.objective import SCORE, Objective
 from modelpack.numerics.training.schedule import Precision, Schedule
 from modelpack.numerics.training.statistics import reestimate
 
 __all__ = [
     "SCORE",
+    "Constraint",
     "Lesson",
     "Objective",
     "Precision",
@@ -31,9 +33,9 @@ def remarks(trained: Trained, lesson: Lesson) -> list[str]:
     """Say what a user should know about a training."""
     found = []
     if trained.resumed:
-        found.append(f"continued after epoch {trained.resumed} of an interrupted try")
+        found.append(f"continued after {trained.resumed} of an interrupted try")
     if lesson.held_out is not None:
         found.append(f"kept epoch {trained.best_epoch} of {lesson.schedule.epochs}, the best on the evaluation data")
-    if lesson.schedule.epochs > trained.resumed and not lesson.data.fits:
+    if lesson.schedule.epochs and not lesson.data.fits:
         found.append("the data are too large to shuffle at once: rows were shuffled within windows of 512 MiB")
     return found

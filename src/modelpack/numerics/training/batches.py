@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,10 @@ _WINDOW = 512 * 2**20
 """Bytes of rows that are shuffled together and, where all data fit, kept for the next epoch."""
 
 
+TRUTH = " truth"
+"""Key of the truth in a picked batch; no input can have this name."""
+
+
 @dataclass
 class Rows:
     """The columns that training needs of a source of batches.
@@ -39,14 +44,14 @@ class Rows:
     inputs: Mapping[str, TensorSpec]
     target: str | None
     window: int = _WINDOW
-    _kept: list[Arrays] | None = field(default=None, init=False)
+    _kept: _Window | None = field(default=None, init=False)
     _steps: int | None = field(default=None, init=False)
 
     @property
     def steps(self) -> int:
-        """How many batches one pass of `shuffled` gives; counted by reading once."""
+        """How many batches one pass of `shuffled` gives; counted by reading once where not all rows fit."""
         if self._steps is None:
-            self._steps = sum(1 for _ in self.shuffled(0))
+            self._steps = sum(len(window.cuts) - 1 for window in self._windows())
         return self._steps
 
     @property
@@ -80,11 +85,17 @@ class Rows:
     def shuffled(self, seed: int) -> Iterator[Arrays]:
         """Read batches in an order that follows from the seed; batches of the size of the source's first one.
 
-        A last batch of one row is left out: batch norms cannot learn from it.
+        A last row that would be alone joins the batch before it: batch norms cannot learn from one. The arrays are
+        the caller's to keep or change.
         """
         generator = np.random.default_rng(seed)
+        for window in self._windows():
+            yield from window.shuffled(generator)
+
+    def _windows(self) -> Iterator[_Window]:
+        """Read rows in windows that are shuffled by themselves; one that holds all rows is kept."""
         if self._kept is not None:
-            yield from _mixed(self._kept, generator)
+            yield self._kept
             return
         held: list[Arrays] = []
         windows = size = 0
@@ -92,44 +103,80 @@ class Rows:
             held.append(batch)
             size += sum(array.nbytes for array in batch.values())
             if size >= self.window:
-                yield from _mixed(held, generator)
+                yield _Window(held)
                 held, size, windows = [], 0, windows + 1
         if windows == 0:
-            self._kept = held
-        yield from _mixed(held, generator)
+            self._kept = _Window(held)
+            yield self._kept
+        elif held:
+            yield _Window(held)
 
 
-TRUTH = " truth"
-"""Key of the truth in a picked batch; no input can have this name."""
+class _Window:
+    """Rows that are shuffled together where all have one shape, else whole batches.
+
+    Attributes:
+        cuts: Where batches begin, and where the last one ends.
+    """
+
+    def __init__(self, held: list[Arrays]) -> None:
+        """Take batches over; they are emptied."""
+        uniform = len({tuple((name, array.shape[1:]) for name, array in batch.items()) for batch in held}) == 1
+        sizes = [count(batch) for batch in held]
+        self._whole = [] if uniform else [dict(batch) for batch in held]
+        self._columns: Arrays = {}
+        if uniform:
+            for name in list(held[0]):
+                self._columns[name] = np.concatenate([batch.pop(name) for batch in held])
+        self.cuts = _cuts(sum(sizes), sizes[0]) if uniform else list(range(len(held) + 1))
+
+    def shuffled(self, generator: np.random.Generator) -> Iterator[Arrays]:
+        """Give its rows in another order, in batches."""
+        order = generator.permutation(self.cuts[-1])
+        for begin, end in itertools.pairwise(self.cuts):
+            if self._whole:
+                yield {name: array.copy() for name, array in self._whole[order[begin]].items()}
+            else:
+                yield {name: column.take(order[begin:end], axis=0) for name, column in self._columns.items()}
 
 
-def _mixed(held: list[Arrays], generator: np.random.Generator) -> Iterator[Arrays]:
-    """Shuffle rows where all batches have rows of one shape, whole batches where they differ."""
-    if len({tuple((name, array.shape[1:]) for name, array in batch.items()) for batch in held}) > 1:
-        yield from (held[place] for place in generator.permutation(len(held)))
-        return
-    if not held:
-        return
-    size = len(next(iter(held[0].values())))
-    starts = np.cumsum([0, *(len(next(iter(batch.values()))) for batch in held)])
-    order = generator.permutation(int(starts[-1]))
-    for begin in range(0, len(order), size):
-        chosen = order[begin : begin + size]
-        if len(chosen) > 1 or len(order) == 1:
-            yield {name: _gather(held, name, starts, chosen) for name in held[0]}
+def _cuts(total: int, size: int) -> list[int]:
+    """Cut rows into batches of one size, the last one smaller, or larger by a row that would be alone."""
+    cuts = [*range(0, total, size), total]
+    if len(cuts) > 2 and size > 1 and cuts[-1] - cuts[-2] == 1:
+        del cuts[-2]
+    return cuts
 
 
-def _gather(held: list[Arrays], name: str, starts: NDArray[np.int64], chosen: NDArray[np.int64]) -> NDArray[np.generic]:
-    batches = np.searchsorted(starts, chosen, side="right") - 1
-    picked = [held[batch][name][row - starts[batch]] for batch, row in zip(batches, chosen, strict=True)]
-    return np.stack(picked)
+def count(batch: Mapping[str, NDArray[np.generic]]) -> int:
+    """Count the rows of a batch."""
+    return len(next(iter(batch.values())))
 
 
-def split(batch: Mapping[str, NDArray[np.generic]], device: torch.device) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Turn a picked batch into the model's inputs and the truth, on a device."""
-    tensors = {name: torch.tensor(array, device=device) for name, array in batch.items()}
+def head(batch: Arrays, rows: int) -> Arrays:
+    """Give the first rows of a batch, as copies."""
+    return {name: array[:rows].copy() for name, array in batch.items()}
+
+
+def split(
+    batch: Mapping[str, NDArray[np.generic]], device: torch.device, *, shared: bool = True
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    """Turn a picked batch into the model's inputs and the truth, on a device.
+
+    Args:
+        batch: The arrays.
+        device: Where the tensors are to be.
+        shared: Whether others hold the arrays too, so that tensors a module may write into must be copies.
+    """
+    tensors = {name: _tensor(array, device, shared) for name, array in batch.items()}
     truth = tensors.pop(TRUTH, None)
     return tensors, truth
+
+
+def _tensor(array: NDArray[np.generic], device: torch.device, shared: bool) -> Tensor:
+    if device.type == "cuda":
+        return torch.tensor(array).pin_memory().to(device, non_blocking=True)
+    return torch.tensor(array, device=device) if shared else torch.from_numpy(array)
 
 
 def limited(data: Rows, limit: int, device: torch.device) -> Iterator[dict[str, Tensor]]:

@@ -1,9 +1,19 @@
-"""What training leaves after every epoch, so that a killed run continues where it was: tensors and JSON, no pickle."""
+"""What training leaves behind while it runs, so that a killed run continues where it was: tensors and JSON, no pickle.
+
+::
+
+    epoch-00002+0000150/         150 steps after epoch 2
+        progress.json
+        student.safetensors      its weights, under their own names
+        best.safetensors         those of the best epoch so far
+        training.safetensors     the optimizer's memory, averages, sums of losses
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
+import time
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +25,19 @@ from modelpack.numerics import tensorfile
 from modelpack.numerics.training import crew
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
-    import torch
-    from torch import Tensor, nn
+    from torch import Tensor
 
-_NAME = "epoch-{:05d}"
+PAUSE = 10.0
+"""Seconds between two checkpoints, at least."""
+
+COST = 50
+"""The pause is at least so many times as long as the last checkpoint took to write."""
+
+_PARTS = ("student", "best", "training")
+_NAME = "epoch-{:05d}+{:07d}"
 
 
 @dataclass
@@ -29,109 +46,101 @@ class Progress:
 
     Attributes:
         epoch: Epochs done.
+        step: Steps done of the next one.
+        rows: Rows that were learnt from in these.
         history: One line of figures per epoch.
         best: Highest score so far; None before the first evaluation.
         best_epoch: When it was reached; 0 is the untrained student.
-        scaler: State of the loss scaler of float16.
+        seconds: Spent on the epoch that is not done.
     """
 
     epoch: int = 0
+    step: int = 0
+    rows: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     best: float | None = None
     best_epoch: int = 0
-    scaler: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
 
 
-def state(module: nn.Module) -> dict[str, Tensor]:
-    """Collect a module's parameters and buffers, each once and whole, as copies on the CPU."""
-    named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    return {name: crew.whole(tensor.detach()).cpu().clone() for name, tensor in named.items()}
+class Checkpoints:
+    """The checkpoints of one training: the newest one, in a directory of its own."""
 
+    def __init__(self, scratch: Path) -> None:
+        self.scratch = scratch
+        self._written, self._cost = time.monotonic(), 0.0
 
-def restore(module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Put back what `state` collected, in place."""
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        crew.fill(tensor, tensors[name])
+    def due(self) -> bool:
+        """Whether so much time has passed that losing it would be worse than writing a checkpoint.
 
+        The first process of a crew decides: all must give their parts at the same time.
+        """
+        return bool(crew.told(time.monotonic() - self._written >= max(PAUSE, COST * self._cost)))
 
-def save(
-    scratch: Path, progress: Progress, module: nn.Module, optimizer: torch.optim.Optimizer, best: dict[str, Tensor]
-) -> None:
-    """Write a checkpoint; it appears whole or not at all, and the one before it goes only afterwards.
+    @property
+    def newest(self) -> Path | None:
+        """The directory of the newest checkpoint; None when there is none."""
+        return max(self.scratch.glob("epoch-*"), default=None)
 
-    All processes of a crew give their parts of it, the first one writes.
-    """
-    names: dict[Tensor, str] = {parameter: name for name, parameter in module.named_parameters()}
-    tensors = {f"model/{name}": value for name, value in state(module).items()}
-    tensors |= {f"best/{name}": value.clone() for name, value in best.items()}
-    for parameter, values in optimizer.state.items():
-        tensors |= {
-            f"optimizer/{names[parameter]}/{key}": crew.whole(value.detach()).cpu().clone()
-            for key, value in values.items()
-        }
-    if not crew.leads():
-        return
-    draft = scratch / "draft"
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    tensorfile.write({name: value.contiguous() for name, value in tensors.items()}, draft / "state.safetensors")
-    (draft / "progress.json").write_text(json.dumps(asdict(progress)))
-    for path in (draft / "state.safetensors", draft / "progress.json", draft):
-        sync(path)
-    draft.rename(scratch / _NAME.format(progress.epoch))
-    sync(scratch)
-    for old in scratch.glob("epoch-*"):
-        if old.name != _NAME.format(progress.epoch):
-            shutil.rmtree(old)
+    def write(self, progress: Progress, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Write a checkpoint; it appears whole or not at all, and the one before it goes only afterwards.
 
+        The first process of a crew writes it.
+        """
+        if crew.leads():
+            began = time.monotonic()
+            self._write(progress, parts)
+            self._written = time.monotonic()
+            self._cost = self._written - began
 
-def resume(
-    scratch: Path, module: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[Progress, dict[str, Tensor]] | None:
-    """Put module and optimizer where the newest checkpoint left them; None when there is none.
+    def _write(self, progress: Progress, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
+        draft = self.scratch / "draft"
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        for part, values in parts.items():
+            path = draft / f"{part}.safetensors"
+            tensorfile.write({name: value.contiguous() for name, value in values.items()}, path)
+            sync(path)
+        (draft / "progress.json").write_text(json.dumps(asdict(progress)))
+        sync(draft / "progress.json")
+        sync(draft)
+        place = self.scratch / _NAME.format(progress.epoch, progress.step)
+        draft.rename(place)
+        sync(self.scratch)
+        for old in self.scratch.glob("epoch-*"):
+            if old != place:
+                shutil.rmtree(old)
 
-    The first process of a crew reads it, and tells the others.
+    def keep(self, weights: Mapping[str, Tensor], epoch: int) -> Path:
+        """Leave the weights of an epoch where no checkpoint replaces them; gives the file."""
+        path = self.scratch / f"best-{epoch:05d}.safetensors"
+        if crew.leads():
+            tensorfile.write({name: value.contiguous() for name, value in weights.items()}, path)
+        return path
 
-    Returns:
-        The progress, and the best tensors so far.
+    def read(self) -> tuple[Progress, dict[str, dict[str, Tensor]]] | None:
+        """Read the newest checkpoint; None when there is none. The first process of a crew tells the others.
 
-    Raises:
-        StageError: When the checkpoint cannot be read.
-    """
-    progress, tensors = _read(scratch) if crew.leads() else (None, {})
-    told = crew.told(asdict(progress) if progress is not None else None)
-    if told is None:
-        return None
-    progress, tensors = Progress(**told), crew.shown(tensors)
-    parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}}
-    slots: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        part, _, rest = name.partition("/")
-        if part == "optimizer":
-            owner, _, key = rest.rpartition("/")
-            slots.setdefault(owner, {})[key] = tensor
-        else:
-            parts[part][rest] = tensor
-    restore(module, parts["model"])
-    for name, parameter in module.named_parameters():
-        if name in slots:
-            # AdamW keeps its step counters on the CPU wherever the parameters are.
-            optimizer.state[parameter] = {
-                key: value if key == "step" else crew.dealt_like(value, parameter) for key, value in slots[name].items()
-            }
-    return progress, parts["best"]
+        Raises:
+            StageError: When it cannot be read.
+        """
+        found = self._read() if crew.leads() else None
+        progress = crew.told(asdict(found[0]) if found is not None else None)
+        if progress is None:
+            return None
+        parts = found[1] if found is not None else {}
+        return Progress(**progress), {part: crew.shown(parts.get(part)) for part in _PARTS}
 
-
-def _read(scratch: Path) -> tuple[Progress | None, dict[str, Tensor]]:
-    found = sorted(scratch.glob("epoch-*"))
-    if not found:
-        return None, {}
-    try:
-        progress = Progress(**json.loads((found[-1] / "progress.json").read_text()))
-        return progress, load_file(found[-1] / "state.safetensors")
-    except Exception as error:
-        raise StageError(
-            f"the checkpoint of an interrupted try cannot be read: {error}",
-            where=str(found[-1]),
-            then="delete this directory; the step will start again",
-        ) from error
+    def _read(self) -> tuple[Progress, dict[str, dict[str, Tensor]]] | None:
+        found = self.newest
+        if found is None:
+            return None
+        try:
+            progress = Progress(**json.loads((found / "progress.json").read_text()))
+            return progress, {part: load_file(found / f"{part}.safetensors") for part in _PARTS}
+        except Exception as error:
+            raise StageError(
+                f"the checkpoint of an interrupted try cannot be read: {error}",
+                where=str(found),
+                then="delete this directory; the step will start again",
+            ) from error

@@ -10,33 +10,39 @@ import contextlib
 import json
 import re
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 import torch.distributed as dist
-from torch.distributed.tensor import DTensor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from torch import Tensor, nn
+    from torch.distributed.tensor import DTensor
 
 _BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 _PEER_GONE = re.compile(r"gloo|nccl|tcpstore|connection (closed|reset)|broken pipe", re.IGNORECASE)
 
 
 @contextlib.contextmanager
-def enrolled(rank: int, size: int, device: torch.device, patience: float) -> Iterator[None]:
-    """Make this process one of a crew; torchrun's environment says where the others are.
+def enrolled(
+    rank: int, size: int, device: torch.device, meeting: tuple[str, int, bool], patience: float
+) -> Iterator[None]:
+    """Make this process one of a crew.
 
     Args:
         rank: Its number, from 0.
         size: How many they are.
         device: What it computes on; NCCL carries tensors between CUDA devices, gloo all others.
+        meeting: Address and port where they find each other, and whether this process opens it.
         patience: Seconds that it waits for the others, each time; then they count as lost.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    address, port, opens = meeting
+    wait = timedelta(seconds=patience)
+    store = dist.TCPStore(address, port, size, is_master=opens, timeout=wait)
     dist.init_process_group(_BACKENDS[device.type], rank=rank, world_size=size, timeout=timedelta(seconds=patience))
     yield
     # Not after an error: leaving in good order would wait for those who are gone.
@@ -132,23 +138,40 @@ def align(module: nn.Module) -> None:
 
 def whole(tensor: Tensor) -> Tensor:
     """Put a tensor together whose parts lie with the processes; all of them must ask at the same time."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if _in_parts(tensor) else tensor
 
 
 @torch.no_grad()
 def fill(tensor: Tensor, value: Tensor) -> None:
     """Put a value into a tensor, or this process's part of the value where parts lie with the processes."""
     part = dealt_like(value, tensor)
-    target = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-    target.copy_(part.to_local() if isinstance(part, DTensor) else part)
+    if _in_parts(tensor) and _in_parts(part):
+        tensor.to_local().copy_(part.to_local())
+    else:
+        tensor.copy_(part)
 
 
 def dealt_like(value: Tensor, pattern: Tensor) -> Tensor:
     """Give a value the device of a pattern, and its parts to the processes as the pattern has them."""
     moved = value.to(pattern.device)
-    if not isinstance(pattern, DTensor):
+    if not _in_parts(pattern):
         return moved
-    return dist.tensor.distribute_tensor(moved, pattern.device_mesh, pattern.placements, src_data_rank=None)
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(moved, pattern.device_mesh, pattern.placements, src_data_rank=None)
+
+
+def part(tensor: Tensor) -> Tensor:
+    """Give what this process holds of a tensor."""
+    return tensor.to_local() if _in_parts(tensor) else tensor
+
+
+def _in_parts(tensor: Tensor) -> TypeGuard[DTensor]:
+    if size() == 1:
+        return False  # and the half second that importing the next line takes is saved
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
 
 
 def lost(error: BaseException) -> bool:

@@ -1,75 +1,34 @@
-"""One training loop for every objective."""
+"""One training loop for every objective: epochs of steps, each epoch judged, the best one kept."""
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import time
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from modelpack.errors import StageError
-from modelpack.numerics import models
-from modelpack.numerics.randomness import chained, seeded
-from modelpack.numerics.training import checkpoint, crew, sharing
-from modelpack.numerics.training.batches import Rows, split
-from modelpack.numerics.training.checkpoint import Progress
+from modelpack.numerics.randomness import chained, reseed, seeded
+from modelpack.numerics.training import crew, sharing, tensors
+from modelpack.numerics.training.checkpoint import Checkpoints, Progress
+from modelpack.numerics.training.judging import evaluate
+from modelpack.numerics.training.learner import Learner
+from modelpack.numerics.training.lesson import Lesson, Trained
 from modelpack.numerics.training.objective import SCORE
 from modelpack.numerics.training.spread import Pupil, spread
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
-    from modelpack.numerics.training.objective import Objective
-    from modelpack.numerics.training.schedule import Schedule
+    from modelpack.numerics.training.batches import Arrays
+    from modelpack.numerics.training.sharing import Share
 
-Watch = Callable[[Iterable[Any], int, str], Iterable[Any]]
-"""Passes items through while showing progress: items, how many, what they are."""
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """All that a student learns from, and how.
-
-    Attributes:
-        objective: The losses, and what is judged.
-        data: What the student learns from.
-        held_out: What each epoch is judged on; without it the last epoch counts.
-        schedule: The optimizer's settings.
-        device: Where everything runs, the student included.
-        seed: Order of rows and dropout follow from it.
-        watch: Shows progress.
-    """
-
-    objective: Objective
-    data: Rows
-    held_out: Rows | None
-    schedule: Schedule
-    device: torch.device
-    seed: int
-    watch: Watch = lambda items, _total, _label: items
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What came out.
-
-    Attributes:
-        history: By epoch, 0 being the untrained student: losses, score, learning rate.
-        best_epoch: The epoch whose weights the student has now.
-        score: Its score; None without data to evaluate on.
-        figures: By name, how people read that epoch's score, and what else was judged.
-        resumed: Epochs that an earlier, interrupted try had done.
-    """
-
-    history: list[dict[str, Any]]
-    best_epoch: int
-    score: float | None
-    figures: dict[str, float]
-    resumed: int
+_UNSEEN = 50
+"""Steps between two looks at the loss where a look waits for an accelerator, or for other processes."""
 
 
 def train(student: nn.Module, lesson: Lesson, scratch: Path) -> Trained:
@@ -80,165 +39,177 @@ def train(student: nn.Module, lesson: Lesson, scratch: Path) -> Trained:
     Args:
         student: Its teacher may be of another size, but gives outputs of the same shapes.
         lesson: What it learns.
-        scratch: Directory where each epoch's checkpoint is kept; a run that finds one continues from it, and ends
-            with the weights that an uninterrupted run would have.
+        scratch: Directory where checkpoints are kept; a run that finds one continues from it, and ends with the
+            weights that an uninterrupted run would have.
 
     Raises:
         StageError: When the loss stops being a number, or nothing can be trained.
     """
-    with spread(student, lesson.objective, lesson.schedule.parallel, lesson.device) as pupil:
-        trained = _train(pupil, lesson, scratch)
+    deterministic = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
+    with deterministic, spread(student, lesson.objective, lesson.schedule.parallel, lesson.device) as pupil:
+        course = Course(pupil, lesson, scratch)
+        while not course.finished:
+            course.epoch()
+            course.judge()
+            course.save()
+        tensors.restore(pupil.student, course.best)
     student.eval()
-    return trained
+    progress = course.progress
+    return Trained(progress.history, progress.best_epoch, progress.best, course.figures, course.resumed)
 
 
-def _train(pupil: Pupil, lesson: Lesson, scratch: Path) -> Trained:
-    student = pupil.student
-    optimizer = _optimizer(student, lesson.schedule)
-    scaler = torch.amp.GradScaler(lesson.device.type, enabled=_dtype(lesson) is torch.float16)
-    found = checkpoint.resume(scratch, student, optimizer)
-    progress, best = found if found is not None else _begin(student, lesson)
-    if progress.scaler:
-        scaler.load_state_dict(progress.scaler)
-    resumed = progress.epoch
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-        while progress.epoch < lesson.schedule.epochs:
-            epoch = progress.epoch + 1
-            with seeded(chained(lesson.seed, epoch, *crew.apart()), lesson.device):
-                figures = _epoch(pupil, lesson, optimizer, scaler, epoch)
-            judged = evaluate(student, lesson) if lesson.held_out is not None else {}
-            score = judged.get(SCORE)
-            progress.history.append({"epoch": epoch, **figures, **judged})
-            progress.epoch, progress.scaler = epoch, scaler.state_dict()
-            if score is None or progress.best is None or score > progress.best:
-                progress.best, progress.best_epoch = score, epoch
-                best = checkpoint.state(student)
-            checkpoint.save(scratch, progress, student, optimizer, best)
-    checkpoint.restore(student, best)
-    return Trained(progress.history, progress.best_epoch, progress.best, _told(progress), resumed)
+class Course:
+    """A training under way.
 
-
-def _told(progress: Progress) -> dict[str, float]:
-    """Give the figures of the best epoch, without the training's own."""
-    kept = [line for line in progress.history if line["epoch"] == progress.best_epoch]
-    return {name: value for line in kept for name, value in line.items() if name.startswith("eval_")}
-
-
-def _begin(student: nn.Module, lesson: Lesson) -> tuple[Progress, dict[str, Tensor]]:
-    progress = Progress()
-    if lesson.held_out is not None:
-        judged = evaluate(student, lesson)
-        progress.best = judged[SCORE]
-        progress.history.append({"epoch": 0, **judged})
-    return progress, checkpoint.state(student)
-
-
-def _epoch(
-    pupil: Pupil,
-    lesson: Lesson,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    epoch: int,
-) -> dict[str, float]:
-    student, schedule, steps = pupil.student, lesson.schedule, lesson.data.steps
-    totals: dict[str, float] = {}
-    done = 0
-    student.train()
-    batches = lesson.data.shuffled(chained(lesson.seed, epoch, 1))
-    for batch, share in sharing.dealt(lesson.watch(batches, steps, f"epoch {epoch} of {schedule.epochs}")):
-        rate = _rate(schedule, ((epoch - 1) * steps + done) / max(1, schedule.epochs * steps))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        inputs, truth = split(batch, lesson.device)
-        with models.blamed("the model cannot be trained"), _autocast(lesson):
-            parts = pupil.losses(inputs, truth, share)
-        figures = {name: float(value.detach()) for name, value in parts.items()}
-        if not math.isfinite(figures["loss"]):
-            raise StageError(
-                f"the loss is {figures['loss']} in epoch {epoch}, step {done + 1}",
-                then="lower lr, or use precision: float32",
-            )
-        with models.blamed("the model cannot be trained"):
-            _step(student, parts["loss"], optimizer, scaler, schedule.clip)
-        done += 1
-        totals = {name: totals.get(name, 0.0) + value for name, value in figures.items()}
-    student.eval()
-    if done == 0:
-        raise StageError("the data hold too few rows to train on")
-    means = {name: value / (done * crew.size()) for name, value in crew.summed(totals).items()}
-    return {**means, "lr": optimizer.param_groups[0]["lr"]}
-
-
-def _step(
-    student: nn.Module, loss: Tensor, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, clip: float
-) -> None:
-    optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(scaler.scale(loss))
-    scaler.unscale_(optimizer)
-    if clip:
-        nn.utils.clip_grad_norm_(student.parameters(), clip)
-    scaler.step(optimizer)
-    scaler.update()
-
-
-@torch.no_grad()
-def evaluate(student: nn.Module, lesson: Lesson) -> dict[str, float]:
-    """Judge a student on the held-out rows: its score, higher being better, and by name the figures for people.
-
-    Raises:
-        StageError: When there are no rows, or they lack what the objective needs.
+    Attributes:
+        progress: How far it is.
+        best: The weights of the best epoch, on the CPU.
+        resumed: Where an interrupted try had come; empty when there was none.
     """
-    assert lesson.held_out is not None, "called only with held-out rows"
-    student.eval()
-    totals: dict[str, float] = {}
-    counts: dict[str, int] = {}
-    for batch, counted in sharing.in_turn(lesson.held_out.picked()):
-        inputs, truth = split(batch, lesson.device)
-        with models.blamed("the model fails on the evaluation data"), _autocast(lesson):
-            found = lesson.objective.judge(student, inputs, truth)
-        for name, (more, things) in found.items() if counted else ():
-            totals[name] = totals.get(name, 0.0) + more
-            counts[name] = counts.get(name, 0) + things
-    numbers = crew.summed(counts)
-    means = {name: total / numbers[name] for name, total in crew.summed(totals).items() if numbers[name]}
-    if SCORE not in means:
-        raise StageError("the evaluation data hold no rows")
-    name, value = lesson.objective.figure(means[SCORE])
-    return {**means, name: value}
 
+    def __init__(self, pupil: Pupil, lesson: Lesson, scratch: Path) -> None:
+        self.student, self.lesson = pupil.student, lesson
+        self.learner = Learner(pupil, lesson)
+        self.checkpoints = Checkpoints(scratch)
+        self._sums: dict[str, Tensor] = {}
+        self.resumed = ""
+        found = self.checkpoints.read()
+        if found is not None:
+            self._continue(*found)
+            return
+        self.progress, self.best = Progress(), tensors.copied(self.student)
+        if lesson.held_out is not None:
+            judged = evaluate(self.student, lesson)
+            self.progress.best = judged[SCORE]
+            self.progress.history.append({"epoch": 0, **judged})
 
-def _optimizer(student: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
-    trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
-    if not trained:
-        raise StageError("every parameter of the model is frozen", then="unfreeze some in its factory")
-    matrices = [parameter for parameter in trained if parameter.ndim > 1]
-    vectors = [parameter for parameter in trained if parameter.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": schedule.decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=schedule.rate)
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done, or so many without a better score that patience is over."""
+        progress, schedule = self.progress, self.lesson.schedule
+        if progress.step == 0 and schedule.patience is not None and progress.history and SCORE in progress.history[-1]:
+            return progress.epoch >= min(schedule.epochs, progress.best_epoch + schedule.patience)
+        return progress.epoch >= schedule.epochs
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """What was judged of the best epoch, for people."""
+        kept = [line for line in self.progress.history if line["epoch"] == self.progress.best_epoch]
+        return {name: value for line in kept for name, value in line.items() if name.startswith("eval_")}
 
-def _rate(schedule: Schedule, done: float) -> float:
-    """Give the learning rate when a fraction of all steps is done."""
-    if done < schedule.warmup:
-        return schedule.rate * (done + 0.01) / (schedule.warmup + 0.01)
-    return schedule.rate * 0.5 * (1 + math.cos(math.pi * (done - schedule.warmup) / max(1e-9, 1 - schedule.warmup)))
+    def epoch(self) -> None:
+        """Learn from all rows once, or from those that an interrupted try had not come to."""
+        progress, lesson = self.progress, self.lesson
+        epoch, began = progress.epoch + 1, time.monotonic() - progress.seconds
+        patience = 1 if lesson.device.type == "cpu" and crew.size() == 1 else _UNSEEN
+        unseen: list[Tensor] = []
+        self.student.train()
+        with seeded(lesson.seed, lesson.device):
+            groups = itertools.islice(self._groups(epoch), progress.step, None)
+            for batches in lesson.watch(groups, self._steps, f"epoch {epoch} of {lesson.schedule.epochs}"):
+                unseen.append(self._step(batches))
+                if len(unseen) >= patience:
+                    self._look(unseen)
+                    progress.seconds = time.monotonic() - began
+                    self.save()
+        self._look(unseen)
+        if progress.step == 0:
+            raise StageError("the data hold no rows to train on")
+        if broken := tensors.not_finite(self.student):
+            self._give_up(f"'{broken[0]}' holds no finite numbers any longer after epoch {epoch}")
+        progress.seconds = time.monotonic() - began
 
+    def judge(self) -> None:
+        """Write the epoch's line of history, and keep its weights when none were better."""
+        progress, lesson = self.progress, self.lesson
+        epoch = progress.epoch + 1
+        sums = crew.summed({name: float(value) for name, value in self._sums.items()})
+        means = {name: value / (progress.rows * crew.size()) for name, value in sums.items()}
+        line: dict[str, Any] = {"epoch": epoch, **means, "lr": self._rate(progress.step - 1)}
+        with self.learner.judged():
+            judged = evaluate(self.student, lesson) if self._counts(epoch) else {}
+            score = judged.get(SCORE)
+            if lesson.held_out is None or (score is not None and (progress.best is None or score > progress.best)):
+                progress.best, progress.best_epoch = score, epoch
+                self.best = tensors.copied(self.student)
+        progress.history.append({**line, **judged, "seconds": round(progress.seconds, 3)})
+        progress.epoch, progress.step, progress.rows, progress.seconds = epoch, 0, 0, 0.0
+        self._sums = {}
 
-def _dtype(lesson: Lesson) -> torch.dtype:
-    schedule = lesson.schedule
-    if schedule.precision != "auto":
-        chosen: torch.dtype = getattr(torch, schedule.precision)
-        return chosen
-    if lesson.device.type != "cuda":
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    def save(self) -> None:
+        """Write a checkpoint when one is due."""
+        if self.checkpoints.due():
+            sums = {f"sums/{name}": tensors.copy(value) for name, value in self._sums.items()}
+            parts = {"student": tensors.copied(self.student), "best": self.best}
+            self.checkpoints.write(self.progress, {**parts, "training": {**self.learner.state(), **sums}})
 
+    def _continue(self, progress: Progress, parts: dict[str, dict[str, Tensor]]) -> None:
+        self.progress, self.best = progress, parts["best"]
+        tensors.restore(self.student, parts["student"])
+        sums = {name: value for name, value in parts["training"].items() if name.startswith("sums/")}
+        self.learner.restore({name: value for name, value in parts["training"].items() if name not in sums})
+        self._sums = {name.removeprefix("sums/"): value.to(self.lesson.device) for name, value in sums.items()}
+        self.resumed = f"epoch {progress.epoch}"
+        if progress.step:
+            self.resumed = f"step {progress.step} of epoch {progress.epoch + 1}"
 
-@contextlib.contextmanager
-def _autocast(lesson: Lesson) -> Iterator[None]:
-    dtype = _dtype(lesson)
-    if dtype is torch.float32:
-        yield
-        return
-    with torch.autocast(lesson.device.type, dtype=dtype):
-        yield
+    def _groups(self, epoch: int) -> Iterator[list[tuple[Arrays, Share]]]:
+        """Give the batches of each step; what is random in one follows from its number alone."""
+        lesson = self.lesson
+        batches = sharing.dealt(lesson.data.shuffled(chained(lesson.seed, epoch, 1)))
+        base = chained(lesson.seed, epoch, *crew.apart())
+        for step in itertools.count():
+            reseed(base + step, lesson.device)
+            group = list(itertools.islice(batches, lesson.schedule.accumulate))
+            if not group:
+                return
+            yield group
+
+    def _step(self, batches: list[tuple[Arrays, Share]]) -> Tensor:
+        """Learn from one step's batches; gives the loss, added up over rows."""
+        figures = self.learner.learn(batches, self._rate(self.progress.step))
+        for name, value in figures.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self.progress.step += 1
+        self.progress.rows += sum(share.of for _, share in batches)
+        return figures["loss"]
+
+    def _rate(self, step: int) -> float:
+        """Give the learning rate of a step of the epoch under way."""
+        schedule = self.lesson.schedule
+        done = (self.progress.epoch * self._steps + step) / max(1, schedule.epochs * self._steps)
+        return schedule.rate * schedule.fraction(done)
+
+    @property
+    def _steps(self) -> int:
+        return -(-self.lesson.data.steps // self.lesson.schedule.accumulate)
+
+    def _counts(self, epoch: int) -> bool:
+        """Whether an epoch is judged: every so many, and the last."""
+        schedule = self.lesson.schedule
+        return self.lesson.held_out is not None and (epoch % schedule.every == 0 or epoch == schedule.epochs)
+
+    def _look(self, unseen: list[Tensor]) -> None:
+        """See that the losses of the last steps are numbers in all processes, and forget them.
+
+        Raises:
+            StageError: When one is not.
+        """
+        values = crew.stacked(torch.stack(unseen)).sum(0).tolist() if unseen else []
+        first = self.progress.step - len(values) + 1
+        unseen.clear()
+        for step, value in enumerate(values, first):
+            if not math.isfinite(value):
+                self._give_up(f"the loss is {value} in epoch {self.progress.epoch + 1}, step {step}")
+
+    def _give_up(self, what: str) -> NoReturn:
+        """Leave the best weights so far where the user finds them.
+
+        Raises:
+            StageError: Always.
+        """
+        then = "lower lr, or use precision: float32"
+        if self.progress.best_epoch:
+            kept = self.checkpoints.keep(self.best, self.progress.best_epoch)
+            then += f"; the weights of epoch {self.progress.best_epoch}, the best so far, are in {kept}"
+        raise StageError(what, then=then)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Parallel = Literal["ddp", "fsdp"]
 Curve = Literal["cosine", "one_cycle", "linear", "constant"]
 
 _START, _END = 1 / 25, 1e-4 / 25
@@ -34,6 +35,7 @@ class Schedule:
         precision: Of the forward pass; ``auto`` is bfloat16 on CUDA (float16 where it lacks that), float32 elsewhere.
         recompute: Compute the activations inside repeated blocks again when gradients need them.
         compile: Let torch.compile make kernels for the student.
+        parallel: What several processes share: the work alone (``ddp``), or parameters as well (``fsdp``).
     """
 
     epochs: int
@@ -52,6 +54,7 @@ class Schedule:
     precision: Precision = "auto"
     recompute: bool = False
     compile: bool = False
+    parallel: Parallel = "ddp"
 
     def fraction(self, done: float) -> float:
         """Give the learning rate as a fraction of the highest when a fraction of all steps is done.

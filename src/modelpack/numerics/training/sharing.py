@@ -73,7 +73,7 @@ def dealt(batches: Iterable[Arrays]) -> Iterator[tuple[Arrays, Share]]:
     parts, mine = crew.size(), crew.rank()
     if parts == 1:
         for batch in batches:
-            yield batch, Share()
+            yield batch, Share(_rows(batch), _rows(batch))
         return
     for batch in _abreast(batches):
         rows = _rows(batch)

@@ -7,16 +7,15 @@ import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.nn.parallel import DistributedDataParallel
+from torch import nn
 
-from modelpack.numerics.training import checkpoint, crew, norms, sharing
+from modelpack.numerics.training import crew, norms, sharing, tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import torch
+    from torch import Tensor
 
     from modelpack.numerics.training.objective import Objective
     from modelpack.numerics.training.schedule import Parallel
@@ -71,6 +70,8 @@ def spread(student: nn.Module, objective: Objective, parallel: Parallel, device:
     if crew.size() == 1:
         yield Pupil(student, _Asked(student, objective))
     elif parallel == "ddp":
+        from torch.nn.parallel import DistributedDataParallel
+
         with norms.synchronized(student):
             # Not all parameters of a user's model need take part in every output, or in any.
             called = DistributedDataParallel(
@@ -87,7 +88,11 @@ def spread(student: nn.Module, objective: Objective, parallel: Parallel, device:
                 crew.align(objective.learned)
                 _shard(objective.learned, device)
             yield Pupil(parts, _Asked(parts, objective))
-        checkpoint.restore(student.to(device), checkpoint.state(parts))
+        tensors.restore(student.to(device), tensors.copied(parts))
+
+
+def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*module.named_parameters(), *module.named_buffers()]
 
 
 def _shard(module: nn.Module, device: torch.device) -> None:
@@ -95,6 +100,9 @@ def _shard(module: nn.Module, device: torch.device) -> None:
 
     That is FSDP2, after Zhao et al. 2023 (arXiv 2304.11277).
     """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     mesh = init_device_mesh(device.type, (crew.size(),))
     for block in _blocks(module):
         fully_shard(block, mesh=mesh)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from modelpack.numerics.training.batches import Arrays, Rows
-    from modelpack.numerics.training.loop import Watch
+    from modelpack.numerics.training.lesson import Watch
 
 
 def reestimate(module: nn.Module, data: Rows, device: torch.device, watch: Watch) -> int:

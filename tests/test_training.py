@@ -1,0 +1,121 @@
+"""The training loop: what its settings promise, and that a killed run continues as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import nets
+from modelpack.errors import StageError
+from modelpack.numerics.training import checkpoint, tensors
+from modelpack.numerics.training.batches import Rows as Picked
+from modelpack.stages.distill import distill
+from modelpack.tensors import TensorSpec
+from support import Rows, run_stage
+from test_distill import history, patterns, run, student_and_teacher
+
+torch.set_num_threads(1)
+HERE = Path(__file__).parent
+
+CHILD = """
+import sys, os, signal
+sys.path.insert(0, {here!r})
+from pathlib import Path
+import test_training
+from modelpack.artifact import Artifact
+test_training.killed(Path({root!r}), Artifact.load(Path({student!r})), Artifact.load(Path({teacher!r})), {settings!r}, {at!r})
+"""
+SETTINGS = {"data": "train", "eval_data": "val", "epochs": 4, "lr": 5e-3, "precision": "float16"}
+
+
+def lessons():
+    return {"train": patterns(), "val": patterns(64, 1)}
+
+
+def killed(root, student, teacher, settings, at):
+    """Train, and be killed at a step: (epoch, steps done of it)."""
+    checkpoint.PAUSE, checkpoint.COST = 0.0, 0
+
+    class Killer(list):
+        def append(self, event):
+            if getattr(event, "label", "").startswith(f"epoch {at[0]} ") and event.done == at[1]:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    run_stage(root, distill, settings, model=student, steps={"model": teacher}, data=lessons(), collect=Killer())
+
+
+def timeless(artifact):
+    """Give the history without what a clock says."""
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in history(artifact)]
+
+
+@pytest.mark.parametrize("at", [(3, 3), (1, 1), (2, 0)])
+def test_a_killed_run_continues_with_the_same_result(tmp_path, at):
+    student, teacher = student_and_teacher(tmp_path)
+    straight = run(tmp_path / "straight", student, teacher, SETTINGS, **lessons())
+    code = CHILD.format(
+        here=str(HERE),
+        root=str(tmp_path / "killed"),
+        student=str(student.path),
+        teacher=str(teacher.path),
+        settings=SETTINGS,
+        at=at,
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, timeout=300)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    left = list((tmp_path / "killed" / "store" / "scratch").glob("*/epoch-*"))
+    assert [path.name for path in left] == [f"epoch-{at[0] - 1:05d}+{at[1]:07d}"]
+    events = []
+    resumed = run_stage(
+        tmp_path / "killed",
+        distill,
+        SETTINGS,
+        model=student,
+        steps={"model": teacher},
+        data=lessons(),
+        collect=events,
+    )
+    assert f"epoch {at[0] - 1} of 4" not in {getattr(event, "label", "") for event in events}
+    assert any("of an interrupted try" in getattr(event, "text", "") for event in events)
+    assert resumed.id == straight.id
+    assert timeless(resumed) == timeless(straight)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    module = nets.cnn()
+    kept = checkpoint.Checkpoints(tmp_path)
+    parts = {"student": tensors.copied(module), "best": tensors.copied(module), "training": {}}
+    kept.write(checkpoint.Progress(epoch=1), parts)
+    assert kept.read()[0].epoch == 1
+    (tmp_path / "epoch-00001+0000000" / "student.safetensors").write_bytes(b"half")
+    with pytest.raises(StageError, match="epoch-00001"):
+        kept.read()
+
+
+def test_a_student_that_explodes_is_reported(tmp_path):
+    student, teacher = student_and_teacher(tmp_path)
+    broken = patterns()
+    broken.columns["image"][5] = np.nan
+    with pytest.raises(StageError, match=r"loss is nan in epoch 1"):
+        run(tmp_path, student, teacher, {"data": "train", "epochs": 1}, train=broken)
+
+
+def test_rows_are_shuffled_alike_whether_they_fit_in_memory_or_not():
+    source = Rows({"x": np.arange(50, dtype=np.float32)[:, None]}, 8)
+    specs = {"x": TensorSpec(shape=("batch", 1))}
+    whole = Picked(source.batches, specs, None)
+    one = [batch["x"].ravel().tolist() for batch in whole.shuffled(3)]
+    assert one == [batch["x"].ravel().tolist() for batch in whole.shuffled(3)]  # the second pass comes from memory
+    assert sorted(value for batch in one for value in batch) == list(range(50))
+    assert one != [batch["x"].ravel().tolist() for batch in whole.shuffled(4)]
+    windows = Picked(source.batches, specs, None, window=100)
+    assert sorted(float(value) for batch in windows.shuffled(3) for value in batch["x"].ravel()) == list(range(50))
+    assert not windows.fits
+    assert whole.fits
