@@ -1,0 +1,160 @@
+"""Low rank: layers are replaced by two smaller ones that together give nearly the same."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from modelpack.errors import StageError
+from modelpack.numerics import macs, structure
+from modelpack.numerics.low_rank import layers, ranks, spectra
+from modelpack.numerics.low_rank.layers import Convolutions, Found
+from modelpack.numerics.structure import Factor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    import torch
+    from torch import Tensor, nn
+
+    from modelpack.numerics.low_rank.layers import Layer
+    from modelpack.numerics.low_rank.spectra import Spectrum
+    from modelpack.numerics.rows import Feed
+
+TOLERANCE = 0.02
+"""How far from the target the multiply-accumulates may be, relative to it."""
+
+_STEPS = (8, 1)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Rows on which layers show what they give.
+
+    Attributes:
+        feeds: The rows.
+        mask: The model's input that tells padded positions, which do not count; None for none.
+        device: Where the model runs.
+    """
+
+    feeds: Iterable[Feed]
+    mask: str | None
+    device: str | torch.device
+
+
+@dataclass(frozen=True)
+class Split:
+    """A model whose layers were split.
+
+    Attributes:
+        table: By layer that was split: path, type, form, channels between the halves, the most that there could be,
+            the share of the energy that stays, and multiply-accumulates before and after.
+        left: Layer → why it stayed whole.
+        macs: Fraction of the model's multiply-accumulates that stayed.
+    """
+
+    table: list[dict[str, Any]]
+    left: Mapping[str, str]
+    macs: float
+
+
+def decompose(
+    module: nn.Module,
+    found: Sequence[Layer],
+    evidence: Evidence | None,
+    watch: Callable[[Sequence[Layer]], Iterable[Layer]] = lambda items: items,
+) -> dict[str, Spectrum]:
+    """Decompose layers: by what they give on rows, or by their weights where there are none or the form is spatial.
+
+    Raises:
+        StageError: When weights or outputs are not finite.
+    """
+    judged = [layer for layer in found if evidence is not None and layer.form == "channel"]
+    seen = (
+        spectra.of_outputs(module, judged, evidence.feeds, evidence.mask, evidence.device)
+        if judged and evidence is not None
+        else {}
+    )
+    return {layer.path: seen.get(layer.path) or spectra.of_weights(module, layer) for layer in watch(found)}
+
+
+def split(
+    module: nn.Module,
+    feed: Mapping[str, Tensor],
+    found: Found,
+    parts: Mapping[str, Spectrum],
+    *,
+    energy: float | None = None,
+    keep_macs: float | None = None,
+) -> Split:
+    """Split layers in place, with as many channels between their halves as `energy` or `keep_macs` say.
+
+    Args:
+        module: In evaluation mode.
+        feed: Inputs of one forward pass, on the module's device.
+        found: Its layers.
+        parts: Their spectra.
+        energy: Share of each layer's energy that stays; or else
+        keep_macs: Fraction of the model's multiply-accumulates that stays.
+
+    Raises:
+        StageError: When no layer would become smaller, or the fraction cannot be met within 2 %; the nearest is named.
+    """
+    lost = {path: spectrum.lost() for path, spectrum in parts.items()}
+    whole = macs.count(module, feed)
+    left: dict[str, str] = {}
+    if keep_macs is not None:
+        chosen = _budgeted(found.layers, lost, whole, keep_macs)
+    else:
+        assert energy is not None, "one of both is given"
+        chosen, left = ranks.by_energy(found.layers, lost, energy, _STEPS[0])
+    if not chosen:
+        told = "; ".join(f"{path}: {reason}" for path, reason in list({**left, **found.left}.items())[:5])
+        raise StageError(f"no layer becomes smaller by a split ({told})", then="keep less, or leave low_rank out")
+    table = [
+        _made(module, layer, parts[layer.path], chosen[layer.path]) for layer in found.layers if layer.path in chosen
+    ]
+    for layer in found.layers:
+        if layer.path not in chosen:
+            left.setdefault(layer.path, "it loses more by a split than others for the same work")
+    return Split(table, {**found.left, **left}, macs.count(module, feed) / max(1, whole))
+
+
+def _budgeted(found: Sequence[Layer], lost: Mapping[str, Tensor], whole: int, keep: float) -> dict[str, int]:
+    """Choose ranks for a fraction of the work: multiples of 8 where these meet it, else any."""
+    there = {layer.path: layer for layer in found}
+    rest = whole - sum(layer.cost for layer in found)
+    nearest = math.inf
+    for step, slack in itertools.product(_STEPS, (0.0, TOLERANCE)):
+        chosen = ranks.by_cost(found, lost, keep * (1 + slack) * whole - rest, step)
+        spared = sum(there[path].cost - there[path].rank_cost * rank for path, rank in chosen.items())
+        fraction = 1 - spared / max(1, whole)
+        if abs(fraction - keep) <= TOLERANCE * keep:
+            return chosen
+        nearest = min(nearest, fraction, key=lambda value: abs(value - keep))
+    raise StageError(
+        f"cannot keep {keep:.1%} of the multiply-accumulates by splits; the nearest possible is {nearest:.1%}",
+        then=f"set macs: {nearest:.3f}, or shorten keep",
+    )
+
+
+def _made(module: nn.Module, layer: Layer, spectrum: Spectrum, rank: int) -> dict[str, Any]:
+    """Split one layer, and describe it."""
+    old: Any = module.get_submodule(layer.path)
+    structure.change(module, [Factor(path=layer.path, form=layer.form, rank=rank)])
+    spectra.fill(module.get_submodule(layer.path), layer, spectrum, old.bias)
+    return {
+        "layer": layer.path,
+        "type": type(old).__name__,
+        "form": layer.form,
+        "rank": rank,
+        "full": layer.full,
+        "energy": 1 - float(spectrum.lost()[rank]),
+        "before": layer.cost,
+        "after": layer.rank_cost * rank,
+    }
+
+
+__all__ = ["TOLERANCE", "Convolutions", "Evidence", "Found", "Split", "decompose", "layers", "split"]

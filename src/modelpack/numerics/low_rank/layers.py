@@ -1,0 +1,194 @@
+"""The layers of a model that can be split into two smaller ones, and what they cost before and after."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from modelpack.errors import StageError
+from modelpack.numerics import structure
+from modelpack.numerics.calling import Outline, call, outline
+from modelpack.numerics.structure import Factor, Form
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+Convolutions = Literal["channel", "spatial", "none"]
+"""How convolutions with a kernel are split; ``none`` leaves all convolutions alone."""
+
+_MULTIPLYING = (
+    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer that can be split.
+
+    Attributes:
+        path: Where it is.
+        form: How it would be split.
+        full: Channels between the halves with which nothing is lost.
+        cost: Its multiply-accumulates in one forward pass.
+        rank_cost: Those of the halves, for each channel between them.
+        weights: Numbers in its weight.
+        rank_weights: Numbers in the halves' weights, for each channel between them.
+    """
+
+    path: str
+    form: Form
+    full: int
+    cost: int
+    rank_cost: int
+    weights: int
+    rank_weights: int
+
+    @property
+    def most(self) -> int:
+        """The most channels between the halves with which both work and weights become less; 0 if none do."""
+        return min(self.full, (self.cost - 1) // self.rank_cost, (self.weights - 1) // self.rank_weights)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Layers that can be split, in the model's order, and why others cannot."""
+
+    layers: tuple[Layer, ...]
+    left: Mapping[str, str]
+
+
+def find(
+    module: nn.Module, feed: Mapping[str, Tensor], kept: Collection[str] = (), convolutions: Convolutions = "channel"
+) -> Found:
+    """List the layers that can be split.
+
+    Args:
+        module: In evaluation mode; left as it is.
+        feed: Inputs of one forward pass, on the module's device.
+        kept: Paths of modules that must not change.
+        convolutions: How convolutions with a kernel are split.
+
+    Raises:
+        StageError: When the module cannot be copied.
+    """
+    places = _places(module, feed)
+    shared = _shared(module)
+    found: list[Layer] = []
+    left: dict[str, str] = {}
+    for path, layer in module.named_modules():
+        if not isinstance(layer, _MULTIPLYING):
+            continue
+        form = _form(layer, convolutions)
+        reason = _reason(path, layer, form, kept, convolutions) or shared.get(path, "")
+        if not reason and path not in places:
+            reason = "the model never calls it"
+        if not reason:
+            candidate = _costed(path, layer, form, *places[path])
+            reason = "" if candidate.most else "its halves would not be smaller"
+            found += [candidate] if candidate.most else []
+        if reason:
+            left[path] = reason
+    sound, flawed = _tried(module, feed, found)
+    return Found(tuple(sound), {**left, **flawed})
+
+
+def _form(layer: nn.Module, convolutions: Convolutions) -> Form:
+    return "spatial" if convolutions == "spatial" and not structure.unfit(layer, "spatial") else "channel"
+
+
+def _reason(path: str, layer: nn.Module, form: Form, kept: Collection[str], convolutions: Convolutions) -> str:
+    if path in kept:
+        return "keep names it"
+    if convolutions == "none" and not isinstance(layer, nn.Linear):
+        return "convolutions are left alone"
+    return structure.unfit(layer, form)
+
+
+def _shared(module: nn.Module) -> dict[str, str]:
+    """Name the layers whose weights, or which themselves, have several places."""
+    owners: dict[int, list[str]] = {}
+    for path, child in module.named_modules(remove_duplicate=False):
+        for name, value in child.named_parameters(recurse=False, remove_duplicate=False):
+            owners.setdefault(id(value), []).append(f"{path}.{name}")
+    reasons = {}
+    for slots in owners.values():
+        for slot in slots if len(slots) > 1 else ():
+            other = next(item for item in slots if item != slot)
+            reasons[slot.rpartition(".")[0]] = f"it shares its weights with '{other.rpartition('.')[0]}'"
+    return reasons
+
+
+def _places(module: nn.Module, feed: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
+    """Count the positions at which each layer computes, and those with its output's rows and its input's columns."""
+    places: dict[str, tuple[int, int]] = {}
+
+    def note(path: str) -> Any:
+        def hook(layer: Any, given: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
+            taken = given[0] if given else kwargs["input"]
+            width = output.shape[-1] if isinstance(layer, nn.Linear) else output.shape[1]
+            whole = output.numel() // width
+            between = whole // output.shape[-1] * taken.shape[-1]
+            before = places.get(path, (0, 0))
+            places[path] = (before[0] + whole, before[1] + between)
+
+        return hook
+
+    hooks = [
+        layer.register_forward_hook(note(path), with_kwargs=True)
+        for path, layer in module.named_modules()
+        if type(layer) in structure.FACTORED
+    ]
+    try:
+        with torch.no_grad():
+            call(module, feed)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return places
+
+
+def _costed(path: str, layer: nn.Module, form: Form, whole: int, between: int) -> Layer:
+    shape = layer.get_parameter("weight").shape
+    if form == "spatial":
+        first, second, first_places = shape[1] * shape[2], shape[0] * shape[3], between
+    else:
+        first, second, first_places = shape[1:].numel(), shape[0], whole
+    return Layer(
+        path,
+        form,
+        structure.full_rank(layer, form),
+        cost=whole * shape.numel(),
+        rank_cost=first_places * first + whole * second,
+        weights=shape.numel(),
+        rank_weights=first + second,
+    )
+
+
+def _tried(
+    module: nn.Module, feed: Mapping[str, Tensor], layers: Sequence[Layer]
+) -> tuple[list[Layer], dict[str, str]]:
+    """Split layers for a trial; only if the model then fails, one at a time."""
+    wanted = outline(module, feed)
+    if not _flaw(module, feed, layers, wanted):
+        return list(layers), {}
+    flaws = {layer.path: _flaw(module, feed, [layer], wanted) for layer in layers}
+    return [layer for layer in layers if not flaws[layer.path]], {path: flaw for path, flaw in flaws.items() if flaw}
+
+
+def _flaw(module: nn.Module, feed: Mapping[str, Tensor], layers: Sequence[Layer], wanted: Outline) -> str:
+    trial = structure.light(module)
+    structure.change(trial, [Factor(path=layer.path, form=layer.form, rank=1) for layer in layers])
+    with torch.no_grad():
+        for layer in layers:
+            for parameter in trial.get_submodule(layer.path).parameters():
+                parameter.zero_()
+    try:
+        found = outline(trial, feed)
+    except StageError as error:
+        return error.what
+    except Exception as error:  # noqa: BLE001  the user's forward may raise anything
+        return f"the model reads it in a way that no other layer can stand for ({type(error).__name__})"
+    return "" if found == wanted else "the outputs would have another form"

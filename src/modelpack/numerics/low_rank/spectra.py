@@ -1,0 +1,175 @@
+"""What a layer gives, as a sum of parts in descending order of their energy: the first ones make up its halves.
+
+* By its weights alone: the singular value decomposition of the weight matrix (outputs by inputs), or of the kernels'
+  columns by their rows (Jaderberg et al. 2014, arXiv 1405.3866).
+* By what it gives on data: the principal directions of its outputs. To project the outputs on the first r of them is
+  the best that any weights of rank r can do on these data, which is what whitening the inputs before the decomposition
+  amounts to (Zhang et al. 2015, arXiv 1505.06798; Wang et al., SVD-LLM, 2024, arXiv 2403.07378). The mean goes into the
+  bias where there is one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from modelpack.errors import StageError
+from modelpack.numerics import models
+from modelpack.numerics.calling import call
+from modelpack.numerics.quantization.calibration import masks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from modelpack.numerics.low_rank.layers import Layer
+    from modelpack.numerics.rows import Feed
+
+_THEN = "keep it by `keep`, or mend the model or the data"
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """A layer's weights as a product, float64: the first r columns and rows are its halves with r channels between.
+
+    Attributes:
+        energies: Of each part, descending, ``(parts,)``.
+        second: ``(outputs, parts)``, with the columns of the kernel in the rows where the form is spatial.
+        first: ``(parts, inputs)``, with the rest of the kernel in the columns.
+        mean: What the layer gives on average before its bias, ``(outputs,)``; zero where it is not known.
+    """
+
+    energies: Tensor
+    second: Tensor
+    first: Tensor
+    mean: Tensor
+
+    def lost(self) -> Tensor:
+        """Give the share of the energy that is lost with 0, 1, 2, … channels between the halves."""
+        left = torch.cat([self.energies.flip(0).cumsum(0).flip(0), self.energies.new_zeros(1)])
+        return left / left[0].clamp(min=torch.finfo(left.dtype).tiny)
+
+
+def of_weights(module: nn.Module, layer: Layer) -> Spectrum:
+    """Decompose a layer's weights.
+
+    Raises:
+        StageError: When they are not finite.
+    """
+    weight = _weight(module, layer)
+    matrix = weight.flatten(1)
+    if layer.form == "spatial":
+        matrix = weight.permute(0, 3, 1, 2).flatten(2).flatten(0, 1)
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    roots = values.sqrt()
+    return Spectrum(values.square(), left * roots, roots[:, None] * right, weight.new_zeros(len(weight)))
+
+
+def of_outputs(
+    module: nn.Module,
+    layers: Sequence[Layer],
+    feeds: Iterable[Feed],
+    mask: str | None,
+    device: str | torch.device,
+) -> dict[str, Spectrum]:
+    """Decompose what layers give on data, at the positions that are real.
+
+    Args:
+        module: In evaluation mode, on the device.
+        layers: Of the form ``channel``.
+        feeds: Rows.
+        mask: The model's input that tells padded positions, which do not count; None for none.
+        device: Where the model runs.
+
+    Returns:
+        Path → spectrum.
+
+    Raises:
+        StageError: When there are no rows, or weights or outputs are not finite.
+    """
+    seen = {layer.path: _Moments(_weight(module, layer), module.get_submodule(layer.path)) for layer in layers}
+    real: list[Any] = [None]
+
+    def look(path: str) -> Callable[..., None]:
+        return lambda _layer, _given, output: seen[path].add(output, real[0])
+
+    hooks = [module.get_submodule(path).register_forward_hook(look(path)) for path in seen]
+    try:
+        with torch.inference_mode(), models.blamed("the model fails on the rows"):
+            for feed in feeds:
+                real[0] = masks.real(mask, feed) if mask is not None else None
+                call(module, models.tensors(feed, device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {path: moments.spectrum(path) for path, moments in seen.items()}
+
+
+class _Moments:
+    """Sums over what one layer gave, in an orthonormal basis of all that it can give."""
+
+    def __init__(self, weight: Tensor, layer: Any) -> None:
+        self.matrix, self.bias, self.linear = weight.flatten(1), layer.bias, isinstance(layer, nn.Linear)
+        outputs, inputs = self.matrix.shape
+        # A head of many classes gives far fewer dimensions than it has outputs.
+        self.basis = torch.linalg.qr(self.matrix).Q if outputs > inputs else None
+        width = min(outputs, inputs)
+        self.square, self.sum, self.count = weight.new_zeros(width, width), weight.new_zeros(width), 0
+
+    def add(self, output: Tensor, real: Any) -> None:
+        values = output if self.linear else output.movedim(1, -1)
+        if real is not None and values.ndim == real.ndim + 1 and values.shape[:-1] == real.shape:
+            values = values[torch.from_numpy(real).to(values.device)]
+        rows = values.flatten(0, -2).double()
+        if self.bias is not None:
+            rows = rows - self.bias.detach().double()
+        rows = rows if self.basis is None else rows @ self.basis
+        self.square += rows.mT @ rows
+        self.sum += rows.sum(0)
+        self.count += len(rows)
+
+    def spectrum(self, path: str) -> Spectrum:
+        """Give the principal directions of all rows; around their mean where a bias can take it up."""
+        mean = self.sum / max(1, self.count) if self.bias is not None else torch.zeros_like(self.sum)
+        moment = self.square / max(1, self.count) - torch.outer(mean, mean)
+        if not bool(moment.isfinite().all()):
+            raise StageError("what this layer gives is not finite on the rows", where=path, then=_THEN)
+        energies, directions = torch.linalg.eigh(moment)
+        energies, directions = energies.flip(0).clamp(min=0), directions.flip(1)
+        if self.basis is not None:
+            directions, mean = self.basis @ directions, self.basis @ mean
+        return Spectrum(energies, directions, directions.mT @ self.matrix, mean)
+
+
+@torch.no_grad()
+def fill(pair: Any, layer: Layer, spectrum: Spectrum, bias: Tensor | None) -> None:
+    """Set the weights of a layer's halves.
+
+    Args:
+        pair: The halves, with some channels between them.
+        layer: What was split.
+        spectrum: Its parts.
+        bias: That of the layer that was split.
+    """
+    first, second = pair
+    rank = first.weight.shape[0]
+    left, right = spectrum.second[:, :rank], spectrum.first[:rank]
+    if layer.form == "spatial":
+        outputs, _, _, columns = second.weight.shape
+        left = left.reshape(outputs, columns, rank).transpose(1, 2)
+    first.weight.copy_(right.reshape(first.weight.shape))
+    second.weight.copy_(left.reshape(second.weight.shape))
+    if bias is not None:
+        missed = spectrum.mean
+        if layer.form == "channel":
+            missed = missed - left @ (left.mT @ missed)
+        second.bias.copy_(bias.double() + missed)
+
+
+def _weight(module: nn.Module, layer: Layer) -> Tensor:
+    weight = module.get_submodule(layer.path).get_parameter("weight").detach().double()
+    if not bool(weight.isfinite().all()):
+        raise StageError("the weights of this layer are not finite", where=layer.path, then=_THEN)
+    return weight

@@ -1,0 +1,109 @@
+"""The stage that splits layers into two smaller ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, Self
+
+from pydantic import Field, model_validator
+
+from modelpack.artifact import Kind
+from modelpack.errors import listed
+from modelpack.stage import DataRef, Job, StageConfig, stage
+from modelpack.stages import remarks
+
+if TYPE_CHECKING:
+    from modelpack.numerics.low_rank import Evidence, Split
+
+
+class LowRankConfig(StageConfig):
+    """How much of what layers give is kept, and how they are split."""
+
+    energy: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Share of each layer's energy to keep, such as 0.95: it decides each layer's rank.",
+    )
+    macs: float | None = Field(
+        None, gt=0, lt=1, description="Or the fraction of the model's multiply-accumulates to keep; met within 2 %."
+    )
+    convolutions: Literal["channel", "spatial", "none"] = Field(
+        "channel",
+        description="What a convolution becomes: one with fewer channels and then a 1x1 layer (channel), a column and "
+        "then a row of its kernel, by its weights alone (spatial); or it is left alone (none).",
+    )
+    data: DataRef | None = Field(
+        None, description="Rows on which layers shall give nearly the same; their weights are kept close if absent."
+    )
+    rows: int = Field(256, gt=0, description="How many rows are read, at most.")
+    mask: str = Field(
+        "auto", description="Input that says which positions are real; auto: by its name; none: all positions are."
+    )
+    keep: tuple[str, ...] = Field((), description="Glob patterns of module paths that must not change.")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if (self.energy is None) == (self.macs is None):
+            raise ValueError("say how much to keep by one of energy and macs, such as `energy: 0.95`")
+        stray = {"rows", "mask"} & self.model_fields_set
+        if self.data is None and stray:
+            raise ValueError(f"{min(stray)} is about data: name an entry of `data:`, or leave it out")
+        return self
+
+
+@stage(
+    version=1,
+    accepts={Kind.TORCH},
+    produces=Kind.TORCH,
+    needs=("torch",),
+    owes=("unrecovered",),
+    refuses={"quantized"},
+    gauges=lambda _config: ("macs",),
+)
+def low_rank(config: LowRankConfig, job: Job) -> None:
+    """Split layers into two smaller ones that together give nearly the same, where that is less work."""
+    from modelpack.numerics import low_rank as numerics
+    from modelpack.numerics import models
+    from modelpack.numerics.pruning import kept
+
+    module = models.load(job.source)
+    feed = models.example(module, job.inputs, 2, job.seed, job.device)
+    module = module.to(job.device)
+    before = models.parameter_count(module)
+    found = numerics.layers.find(module, feed, kept(module, config.keep), config.convolutions)
+    parts = numerics.decompose(
+        module,
+        found.layers,
+        _evidence(config, job) if config.data is not None else None,
+        lambda layers: job.track(layers, len(layers), "layers"),
+    )
+    made = numerics.split(module, feed, found, parts, energy=config.energy, keep_macs=config.macs)
+    models.save(module, job.out, like=job.source)
+    after = models.parameter_count(module)
+    job.metric("macs", made.macs)
+    job.metric("parameters", after)
+    job.metric("parameters_kept", after / before)
+    _report(made, job)
+    remarks.zeros(job)
+
+
+def _evidence(config: LowRankConfig, job: Job) -> Evidence:
+    from modelpack.numerics import rows
+    from modelpack.numerics.low_rank import Evidence
+    from modelpack.numerics.quantization.calibration import masks
+
+    assert config.data is not None, "asked for where there are data"
+    remarks.invented({config.data}, job)
+    mask = masks.padding(config.mask, job.inputs)
+    if mask is not None:
+        job.note(f"positions where '{mask}' is 0 did not count")
+    batches = job.track(job.data[config.data].batches(), label="rows")
+    return Evidence(rows.feeds(batches, job.inputs, config.rows), mask, job.device)
+
+
+def _report(made: Split, job: Job) -> None:
+    job.result("layers", made.table)
+    job.result("left_alone", dict(made.left))
+    job.note(f"split {len(made.table)} layers: {listed(row['layer'] for row in made.table)}")
+    for reason in sorted(set(made.left.values())):
+        job.note(f"left alone: {listed([path for path, why in made.left.items() if why == reason])} ({reason})")
