@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from modelpack.numerics.calling import call
-from modelpack.numerics.pruning import surgery
+from modelpack.numerics.pruning import culprits, surgery
 from modelpack.numerics.pruning.surgery import Side, UncutError, twin
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def flaw(module: nn.Module, removals: Sequence[Removal], feed: Mapping[str, Tens
         except UncutError as error:
             return str(error)
         except Exception as error:  # noqa: BLE001  the user's forward may raise anything
-            return f"the model fails without some of them ({type(error).__name__})"
+            return f"the model fails without some of them ({culprits.line(error) or type(error).__name__})"
     for name, value in wanted.items():
         if name not in found or found[name].shape != value.shape:
             return f"they feed the output '{name}'"

@@ -12,13 +12,18 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from modelpack.errors import StageError
 from modelpack.numerics.calling import call
+from modelpack.numerics.pruning import concatenation, culprits
 from modelpack.numerics.pruning.surgery import MATRICES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 _MOST_LINKS = 4000
-"""Links of one group beyond which its dependencies are taken to have no end."""
+_MOST_INDICES = 4_000_000
+"""Links and indices of one group beyond which its dependencies are taken to have no end."""
+
+_MOST_GROWTH = 4
+"""A link with this many times more indices than the widest layer has lost its way."""
 
 OPAQUE = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 """Layers whose inside cannot be cut from outside."""
@@ -53,19 +58,30 @@ def trace(module: nn.Module, feed: Mapping[str, Tensor], ends: list[Tensor]) -> 
 
     def forward(model: nn.Module, example: Mapping[str, Tensor]) -> list[Tensor]:
         ends.clear()
-        outputs = call(model, example).values()
-        return [value for value in (*outputs, *ends) if value.grad_fn is not None]
+        outputs = call(model, example)
+        found = [value for value in (*outputs.values(), *ends) if value.grad_fn is not None]
+        if not found and any(isinstance(layer, MATRICES) for layer in model.modules()):
+            raise StageError(
+                f"the model's outputs ({', '.join(outputs)}) do not follow from its weights by gradients, which show "
+                "what depends on what",
+                then="take torch.no_grad(), .detach(), .numpy() and argmax out of the model's forward()",
+            )
+        return found
 
     try:
         # Its doubts about a layer are settled later by trying, one group at a time.
         with torch.enable_grad(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="torch_pruning")
-            return torch_pruning.DependencyGraph().build_dependency(module, feed, forward_fn=forward, verbose=False)
+            graph = torch_pruning.DependencyGraph().build_dependency(module, feed, forward_fn=forward, verbose=False)
+    except StageError:
+        raise
     except Exception as error:
         raise StageError(
-            f"the model's dependencies cannot be traced: {type(error).__name__}: {error}",
-            then="leave `prune` out, or simplify the model's forward()",
+            f"the model's dependencies cannot be traced: {culprits.told(error)}",
+            then="simplify that line of the model's forward(), or leave `prune` out",
         ) from error
+    concatenation.mend(graph)
+    return graph
 
 
 def cut_at_opaque(module: nn.Module) -> tuple[dict[str, str], list[Tensor]]:
@@ -98,16 +114,17 @@ def _leaf(value: object) -> object:
 def closures(graph: Any) -> Iterator[tuple[nn.Module, list[Link] | None]]:
     """Follow the dependencies of every layer's output channels, each set of coupled layers once; None for too many."""
     seen: set[Any] = set()
+    widest = max((max(item.shape) for item in graph.model.parameters() if item.ndim), default=0)
     for module in list(graph.module2node):
         if not isinstance(module, MATRICES) or module in seen:
             continue
         pruner = graph.get_pruner_of_module(module)
-        links = _closure(graph.module2node[module], pruner.prune_out_channels, pruner.get_out_channels(module))
+        links = _closure(graph.module2node[module], pruner.prune_out_channels, pruner.get_out_channels(module), widest)
         seen |= {link.node.module for link in links or () if graph.is_out_channel_pruning_fn(link.handler)}
         yield module, links
 
 
-def _closure(node: Any, handler: Any, width: int) -> list[Link] | None:
+def _closure(node: Any, handler: Any, width: int, widest: int) -> list[Link] | None:
     """Collect what pruning all output channels of a node entails.
 
     Written anew because torch-pruning's own walk compares every step with every other, which takes hours where
@@ -115,6 +132,7 @@ def _closure(node: Any, handler: Any, width: int) -> list[Link] | None:
     """
     links = [Link(node, handler, tuple(Index(place, place) for place in range(width)))]
     known = {(id(node), handler, links[0].indices)}
+    total = 0
     for link in links:  # grows while it is walked
         for dependency in link.node.dependencies:
             if not dependency.is_triggered_by(link.handler):
@@ -122,6 +140,9 @@ def _closure(node: Any, handler: Any, width: int) -> list[Link] | None:
             indices: Any = list(link.indices)
             for mapping in dependency.index_mapping:
                 indices = mapping(indices) if mapping is not None else indices
+            total += len(indices)
+            if len(indices) > _MOST_GROWTH * widest or total > _MOST_INDICES:
+                return None
             following = Link(
                 dependency.target, dependency.handler, tuple(Index(item.idx, item.root_idx) for item in indices)
             )
