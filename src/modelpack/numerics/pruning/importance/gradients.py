@@ -69,7 +69,7 @@ def _backward(module: nn.Module, loss: Loss, chunk: Mapping[str, Tensor], first:
     if not torch.isfinite(value):
         last = first + max(len(item) for item in chunk.values())
         raise StageError(
-            f"the loss that importance is judged by is {float(value)} on the rows {first + 1} to {last}",
+            f"the loss that importance is judged by is {float(value.detach())} on the rows {first + 1} to {last}",
             then="look for values in these rows that are no numbers, or for a model that gives none",
         )
 
