@@ -6,20 +6,18 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
 if TYPE_CHECKING:
     import torch
 
-    from modelpack.numerics.training.batches import Rows
+    from modelpack.numerics.training.batches import Arrays, Rows
     from modelpack.numerics.training.objective import Objective
     from modelpack.numerics.training.schedule import Schedule
 
 Watch = Callable[[Iterable[Any], int, str], Iterable[Any]]
 """Passes items through while showing progress: items, how many, what they are."""
 
-Constraint = Callable[[nn.Module], None]
-"""Makes true of a student's weights, in place, what must be true of them, such as their zeros."""
+Change = Callable[["Arrays", int], "Arrays"]
+"""Gives the rows of a batch as they are in an epoch, counted from 1."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class Lesson:
         device: Where everything runs, the student included.
         seed: Order of rows and dropout follow from it.
         watch: Shows progress.
-        constraint: Applied to the student after every step of the optimizer.
+        change: Applied to the rows that the student learns from, not to those that judge it.
     """
 
     objective: Objective
@@ -44,7 +42,7 @@ class Lesson:
     device: torch.device
     seed: int
     watch: Watch = lambda items, _total, _label: items
-    constraint: Constraint | None = None
+    change: Change | None = None
 
 
 @dataclass(frozen=True)

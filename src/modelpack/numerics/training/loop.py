@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import time
@@ -12,12 +13,15 @@ from torch import Tensor, nn
 
 from modelpack.errors import StageError
 from modelpack.numerics.randomness import chained, reseed, seeded
-from modelpack.numerics.training import crew, sharing, tensors
+from modelpack.numerics.training import crew, layout, sharing, tensors
+from modelpack.numerics.training.batches import head, split
 from modelpack.numerics.training.checkpoint import Checkpoints, Progress
 from modelpack.numerics.training.judging import evaluate
+from modelpack.numerics.training.kernels import compiled
 from modelpack.numerics.training.learner import Learner
 from modelpack.numerics.training.lesson import Lesson, Trained
 from modelpack.numerics.training.objective import SCORE
+from modelpack.numerics.training.recompute import recomputed
 from modelpack.numerics.training.spread import Pupil, spread
 
 if TYPE_CHECKING:
@@ -46,7 +50,7 @@ def train(student: nn.Module, lesson: Lesson, scratch: Path) -> Trained:
         StageError: When the loss stops being a number, or nothing can be trained.
     """
     deterministic = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
-    with deterministic, spread(student, lesson.objective, lesson.schedule.parallel, lesson.device) as pupil:
+    with deterministic, _prepared(student, lesson) as pupil:
         course = Course(pupil, lesson, scratch)
         while not course.finished:
             course.epoch()
@@ -56,6 +60,21 @@ def train(student: nn.Module, lesson: Lesson, scratch: Path) -> Trained:
     student.eval()
     progress = course.progress
     return Trained(progress.history, progress.best_epoch, progress.best, course.figures, course.resumed)
+
+
+@contextlib.contextmanager
+def _prepared(student: nn.Module, lesson: Lesson) -> Iterator[Pupil]:
+    """Let a student compute in the way that its lesson asks for, for as long as this is open."""
+    schedule = lesson.schedule
+    example, _ = split(head(lesson.data.labelled(), 2), lesson.device)
+    with contextlib.ExitStack() as open_:
+        open_.enter_context(layout.channels_last(student, example))
+        if schedule.recompute:
+            open_.enter_context(recomputed(student))
+        pupil = open_.enter_context(spread(student, lesson.objective, schedule.parallel, lesson.device))
+        if schedule.compile:
+            open_.enter_context(compiled(pupil.student))
+        yield pupil
 
 
 class Course:
@@ -167,6 +186,9 @@ class Course:
 
     def _step(self, batches: list[tuple[Arrays, Share]]) -> Tensor:
         """Learn from one step's batches; gives the loss, added up over rows."""
+        change = self.lesson.change
+        if change is not None:
+            batches = [(change(batch, self.progress.epoch + 1), share) for batch, share in batches]
         figures = self.learner.learn(batches, self._rate(self.progress.step))
         for name, value in figures.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
