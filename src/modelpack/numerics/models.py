@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -191,9 +192,17 @@ def parameter_count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
+def renew(module: nn.Module, out: Path) -> None:
+    """Put what a module has become in place of what `write` put into a directory."""
+    _write_state(module, _built(json.loads((out / "model.json").read_bytes()), out / "code"), out)
+
+
 def _rebuild(artifact: Artifact) -> nn.Module:
-    body = artifact.read_json("model.json")
-    factory = usercode.load(body["factory"], artifact.path / "code")
+    return _built(artifact.read_json("model.json"), artifact.path / "code")
+
+
+def _built(body: Mapping[str, Any], code: Path) -> nn.Module:
+    factory = usercode.load(body["factory"], code)
     return _build(factory, body["arguments"], body["seed"], body["factory"])
 
 

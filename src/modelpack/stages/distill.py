@@ -4,32 +4,34 @@ from __future__ import annotations
 
 from modelpack.artifact import Kind
 from modelpack.stage import Job, stage
-from modelpack.stages import remarks
+from modelpack.stages import remarks, students
+from modelpack.stages.imitation_config import ImitationConfig
 from modelpack.stages.schedule_config import FloatScheduleConfig
-from modelpack.stages.training import TrainingConfig, training
+from modelpack.stages.students import StudentConfig
+from modelpack.stages.training import TrainingConfig, prepare
 
 
-class DistillConfig(TrainingConfig, FloatScheduleConfig):
-    """Who teaches what, and how long."""
+class DistillConfig(TrainingConfig, ImitationConfig, StudentConfig, FloatScheduleConfig):
+    """Who teaches whom what, and how long."""
 
 
 @stage(
-    version=1,
+    version=2,
     accepts={Kind.TORCH},
     produces=Kind.TORCH,
     needs=("torch",),
+    trains=lambda _config: True,
     pays=("unrecovered",),
     refuses={"quantized"},
 )
 def distill(config: DistillConfig, job: Job) -> None:
-    """Train the model to give what its teacher gives, and the truth where the data have it."""
-    from modelpack.numerics import models, zeros
+    """Train a student to give what its teacher gives, and the truth where the data have it."""
     from modelpack.numerics import training as loop
 
-    lesson = training(config, job)
-    student = models.load(job.source, job.device)
-    zeros.hold(student, job.source)
+    student = students.begin(config, job, config.teacher)
+    lesson = prepare(config, job, student)
     trained = loop.train(student, lesson, job.scratch)
-    models.save(student, job.out, like=job.source)
-    remarks.zeros(job)
+    students.end(config, job, student)
+    if config.student is None:
+        remarks.zeros(job)
     remarks.training(trained, lesson, job)

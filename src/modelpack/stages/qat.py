@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from modelpack.artifact import Kind
 from modelpack.stage import Job, TorchRef, stage
 from modelpack.stages import remarks
-from modelpack.stages.training import TrainingConfig, training
+from modelpack.stages.training import TaskSetting, TrainingConfig, prepare
 
 if TYPE_CHECKING:
     from modelpack.numerics.fake_quantization.twin import Quantized
@@ -24,9 +24,7 @@ class QatConfig(TrainingConfig):
 
     teacher: TorchRef = Field("model", description="The step whose float model is imitated; 'model' is the original.")
     target: str = Field("label", description="Column of the truth, where the data have one and `task` uses it.")
-    task: Literal["auto", "cross_entropy", "mse", "none"] = Field(
-        "none", description="Loss against the truth; none: the teacher alone; auto: by the type of the truth."
-    )
+    task: TaskSetting = Field("none", description="Loss against the truth, as for distill; none: the teacher alone.")
     lr: float = Field(1e-4, gt=0, description="Highest learning rate.")
     weight_decay: float = Field(0.0, ge=0, description="Weight decay of matrices.")
     observe: int = Field(256, gt=0, description="How many rows show the ranges of activations, at most.")
@@ -59,6 +57,7 @@ class QatConfig(TrainingConfig):
     accepts={Kind.TORCH},
     produces=Kind.TORCH,
     needs=("torch", "onnx", "onnxscript", "onnxruntime"),
+    trains=lambda _config: True,
     marks={"quantized"},
     refuses={"quantized"},
 )
@@ -68,7 +67,7 @@ def qat(config: QatConfig, job: Job) -> None:
     from modelpack.numerics import qat as rounding
     from modelpack.numerics import training as loop
 
-    lesson = training(config, job)
+    lesson = prepare(config, job)
     prepared = rounding.prepare(
         models.load(job.source),
         job.inputs,

@@ -7,11 +7,12 @@ from pydantic import Field
 from modelpack.artifact import Kind
 from modelpack.stage import DataRef, Job, TorchRef, stage
 from modelpack.stages import remarks
+from modelpack.stages.imitation_config import ImitationConfig
 from modelpack.stages.schedule_config import FloatScheduleConfig
-from modelpack.stages.training import LessonConfig, lesson
+from modelpack.stages.training import LessonConfig, prepare, rows
 
 
-class RecoverConfig(LessonConfig, FloatScheduleConfig):
+class RecoverConfig(LessonConfig, ImitationConfig, FloatScheduleConfig):
     """What the model is healed with."""
 
     teacher: TorchRef = Field("model", description="The step whose outputs are restored; 'model' is the original.")
@@ -22,24 +23,25 @@ class RecoverConfig(LessonConfig, FloatScheduleConfig):
 
 
 @stage(
-    version=1,
+    version=2,
     accepts={Kind.TORCH},
     produces=Kind.TORCH,
     needs=("torch",),
+    trains=lambda _config: True,
     pays=("unrecovered",),
     refuses={"quantized"},
 )
 def recover(config: RecoverConfig, job: Job) -> None:
     """Restore a pruned model from unlabelled data: batch-norm statistics, then the original model's outputs."""
-    from modelpack.numerics import distillation, models, zeros
+    from modelpack.numerics import models, zeros
     from modelpack.numerics import training as loop
 
-    healing = lesson(config, job, distillation.Goal("none"))
     student = models.load(job.source, job.device)
     zeros.hold(student, job.source)
     if config.batch_norm:
-        count = loop.reestimate(student, healing.data, healing.device, healing.watch)
+        count = loop.reestimate(student, rows(config, job, config.data), loop.device(job.device), job.track)
         job.note(f"measured the statistics of {count} batch norms anew" if count else "the model has no batch norms")
+    healing = prepare(config, job, student)
     trained = loop.train(student, healing, job.scratch)
     models.save(student, job.out, like=job.source)
     remarks.zeros(job)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from modelpack.bind import UserCode
 from modelpack.stage import DataRef, Job, TorchRef
 from modelpack.stages import remarks
+from modelpack.stages.imitation_config import DistanceConfig, ImitationConfig
 from modelpack.stages.schedule_config import ScheduleConfig, schedule
 
 if TYPE_CHECKING:
-    from modelpack.numerics.distillation import Goal
-    from modelpack.numerics.training import Lesson
+    from modelpack.numerics.distillation import Task, Wish
+    from modelpack.numerics.training import Lesson, Rows
+
+TaskSetting = Literal["auto", "cross_entropy", "language_modelling", "multi_label", "mse", "none"] | UserCode
+_SMOOTHED = ("auto", "cross_entropy", "language_modelling", "multi_label")
 
 
-class LessonConfig(ScheduleConfig):
+class LessonConfig(ScheduleConfig, DistanceConfig):
     """Who teaches, on which rows, and how long."""
 
     teacher: TorchRef = Field("model", description="The step whose model is imitated; 'model' is the original.")
@@ -26,64 +31,104 @@ class LessonConfig(ScheduleConfig):
 class TrainingConfig(LessonConfig):
     """Who teaches what, and how long."""
 
-    target: str = Field("label", description="Column of the truth, where the data have one.")
+    target: str = Field("label", min_length=1, description="Column of the truth, where the data have one.")
     output: str = Field("", description="Output that the truth is about; the first one when empty.")
-    task: Literal["auto", "cross_entropy", "mse", "none"] = Field(
-        "auto", description="Loss against the truth; auto: cross_entropy for integers, mse for floats, else none."
+    task: TaskSetting = Field(
+        "auto",
+        description="Loss against the truth: by name, or a function `file.py:function` of outputs and columns; auto: "
+        "cross_entropy for integers, multi_label for 0 and 1 in the output's shape, mse for floats, else none.",
     )
-    temperature: float = Field(4.0, gt=0, description="Softens class probabilities before they are compared.")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="Share of the truth's certainty that is spread over all classes."
+    )
     alpha: float = Field(0.7, ge=0, le=1, description="Weight of the teacher; the truth has 1 - alpha.")
 
     @model_validator(mode="after")
     def _learns(self) -> Self:
         if self.task == "none" and self.alpha == 0:
             raise ValueError("with task none and alpha 0 there is nothing to learn")
+        if self.label_smoothing and self.task not in _SMOOTHED:
+            raise ValueError("`label_smoothing` needs a task with classes or labels: leave it out")
         return self
 
 
-def training(config: TrainingConfig, job: Job) -> Lesson:
+def prepare(config: LessonConfig, job: Job, student: Any = None) -> Lesson:
     """Prepare what settings ask for: the teacher, rows, losses and the optimizer's schedule.
 
-    Raises:
-        StageError: When the teacher has other inputs than the student, or the data lack the truth that the task needs.
-    """
-    from modelpack.numerics import distillation
-    from modelpack.numerics import training as loop
-
-    target = None if config.task == "none" else config.target
-    goal = distillation.goal(
-        loop.Rows(job.data[config.data].batches, job.inputs, target),
-        config.task,
-        output=config.output,
-        temperature=config.temperature,
-        alpha=config.alpha,
-    )
-    if goal.task == "none" != config.task:
-        job.note(f"the data have no truth (column '{config.target}'): the student learns from the teacher alone")
-    return lesson(config, job, goal, target)
-
-
-def lesson(config: LessonConfig, job: Job, goal: Goal, target: str | None = None) -> Lesson:
-    """Load the teacher and name the rows, with the column `target` of the truth where it counts.
+    Args:
+        config: The settings.
+        job: Names the teacher and the rows.
+        student: The module that is to learn, in evaluation mode; None for one that will only be asked for its outputs.
 
     Raises:
-        StageError: When the teacher has other inputs than the student.
+        StageError: When the teacher does not fit the student, or the data lack the truth that the task needs.
     """
     from modelpack.numerics import distillation, models
     from modelpack.numerics import training as loop
 
     models.expect_same_inputs(job.steps[config.teacher], job.source)
     remarks.invented({config.data, config.eval_data}, job)
-
-    def rows(name: str) -> loop.Rows:
-        return loop.Rows(job.data[name].batches, job.inputs, target)
-
+    device = loop.device(job.device)
+    teacher = models.load(job.steps[config.teacher], job.device)
+    data = rows(config, job, config.data)
+    task = _task(config, job, data, teacher) if isinstance(config, TrainingConfig) else None
+    objective = distillation.imitation(teacher, student, data, task, wish=_wish(config, job), device=device)
+    for text in objective.remarks():
+        job.note(text)
     return loop.Lesson(
-        distillation.Imitation(models.load(job.steps[config.teacher], job.device), goal),
-        rows(config.data),
-        rows(config.eval_data) if config.eval_data else None,
+        objective,
+        data,
+        rows(config, job, config.eval_data) if config.eval_data else None,
         schedule(config),
-        loop.device(job.device),
+        device,
         job.seed,
         job.track,
+    )
+
+
+def rows(config: LessonConfig, job: Job, name: str) -> Rows:
+    """Name the rows of a data entry, with the column of the truth where it counts."""
+    from modelpack.numerics import training as loop
+
+    target = config.target if isinstance(config, TrainingConfig) and config.task != "none" else None
+    return loop.Rows(job.data[name].batches, job.inputs, target)
+
+
+def _task(config: TrainingConfig, job: Job, data: Rows, teacher: Any) -> Task | None:
+    from modelpack.numerics import distillation
+    from modelpack.numerics import training as loop
+
+    if config.task == "none":
+        return None
+    if isinstance(config.task, UserCode):
+        return distillation.Own(config.task.load(), config.target, config.task.reference)
+    found = distillation.task_for(
+        data,
+        teacher,
+        config.task,
+        output=config.output,
+        smoothing=config.label_smoothing,
+        device=loop.device(job.device),
+    )
+    if found is None:
+        job.note(f"the data have no truth (column '{config.target}'): the student learns from the teacher alone")
+    elif config.task == "auto":
+        job.note(f"the truth (column '{config.target}') speaks of the task {found.name}")
+    return found
+
+
+def _wish(config: LessonConfig, job: Job) -> Wish:
+    from modelpack.numerics import distillation
+
+    distances = config.distance if isinstance(config.distance, dict) else {distillation.ALL: config.distance}
+    asked: object = config
+    inner = asked if isinstance(asked, ImitationConfig) else None
+    return distillation.Wish(
+        weights=inner.imitate if inner else {"outputs": 1.0},
+        distances={name: distance for name, distance in distances.items() if distance != "auto"},
+        temperature=config.temperature,
+        alpha=config.alpha if isinstance(config, TrainingConfig) else 1.0,
+        features=tuple(inner.features.items()) if inner else (),
+        relations=tuple(inner.relations.items()) if inner else (),
+        mask=distillation.mask_for(config.mask, job.inputs),
     )

@@ -1,79 +1,112 @@
-"""What distillation asks of a student: its teacher's outputs, the truth, or both."""
+"""What distillation asks of a student: its teacher, the truth, or both."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 
-from modelpack.errors import StageError
 from modelpack.numerics.calling import call
-from modelpack.numerics.distillation import losses
+from modelpack.numerics.distillation import figures
+from modelpack.numerics.distillation.question import question
+from modelpack.numerics.distillation.taps import Seen, untold, watch
+from modelpack.numerics.distillation.tasks import chosen
 from modelpack.numerics.training.objective import SCORE
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor, nn
 
-    from modelpack.numerics.distillation.losses import Goal
+    from modelpack.numerics.distillation.answers import Ask
+    from modelpack.numerics.distillation.aspects import Aspect, Name
+    from modelpack.numerics.distillation.aspects.outputs import Outputs
+    from modelpack.numerics.distillation.question import Question
+    from modelpack.numerics.distillation.taps import Tap
+    from modelpack.numerics.distillation.tasks import Task
 
 
 @dataclass(frozen=True)
 class Imitation:
-    """A teacher, and how its outputs and the truth are weighed.
+    """A teacher and the truth, and how they are weighed.
 
     Attributes:
-        teacher: On the student's device, in evaluation mode.
-        goal: The losses.
+        teacher: Gives what `taps.Told` gives, on the student's device.
+        outputs: How outputs are compared, whether they are imitated or only judged.
+        aspects: What is imitated, with its weight.
+        task: What the truth says; None without one.
+        alpha: Weight of the teacher; the truth has 1 - alpha. Without a task the teacher is all there is.
+        mask: The input that tells padded positions, if there is one.
+        taps: Where aspects look inside the student, and inside the teacher.
+        learned: Projections of the student's features; they are thrown away afterwards.
     """
 
-    teacher: nn.Module
-    goal: Goal
+    teacher: Ask
+    outputs: Outputs
+    aspects: Mapping[Name, tuple[float, Aspect]]
+    task: Task | None = None
+    alpha: float = 1.0
+    mask: str | None = None
+    taps: tuple[tuple[Tap, ...], tuple[Tap, ...]] = field(default=((), ()))
     learned: nn.Module | None = None
 
     def losses(self, student: nn.Module, inputs: dict[str, Tensor], truth: Tensor | None) -> dict[str, Tensor]:
-        """Compare a student's outputs with its teacher's and with the truth.
+        """Compare a student with its teacher and with the truth.
 
         Raises:
             StageError: When they do not fit each other.
         """
-        goal = self.goal
-        outputs = call(student, inputs)
-        with torch.no_grad():
-            wanted = call(self.teacher, inputs)
-        if goal.task == "none" or truth is None:
-            imitation = losses.imitation_loss(outputs, wanted, None, goal)
-            return {"loss": imitation, "imitation": imitation}
-        parts: dict[str, Tensor] = {}
-        if goal.alpha > 0:
-            parts["imitation"] = losses.imitation_loss(outputs, wanted, truth, goal)
-        if goal.alpha < 1:
-            parts["task"] = losses.task_loss(outputs, truth, goal)
-        weights = {"imitation": goal.alpha, "task": 1 - goal.alpha}
-        return {"loss": torch.stack([weights[name] * value for name, value in parts.items()]).sum(), **parts}
+        asked = question(inputs, truth, self.mask)
+        seen = watch(student, inputs, self.taps[0])
+        wanted = untold(self.teacher(inputs), self.taps[1]) if self.imitates else None
+        # Products of many features leave the range of float16, and small differences that of bfloat16.
+        with torch.autocast(next(iter(inputs.values())).device.type, enabled=False):
+            parts = self._imitated(seen, wanted, asked) if wanted is not None else {}
+            if self.task is None:
+                return {"loss": parts["imitation"], **parts}
+            if self.alpha < 1:
+                parts["task"] = self.task.loss(seen.outputs, asked)
+        weights = {"imitation": self.alpha, "task": 1 - self.alpha}
+        return {"loss": torch.stack([weights[name] * parts[name] for name in weights if name in parts]).sum(), **parts}
+
+    @property
+    def imitates(self) -> bool:
+        """Whether the teacher is asked at all."""
+        return self.task is None or self.alpha > 0
+
+    def _imitated(self, seen: Seen, wanted: Seen, asked: Question) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        weighed = []
+        for name, (weight, aspect) in self.aspects.items():
+            found[name] = aspect.loss(seen, wanted, asked)
+            weighed.append(weight * found[name])
+        return {"imitation": torch.stack(weighed).sum(), **(found if len(found) > 1 else {})}
 
     def judge(
         self, student: nn.Module, inputs: dict[str, Tensor], truth: Tensor | None
     ) -> dict[str, tuple[float, int]]:
-        """Count right decisions where the truth is classes; else add up the negative loss: without truth, imitation.
+        """Judge by the task; without one, by how far the outputs are from the teacher's.
 
         Raises:
             StageError: When the truth that the task needs is not there.
         """
-        goal = self.goal
-        outputs = call(student, inputs)
+        asked = question(inputs, truth, self.mask)
+        seen = Seen(call(student, inputs))
+        if self.task is not None:
+            return self.task.judge(seen.outputs, asked)
+        wanted = untold(self.teacher(inputs), self.taps[1])
         count = len(next(iter(inputs.values())))
-        if goal.task == "none":
-            wanted = call(self.teacher, inputs)
-            return {SCORE: (-float(losses.imitation_loss(outputs, wanted, None, goal)) * count, count)}
-        if truth is None:
-            raise StageError("the evaluation data have no truth, which the task loss needs")
-        if goal.task == "mse":
-            return {SCORE: (-float(losses.task_loss(outputs, truth, goal)) * count, count)}
-        return {SCORE: losses.correct(outputs, truth, goal)}
+        distance = float(self.outputs.loss(seen, wanted, asked))
+        name = chosen(wanted.outputs, "")
+        classes = self.outputs.distance(name, judged=False) in ("kl", "dkd")
+        alike = figures.alike(seen.outputs[name], wanted.outputs[name], asked, classes=classes)
+        return {SCORE: (-distance * count, count), **alike}
+
+    def remarks(self) -> list[str]:
+        """Say what was chosen by itself, and what was added to the student for its training."""
+        return [text for _, aspect in self.aspects.values() for text in aspect.remarks()]
 
     def figure(self, score: float) -> tuple[str, float]:
-        """Name what `judge` counts."""
-        if self.goal.task == "cross_entropy":
-            return "eval_accuracy", score
-        return ("eval_loss" if self.goal.task == "mse" else "eval_distance"), -score
+        """Name what decides."""
+        return ("eval_distance", -score) if self.task is None else self.task.figure(score)

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from modelpack.errors import StageError
 from modelpack.numerics.calling import call
-from modelpack.numerics.distillation import losses
-from modelpack.numerics.distillation.losses import Goal
+from modelpack.numerics.distillation import tasks
+from modelpack.numerics.distillation.question import Question
+from modelpack.numerics.distillation.sensitivity import sensitivity
 from modelpack.numerics.pruning.importance.gradients import Evidence
 from modelpack.numerics.training.batches import TRUTH, limited, split
 
@@ -39,14 +40,14 @@ def gather(data: Rows, limit: int, device: str | torch.device, seed: int) -> tup
     _, truth = split(data.labelled(), torch.device("cpu"))
     if data.target is not None and truth is None:
         raise StageError(f"loss task needs the column '{data.target}', which the data lack", then="set target")
-    goal = Goal(losses.task_for(truth))
+    task = None if truth is None else tasks.named(tasks.guess(truth))
 
     def loss(module: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        outputs = call(module, {name: value for name, value in batch.items() if name != TRUTH})
-        if goal.task == "none":
-            return losses.sensitivity(outputs, directions)
-        return losses.task_loss(outputs, batch[TRUTH], goal)
+        inputs = {name: value for name, value in batch.items() if name != TRUTH}
+        outputs = call(module, inputs)
+        if task is None:
+            return sensitivity(outputs, directions)
+        return task.loss(outputs, Question(inputs, batch[TRUTH]))
 
-    judged = {"none": "the change of the outputs"}
-    words = judged.get(goal.task, f"the task loss ({goal.task}) on the labels")
+    words = "the change of the outputs" if task is None else f"the task loss ({task.name}) on the labels"
     return Evidence(limited(data, limit, torch.device(device)), loss), words

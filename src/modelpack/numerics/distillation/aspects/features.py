@@ -1,0 +1,95 @@
+"""Hidden features should be the teacher's, as far as the student has room for them (Romero et al. 2015, FitNets)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from modelpack.errors import StageError, listed
+from modelpack.numerics.distillation import projections
+from modelpack.numerics.distillation.distances import relative_error
+from modelpack.numerics.distillation.taps import Tap
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor, nn
+
+    from modelpack.numerics.distillation.question import Question
+    from modelpack.numerics.distillation.taps import Seen
+
+Pair = tuple[str, str]
+"""Path in the student, path in the teacher."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """Pairs of values inside the two models, compared by their relative error.
+
+    Attributes:
+        pairs: What is compared with what.
+        projections: By place in `pairs`, what brings a student's features to the width of the teacher's.
+        axes: By place in `pairs`, the dimension of these widths.
+    """
+
+    pairs: Sequence[Pair]
+    projections: nn.ModuleDict
+    axes: dict[str, int]
+
+    def loss(self, student: Seen, teacher: Seen, question: Question) -> Tensor:
+        """Average over pairs.
+
+        Raises:
+            StageError: When the shapes of a pair do not fit each other.
+        """
+        found = []
+        for place, (mine, theirs) in enumerate(self.pairs):
+            given, wanted = student.inner[Tap(mine)], teacher.inner[Tap(theirs)]
+            key = str(place)
+            if key in self.projections:
+                given = self.projections[key](question.kept_along(given, self.axes[key]))
+                wanted = question.kept_along(wanted, self.axes[key])
+            elif given.shape == wanted.shape:
+                given, wanted = question.kept(given), question.kept(wanted)
+            if given.shape != wanted.shape:
+                raise unfit((mine, theirs), given, wanted)
+            found.append(relative_error(given, wanted))
+        return torch.stack(found).mean()
+
+    def remarks(self) -> list[str]:
+        """Name the pairs, and count the projections."""
+        told = listed(mine if mine == theirs else f"{mine} with {theirs}" for mine, theirs in self.pairs)
+        through = f", {len(self.projections)} of them through learned projections" if len(self.projections) else ""
+        return [f"compares the features of {len(self.pairs)} pairs of modules{through}: {told}"]
+
+
+def planned(pairs: Sequence[Pair], student: Seen, teacher: Seen, question: Question) -> Features:
+    """Find out which pairs need a projection, and make it.
+
+    Raises:
+        StageError: When the shapes of a pair differ in more than one dimension.
+    """
+    made = torch.nn.ModuleDict()
+    axes = {}
+    for place, (mine, theirs) in enumerate(pairs):
+        given, wanted = student.inner[Tap(mine)], teacher.inner[Tap(theirs)]
+        if given.shape == wanted.shape:
+            continue
+        axis = projections.width_axis(given, wanted)
+        if axis is None:
+            raise unfit((mine, theirs), given, wanted)
+        made[str(place)] = projections.fitted(given, wanted, axis, question)
+        axes[str(place)] = axis
+    return Features(tuple(pairs), made, axes)
+
+
+def unfit(pair: Pair, student: Tensor, teacher: Tensor) -> StageError:
+    """Say that no projection brings one shape to the other."""
+    return StageError(
+        f"the student gives {list(student.shape)} at '{pair[0]}', the teacher {list(teacher.shape)} at '{pair[1]}': "
+        "a projection can only change one dimension, that of channels or features",
+        where="features",
+        then="name pairs of equal resolution or length in `features:`",
+    )

@@ -1,0 +1,175 @@
+"""From what is wished for to what is trained: which task the truth speaks of, and which parts belong together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from modelpack.errors import StageError
+from modelpack.numerics import models
+from modelpack.numerics.calling import call
+from modelpack.numerics.distillation import attention, blocks, tasks
+from modelpack.numerics.distillation.aspects import features, outputs
+from modelpack.numerics.distillation.aspects.features import Features
+from modelpack.numerics.distillation.aspects.outputs import Outputs
+from modelpack.numerics.distillation.aspects.relations import Relations
+from modelpack.numerics.distillation.aspects.similarity import Similarity
+from modelpack.numerics.distillation.imitation import Imitation
+from modelpack.numerics.distillation.question import question
+from modelpack.numerics.distillation.taps import Tap, Told, survey, watch
+from modelpack.numerics.quantization.calibration import masks
+from modelpack.numerics.training.batches import split
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import nn
+
+    from modelpack.numerics.distillation.aspects import Aspect, Name
+    from modelpack.numerics.distillation.aspects.features import Pair
+    from modelpack.numerics.distillation.distances import Distance
+    from modelpack.numerics.distillation.question import Question
+    from modelpack.numerics.distillation.tasks import Task
+    from modelpack.numerics.training.batches import Rows
+    from modelpack.tensors import TensorSpec
+
+
+Taps = tuple[tuple[Tap, ...], tuple[Tap, ...]]
+"""Where to look inside the student, and inside the teacher."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is to be imitated, and how.
+
+    Attributes:
+        weights: Aspect → weight.
+        distances: Output → distance, see `Outputs.wanted`.
+        temperature: Softens distributions.
+        alpha: Weight of the teacher beside the truth.
+        features: Pairs of paths; matched by depth and shape when empty.
+        relations: Pairs of paths of attention; the last ones when empty.
+        mask: The input that tells padded positions.
+    """
+
+    weights: Mapping[Name, float] = field(default_factory=lambda: {"outputs": 1.0})
+    distances: Mapping[str, Distance] = field(default_factory=dict)
+    temperature: float = 4.0
+    alpha: float = 0.7
+    features: Sequence[Pair] = ()
+    relations: Sequence[Pair] = ()
+    mask: str | None = None
+
+
+def mask_for(asked: str, inputs: Mapping[str, TensorSpec]) -> str | None:
+    """Give the input that tells padded positions, None where there is none.
+
+    Args:
+        asked: Its name; ``auto`` for a matrix whose name says that it is a mask, ``none`` for none.
+        inputs: The model's inputs.
+
+    Raises:
+        StageError: When there is no such input, it cannot be a mask, or several could be.
+    """
+    matrices = {name: spec for name, spec in inputs.items() if len(spec.shape) == 2}
+    return masks.padding(asked, matrices if asked == "auto" else inputs)
+
+
+def task_for(
+    data: Rows, teacher: nn.Module, name: str, *, output: str, smoothing: float, device: torch.device
+) -> Task | None:
+    """Give a task by name; for ``auto``, the one that the first batch speaks of, None when it holds no truth.
+
+    Raises:
+        StageError: When the truth is missing, or cannot be what the task needs.
+    """
+    inputs, truth = split(data.labelled(), device)
+    if name == "auto":
+        if truth is None:
+            return None
+        with torch.no_grad(), models.blamed("the teacher fails on the data"):
+            given = call(teacher, inputs)
+        name = tasks.guess(truth, given[tasks.chosen(given, output)])
+    tasks.check(name, truth, data.target or "")
+    return tasks.named(name, output, smoothing)
+
+
+def imitation(
+    teacher: nn.Module, student: nn.Module | None, data: Rows, task: Task | None, *, wish: Wish, device: torch.device
+) -> Imitation:
+    """Plan what is compared, by looking at the first batch.
+
+    Args:
+        teacher: In evaluation mode, on the device.
+        student: Likewise; None for one that is yet to be made, of which only outputs can be imitated.
+        data: What is learnt from.
+        task: What the truth says.
+        wish: What is to be imitated.
+        device: Where everything runs.
+
+    Raises:
+        StageError: When there is nothing to learn, or teacher and student do not fit each other.
+    """
+    if task is None and wish.alpha == 0:
+        raise StageError("alpha is 0 and the data hold no truth: there is nothing to learn", then="set alpha")
+    compared = Outputs(task, wish.distances, wish.temperature)
+    found: dict[Name, tuple[Aspect, Taps]] = {"outputs": (compared, ((), ())), "similarity": (Similarity(), ((), ()))}
+    if student is not None:
+        with torch.no_grad(), models.blamed("teacher and student cannot be compared"):
+            pair = _Pair(student, teacher, question(split(data.labelled(), device)[0], None, wish.mask))
+            outputs.compatible(call(student, pair.question.inputs), call(teacher, pair.question.inputs))
+            if "features" in wish.weights:
+                found["features"] = pair.features(wish.features)
+            if "relations" in wish.weights:
+                found["relations"] = pair.relations(wish.relations)
+    aspects = {name: (weight, found[name][0]) for name, weight in wish.weights.items()}
+    taps = [tuple(tap for name in wish.weights for tap in found[name][1][side]) for side in (0, 1)]
+    learned = [aspect.projections for _, aspect in aspects.values() if isinstance(aspect, Features)]
+    return Imitation(
+        Told(teacher, taps[1]),
+        compared,
+        aspects,
+        task,
+        wish.alpha,
+        wish.mask,
+        (taps[0], taps[1]),
+        next((modules for modules in learned if len(modules)), None),
+    )
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A student and its teacher, side by side on one batch."""
+
+    student: nn.Module
+    teacher: nn.Module
+    question: Question
+
+    def features(self, wanted: Sequence[Pair]) -> tuple[Features, Taps]:
+        """Find out what projections the features need, of blocks that belong together where none are named."""
+        pairs = wanted or self._matched()
+        taps = (tuple(Tap(mine) for mine, _ in pairs), tuple(Tap(theirs) for _, theirs in pairs))
+        seen, told = (
+            watch(self.student, self.question.inputs, taps[0]),
+            watch(self.teacher, self.question.inputs, taps[1]),
+        )
+        return features.planned(pairs, seen, told, self.question), taps
+
+    def _matched(self) -> Sequence[Pair]:
+        mine, theirs = (
+            survey(module, self.question.inputs, blocks.blocks(module)) for module in (self.student, self.teacher)
+        )
+        pairs = blocks.matched(mine, theirs)
+        if not pairs:
+            raise blocks.none_found(len(mine), len(theirs))
+        return pairs
+
+    def relations(self, wanted: Sequence[Pair]) -> tuple[Relations, Taps]:
+        """Find queries, keys and values, of the last attention where none is named."""
+        pairs = wanted or [(attention.last(self.student, "student"), attention.last(self.teacher, "teacher"))]
+        mine = [attention.named(self.student, path) for path, _ in pairs]
+        theirs = [attention.named(self.teacher, path) for _, path in pairs]
+        taps = (tuple(tap for three in mine for tap in three), tuple(tap for three in theirs for tap in three))
+        return Relations(tuple(zip(mine, theirs, strict=True))), taps

@@ -1,0 +1,77 @@
+"""What of its teacher a student imitates: the settings that distill and recover have in common."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from modelpack.stage import StageConfig
+
+Distance = Literal["auto", "kl", "dkd", "mse", "cosine"]
+AspectName = Literal["outputs", "features", "relations", "similarity"]
+
+
+def _weights(value: object) -> object:
+    return dict.fromkeys(value, 1.0) if isinstance(value, (list, tuple)) and _words(value) else value
+
+
+def _pairs(value: object) -> object:
+    return {path: path for path in value} if isinstance(value, (list, tuple)) and _words(value) else value
+
+
+def _words(value: Any) -> bool:
+    return all(isinstance(item, str) for item in value)
+
+
+Weights = Annotated[
+    dict[AspectName, Annotated[float, Field(gt=0)]],
+    BeforeValidator(_weights, json_schema_input_type=dict[AspectName, float] | list[AspectName]),
+]
+"""Aspects and their weights; a list gives each the weight 1."""
+
+Pairs = Annotated[dict[str, str], BeforeValidator(_pairs, json_schema_input_type=dict[str, str] | list[str])]
+"""Paths in the student and in the teacher; a list names those that are equal in both."""
+
+
+class DistanceConfig(StageConfig):
+    """How outputs are compared."""
+
+    distance: Distance | dict[str, Distance] = Field(
+        "auto",
+        description="How outputs are compared, or for each output how: kl (distributions over classes), dkd (decoupled "
+        "kl), mse (relative to the teacher's spread), cosine; auto: kl where the truth is classes, else mse.",
+    )
+    temperature: float = Field(4.0, gt=0, description="Softens class probabilities before kl or dkd compares them.")
+    mask: str = Field(
+        "auto",
+        min_length=1,
+        description="The input that is 1 at real positions and 0 at padded ones, which do not count; auto takes the "
+        "one whose name says so, none lets all positions count.",
+    )
+
+
+class ImitationConfig(DistanceConfig):
+    """What is compared."""
+
+    imitate: Weights = Field(
+        {"outputs": 1.0},
+        min_length=1,
+        description="What the student imitates, as a list or with weights: outputs, features (of blocks), relations "
+        "(of attention), similarity (of the rows of a batch).",
+    )
+    features: Pairs = Field(
+        {},
+        description="Modules whose outputs are compared, `student: teacher`, or a list of equal paths; blocks are "
+        "paired by depth and shape when absent.",
+    )
+    relations: Pairs = Field(
+        {}, description="Modules of attention that are compared, likewise; the last of both models when absent."
+    )
+
+    @model_validator(mode="after")
+    def _used(self) -> Self:
+        for name in ("features", "relations"):
+            if getattr(self, name) and name not in self.imitate:
+                raise ValueError(f"`{name}` does nothing: add {name} to `imitate`, or leave it out")
+        return self

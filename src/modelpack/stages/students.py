@@ -1,0 +1,95 @@
+"""Students: the model that a step reads, fewer layers of it, or a model of their own."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from modelpack.bind import Arguments, InputPath, UserCode
+from modelpack.stage import Job, StageConfig
+
+
+class OwnStudent(StageConfig):
+    """A model that is built by code of its own, as `model` is."""
+
+    factory: UserCode = Field(description="What builds the student: file.py:callable, or package.module:callable.")
+    arguments: Arguments = Field(default_factory=dict, description="Keyword arguments of the factory.")
+    weights: InputPath | None = Field(
+        None, description="A .safetensors, .pt or .pth state dict; the factory's own weights when absent."
+    )
+    outputs: tuple[str, ...] | None = Field(
+        None, min_length=1, description="Names for what forward() returns; those of the teacher when absent."
+    )
+
+
+class StudentConfig(StageConfig):
+    """Who learns."""
+
+    student: OwnStudent | None = Field(
+        None, description="A student of its own, as {factory, arguments, weights, outputs}; the model itself if absent."
+    )
+    keep_layers: int | tuple[int, ...] | None = Field(
+        None,
+        description="A student of fewer layers, which starts as the model without the others: how many stay, spread "
+        "evenly, or the numbers of those that stay, from 0.",
+    )
+
+    @model_validator(mode="after")
+    def _one_student(self) -> Self:
+        if self.student is not None and self.keep_layers is not None:
+            raise ValueError("`keep_layers` thins the model itself: leave it out, or leave `student` out")
+        return self
+
+
+def begin(config: StudentConfig, job: Job, teacher: str) -> Any:
+    """Make the student, in evaluation mode on the job's device.
+
+    Args:
+        config: Says which.
+        job: Its model is the student, or what the student is made of.
+        teacher: Name of the step whose outputs a student of its own gives.
+
+    Raises:
+        StageError: When it cannot be built, or the model has no such layers.
+    """
+    from modelpack.numerics import models, zeros
+    from modelpack.numerics.pruning import depth
+
+    if config.student is None:
+        student = models.load(job.source, job.device)
+        if config.keep_layers is not None:
+            feed = models.example(models.load(job.source), job.inputs, 2, job.seed, job.device)
+            student = depth.thinned(student, feed, config.keep_layers).eval()
+            job.note(f"the student has {models.parameter_count(student):,} parameters")
+        zeros.hold(student, job.source)
+        return student
+    own = config.student
+    student, notes = models.write(
+        job.out,
+        reference=own.factory.reference,
+        base=own.factory.base,
+        arguments=own.arguments,
+        weights=own.weights.path if own.weights else None,
+        inputs=job.inputs,
+        outputs=own.outputs or _names(job, teacher),
+        seed=job.seed,
+    )
+    for text in notes:
+        job.note(text)
+    return student.to(job.device)
+
+
+def _names(job: Job, teacher: str) -> tuple[str, ...]:
+    signature: dict[str, Any] = job.steps[teacher].read_json("signature.json")
+    return tuple(signature["outputs"])
+
+
+def end(config: StudentConfig, job: Job, student: Any) -> None:
+    """Write the trained student."""
+    from modelpack.numerics import models
+
+    if config.student is None:
+        models.save(student, job.out, like=job.source)
+    else:
+        models.renew(student, job.out)
