@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelpack import __version__
 from modelpack.budget import Budget, judge
+from modelpack.crew import Crew
 from modelpack.device import machine
 from modelpack.document import Scalar
 from modelpack.errors import BudgetError, ModelpackError, Place, StageError, StoreError, UsageError, did_you_mean
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from modelpack.store import Store
 
 
-def open_desk(recipe: Recipe, store: Store, device: str, force: Sequence[str] = ()) -> Desk:
+def open_desk(recipe: Recipe, store: Store, device: str, force: Sequence[str] = (), crew: Crew | None = None) -> Desk:
     """Lay out what planning needs, with the recipe's newest run for comparison.
 
     Raises:
@@ -43,7 +44,7 @@ def open_desk(recipe: Recipe, store: Store, device: str, force: Sequence[str] = 
         if name not in known:
             raise UsageError(f"no step is named '{name}'", where="--force", then=did_you_mean(name, known))
     history = Runs(store).list(recipe.name)
-    return Desk(recipe, store, device, frozenset(force), history[-1] if history else None)
+    return Desk(recipe, store, device, frozenset(force), history[-1] if history else None, crew or Crew())
 
 
 def preflight(desk: Desk, planned: Sequence[PlannedStep]) -> None:

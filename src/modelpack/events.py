@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 
@@ -95,3 +95,17 @@ class RunFinished(Event):
     status: str = "succeeded"
     executed: int = 0
     seconds: float = 0.0
+
+
+def decode(body: Mapping[str, Any]) -> Event:
+    """Make an event of what `Event.to_json` gave.
+
+    Raises:
+        ValueError: When there is no such event, or it has other facts.
+    """
+    facts = dict(body)
+    name = str(facts.pop("event", ""))
+    kind = next((kind for kind in Event.__subclasses__() if kind().to_json()["event"] == name), None)
+    if kind is None or not set(facts) <= {field.name for field in fields(kind)}:
+        raise ValueError(f"no event is called '{name}' and says {', '.join(facts)}")
+    return kind(**facts)

@@ -9,17 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modelpack.crew import lead
 from modelpack.errors import ModelpackError, StoreError
 from modelpack.events import Emit, Note, StepStarted
+from modelpack.jobs import job
 from modelpack.record import StepRun
 from modelpack.runs import started_now
-from modelpack.stage import Job
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from modelpack.artifact import Artifact
     from modelpack.planning import Desk, PlannedStep
+    from modelpack.stage import Job
     from modelpack.steps import Step
 
 _WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -65,22 +67,26 @@ class Execution:
         return {**size, **artifact.metrics}
 
     def _job(self, step: Step, out: Path, scratch: Path) -> Job:
-        recipe = self.desk.recipe
-        return Job(
-            model=self.made[step.reads] if step.reads else None,
-            inputs=recipe.inputs,
+        desk = self.desk
+        return job(
+            desk.recipe,
+            step,
+            self.made,
+            desk.data,
             out=out,
             scratch=scratch,
-            shared=self.desk.store.shared,
-            steps={name: self.made[name] for name in step.steps},
-            data={name: self.desk.data(name) for name in step.data},
-            synthetic=frozenset(name for name in step.data if recipe.data[name].source.synthetic),
-            device=self.desk.device,
-            seed=recipe.seed,
-            name=recipe.name,
-            step=step.id,
+            shared=desk.store.shared,
+            device=desk.device,
             emit=self.emit,
         )
+
+    def _run(self, step: Step, job: Job) -> None:
+        """Run a stage here, or in the workers of the crew where it trains."""
+        crew = self.desk.crew
+        if crew.takes(step):
+            lead.train(crew, self.desk.recipe, step, self.made, job)
+        else:
+            step.stage.run(step.config, job)
 
     def _execute(self, planned: PlannedStep) -> tuple[Artifact, bool]:
         """Run a stage and seal its result; another process may have done it while this one waited."""
@@ -101,7 +107,7 @@ class Execution:
             with store.draft() as draft:
                 job = self._job(step, draft.path, scratch)
                 with told(step):
-                    step.stage.run(step.config, job)
+                    self._run(step, job)
                 self.executed += 1
                 record = {
                     "recipe": self.desk.recipe.text,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from modelpack import canonical
+from modelpack.crew import Crew
 from modelpack.device import machine
 from modelpack.usercode import minor_version
 
@@ -59,6 +60,7 @@ class Desk:
         device: ``cpu`` or ``cuda:N``.
         force: Ids of steps that run even when their result is there.
         last: The newest run of the recipe, to say what changed since.
+        crew: The processes that share what trains.
     """
 
     recipe: Recipe
@@ -66,6 +68,7 @@ class Desk:
     device: str
     force: frozenset[str] = frozenset()
     last: Run | None = None
+    crew: Crew = field(default_factory=Crew)
     _opened: dict[str, DataSource] = field(default_factory=dict)
     _digests: dict[str, str] = field(default_factory=dict)
 
@@ -104,7 +107,7 @@ class Desk:
 
     def planned(self, step: Step, made: Mapping[str, Artifact]) -> PlannedStep:
         """Plan one step, given the artifacts made so far."""
-        assumed = tuple(step.stage.assumes(step.config, self.device))
+        assumed = (*step.stage.assumes(step.config, self.device), *self.crew.assumed(step))
         work = self._work(step, made, assumed)
         if work is None:
             missing = [name for name in (step.reads, *step.steps) if name and name not in made]

@@ -186,6 +186,7 @@ class Stage(Generic[C]):
         accepts: Kinds it reads; empty when it reads no model.
         produces: Kind it makes; a function of the model's kind and config would hide it from the planner.
         needs: Distributions whose major.minor version is part of the fingerprint.
+        trains: Whether a config makes it train a model, in a loop that the processes of a crew can share.
         machine: True for a stage that measures: its fingerprint includes the machine's identity.
         named: True for a stage whose result bears the recipe's name: its fingerprint includes that.
         owes: Debts that a later step must pay before the model leaves torch, such as ``unrecovered``.
@@ -209,6 +210,7 @@ class Stage(Generic[C]):
     accepts: frozenset[Kind]
     produces: Kind
     needs: tuple[str, ...]
+    trains: Callable[[C], bool]
     machine: bool
     named: bool
     owes: frozenset[str]
@@ -230,6 +232,7 @@ def stage(
     accepts: Iterable[Kind],
     produces: Kind,
     needs: Iterable[str] = (),
+    trains: Callable[[Any], bool] = lambda _config: False,
     machine: bool = False,
     named: bool = False,
     owes: Iterable[str] = (),
@@ -254,6 +257,7 @@ def stage(
             accepts=frozenset(accepts),
             produces=produces,
             needs=tuple(needs),
+            trains=trains,
             machine=machine,
             named=named,
             owes=frozenset(owes),

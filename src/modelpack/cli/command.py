@@ -91,6 +91,13 @@ UntilOption = Annotated[
     ),
 ]
 
+NprocOption = Annotated[
+    int, typer.Option("--nproc", min=1, metavar="N", help="Processes on this host that share what trains.")
+]
+NnodesOption = Annotated[
+    int, typer.Option("--nnodes", min=1, metavar="N", help="Hosts that share what trains; each types this command.")
+]
+
 
 def complete_run(incomplete: str) -> list[str]:
     """Offer the names of recipes that have run, and of their runs."""

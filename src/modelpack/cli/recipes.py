@@ -11,7 +11,14 @@ import typer
 
 from modelpack.cli import pages
 from modelpack.cli.call import Call
-from modelpack.cli.command import DeviceOption, RecipeArgument, SetOption, UntilOption
+from modelpack.cli.command import (
+    DeviceOption,
+    NnodesOption,
+    NprocOption,
+    RecipeArgument,
+    SetOption,
+    UntilOption,
+)
 from modelpack.cli.output import encode, out
 from modelpack.errors import BudgetError, UsageError
 from modelpack.events import BudgetChecked
@@ -31,23 +38,45 @@ def compress(
         typer.Option("--force", metavar="STEP", help="Run this step even if its result is in the store. Repeatable."),
     ] = None,
     until: UntilOption = "",
+    nproc: NprocOption = 1,
+    nnodes: NnodesOption = 1,
+    rdzv: Annotated[
+        str,
+        typer.Option(
+            metavar="HOST:PORT", show_default=False, help="Where several hosts meet; the host that this names leads."
+        ),
+    ] = "",
+    max_restarts: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Start a step's processes anew so often, when one is lost.")
+    ] = 3,
+    wait: Annotated[
+        float, typer.Option(min=1, metavar="SECONDS", help="How long processes and hosts wait for each other.")
+    ] = 600.0,
 ) -> None:
     """Run a recipe, and say what it gained.
 
     Steps whose result is in the store already are not run again. With --json every event is one line.
+    With --nproc, steps that train share their work among processes; with --nnodes among hosts, on each of which the
+    same command is typed.
 
     Examples:
         modelpack compress recipes/quickstart.yaml
         modelpack compress recipe.yaml --set stages.prune.macs=0.5 --device cuda
         modelpack compress recipe.yaml --until bench
+        modelpack compress recipe.yaml --nproc 4
+        modelpack compress recipe.yaml --nnodes 2 --rdzv 10.0.0.1:29400
     """
     from modelpack import device as devices
     from modelpack import engine, summary
     from modelpack import recipe as recipes
+    from modelpack.crew import Crew
+    from modelpack.crew.attend import attend
 
     loaded = recipes.load(recipe, overrides or ())
     loaded = loaded.upto(until) if until else loaded
-    desk = engine.open_desk(loaded, call.store, devices.resolve(device), force or ())
+    crew = Crew(nproc, nnodes, rdzv, max_restarts, wait)
+    desk = engine.open_desk(loaded, call.store, devices.resolve(device), force or (), crew)
+    crew.expect(loaded, desk.device)
     verdicts: list[BudgetChecked] = []
     try:
         with call.listen(stream=True) as emit:
@@ -56,11 +85,14 @@ def compress(
                 verdicts.extend([event] if isinstance(event, BudgetChecked) else [])
                 emit(event)
 
-            run = engine.run(desk, listen)
+            run = attend(desk, emit, lambda: engine.run(desk, listen))
     except BudgetError:
         if not call.json:
             out(pages.budget([event.to_json() for event in verdicts]))
         raise
+    if run is None:
+        call.say("done: the host that leads has the result")
+        return
     found = summary.summarize(run, call.store)
     if call.json:
         out(encode({"event": "summary", **found.to_json()}))
@@ -94,6 +126,8 @@ def plan(
         list[str] | None, typer.Option("--force", metavar="STEP", help="Plan as if this step had to run. Repeatable.")
     ] = None,
     until: UntilOption = "",
+    nproc: NprocOption = 1,
+    nnodes: NnodesOption = 1,
 ) -> None:
     """Tell what `compress` would run, and why.
 
@@ -104,10 +138,12 @@ def plan(
     from modelpack import device as devices
     from modelpack import engine, planning
     from modelpack import recipe as recipes
+    from modelpack.crew import Crew
 
     loaded = recipes.load(recipe, overrides or ())
     loaded = loaded.upto(until) if until else loaded
-    desk = engine.open_desk(loaded, call.store, devices.resolve(device), force or ())
+    crew = Crew(nproc, nnodes)
+    desk = engine.open_desk(loaded, call.store, devices.resolve(device), force or (), crew)
     steps = [_planned(item) for item in planning.plan(desk)]
     call.result({"recipe": loaded.name, "device": desk.device, "steps": steps}, lambda: pages.plan(steps))
 

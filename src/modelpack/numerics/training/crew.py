@@ -42,8 +42,10 @@ def enrolled(
         torch.cuda.set_device(device)
     address, port, opens = meeting
     wait = timedelta(seconds=patience)
-    store = dist.TCPStore(address, port, size, is_master=opens, timeout=wait)
-    dist.init_process_group(_BACKENDS[device.type], rank=rank, world_size=size, timeout=timedelta(seconds=patience))
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        address, port, size, is_master=opens, timeout=wait
+    )
+    dist.init_process_group(_BACKENDS[device.type], store=store, rank=rank, world_size=size, timeout=wait)
     yield
     # Not after an error: leaving in good order would wait for those who are gone.
     dist.destroy_process_group()

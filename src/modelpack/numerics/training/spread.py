@@ -75,7 +75,7 @@ def spread(student: nn.Module, objective: Objective, parallel: Parallel, device:
         with norms.synchronized(student):
             # Not all parameters of a user's model need take part in every output, or in any.
             called = DistributedDataParallel(
-                _Asked(student, objective), broadcast_buffers=False, find_unused_parameters=True
+                _Asked(student, objective), forward_sync_buffers=False, find_unused_parameters=True
             )
             yield Pupil(student, called)
     else:

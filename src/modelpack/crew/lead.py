@@ -1,0 +1,169 @@
+"""A step that workers do, seen from the command that leads: what they tell becomes what the step itself would tell."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modelpack import events
+from modelpack.crew.lines import raised
+from modelpack.crew.order import Order
+from modelpack.crew.team import Team
+from modelpack.errors import StageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from modelpack.artifact import Artifact
+    from modelpack.crew import Crew
+    from modelpack.crew.muster import Link
+    from modelpack.recipe import Recipe
+    from modelpack.stage import Job
+    from modelpack.steps import Step
+
+LOOK = 0.05
+"""Seconds between two looks at what the workers said."""
+_SETTLE = 0.5
+"""Seconds in which a second worker may tell what went wrong, after a first one did."""
+AGAIN = "the last checkpoint is kept: the same command goes on from there"
+
+
+def train(crew: Crew, recipe: Recipe, step: Step, made: Mapping[str, Artifact], job: Job) -> None:
+    """Let workers run a step's stage, as `Stage.run` would.
+
+    Raises:
+        StageError: When they cannot finish.
+        ModelpackError: What the stage raised in one of them.
+    """
+    artifacts = {name: made[name] for name in dict.fromkeys(filter(None, (step.reads, *step.steps)))}
+    station = crew.station()
+    with tempfile.TemporaryDirectory(prefix="modelpack-crew-") as folder:
+        team = Team(Path(folder))
+        order = Order(
+            path=str(recipe.path.resolve()),
+            text=recipe.text,
+            overrides=recipe.overrides,
+            step=step.id,
+            artifacts={name: str(item.path.resolve()) for name, item in artifacts.items()},
+            out=str(job.out.resolve()),
+            scratch=str(job.scratch.resolve()),
+            shared=str(job.shared.resolve()),
+            notes=str(team.notes),
+            device=job.device,
+            first=0,
+            size=crew.size,
+            wait=crew.wait,
+        )
+        try:
+            for link in crew.links:
+                link.send_step(step.id, artifacts, station)
+            team.start(order, station, crew.nproc)
+            _Watch(crew, job, team).until_done()
+        finally:
+            team.stop()
+            for link in crew.links:
+                link.release()
+
+
+@dataclass
+class _Watch:
+    """What is known of the workers of a step while they work."""
+
+    crew: Crew
+    job: Job
+    team: Team
+    tries: int = 0
+    busy: set[int] = field(default_factory=set)
+    failed: dict[int, Any] = field(default_factory=dict)
+    result: dict[str, Any] | None = None
+    finished: set[int] = field(default_factory=set)
+
+    def until_done(self) -> None:
+        """Pass on what the workers tell until they have finished.
+
+        Raises:
+            ModelpackError: When they cannot.
+        """
+        while not (self.result is not None and self.team.ended() == 0 and len(self.finished) == len(self.crew.links)):
+            self._listen()
+            if self.failed:
+                time.sleep(_SETTLE)
+                self._listen()
+                raise self._failure()
+            code = self.team.ended()
+            if code is not None:
+                self._listen()
+                if code != 0 and not self.failed:
+                    raise self._end(None, code, self.team.failure(), list(self.team.printed()))
+            time.sleep(LOOK)
+        self.job.metrics.update(self.result["metrics"])
+        self.job.results.update(self.result["results"])
+        self.job.warnings.extend(self.result["warnings"])
+
+    def _listen(self) -> None:
+        for rank, line in self.team.lines:
+            self._line(rank, line)
+        for link in self.crew.links:
+            for body in link.told():
+                if isinstance(body.get("line"), dict):
+                    self._line(int(body["rank"]), body["line"])
+                elif body.get("ended") == 0:
+                    self.finished.add(link.number)
+                elif "ended" in body and not self.failed:
+                    raise self._end(link, int(body["ended"]), body["failure"], body["printed"])
+
+    def _line(self, rank: int, line: dict[str, Any]) -> None:
+        if "event" in line:
+            self.job.emit(events.decode(line["event"]))
+        elif "print" in line:
+            sys.stderr.write(str(line["print"]))
+        elif "begun" in line:
+            self._begun(rank)
+        elif "error" in line:
+            self.failed[rank] = line["error"]
+        elif "done" in line and rank == 0:
+            self.result = line["done"]
+        if {"lost", "stopped", "done", "error"} & set(line):
+            self.busy.discard(rank)
+
+    def _begun(self, rank: int) -> None:
+        if rank == 0:
+            self.tries += 1
+            if self.tries > 1:
+                who = " and ".join(self._who(other) for other in sorted(self.busy))
+                text = f"{who or 'a worker'} was lost: all started again (restart {self.tries - 1})"
+                self.job.emit(events.Note(self.job.step, text, warning=True))
+                self.busy.clear()
+        self.busy.add(rank)
+
+    def _who(self, rank: int) -> str:
+        links = self.crew.links
+        host = "this host" if rank < self.crew.nproc else links[rank // self.crew.nproc - 1].name
+        return f"rank {rank} on {host}" if links else f"rank {rank}"
+
+    def _failure(self) -> Exception:
+        """Give the error of the first worker that told one; what all of them say needs no name."""
+        bodies = list(self.failed.values())
+        common = len(bodies) > 1 and all(body == bodies[0] for body in bodies)
+        rank = min(self.failed)
+        return raised(self.failed[rank], "" if common else self._who(rank))
+
+    def _end(self, link: Link | None, code: int, failure: Mapping[str, Any], printed: list[str]) -> StageError:
+        """Say how the workers of a host ended, or their agent."""
+        host, last = link.name if link else "", "\n  ".join(str(line) for line in printed)
+        if "agent" in failure:
+            return StageError(f"the workers could not be kept going: {failure['agent']}", where=host, then=last)
+        if "worker" not in failure:
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+            return StageError(f"torchrun's agent {how}", where=host, then=last or AGAIN)
+        first = link.number * self.crew.nproc if link else 0
+        who, exit_code = self._who(first + int(failure["worker"])), int(failure["code"])
+        after = f", after {self.tries - 1} restarts" if self.tries > 1 else ""
+        if exit_code >= 0:
+            return StageError(f"{who} ended with code {exit_code}{after}", then=last)
+        then = "signal 9 usually means that memory ran out: use smaller batches or fewer processes\n  " + AGAIN
+        return StageError(f"{who} was killed by signal {-exit_code}{after}", then=then)
