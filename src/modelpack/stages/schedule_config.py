@@ -20,6 +20,11 @@ class ScheduleConfig(StageConfig):
     warmup: float = Field(0.1, ge=0, lt=1, description="Fraction of the steps in which the rate rises.")
     weight_decay: float = Field(1e-4, ge=0, description="Weight decay of matrices.")
     clip: float = Field(1.0, ge=0, description="Largest norm of the gradient; 0 for no limit.")
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp",
+        description="With several processes, what each holds of the model: all of it, or (fsdp) a part, for models too "
+        "large for one device.",
+    )
 
 
 class FloatScheduleConfig(ScheduleConfig):
@@ -40,5 +45,6 @@ def schedule(config: ScheduleConfig) -> Schedule:
         warmup=config.warmup,
         decay=config.weight_decay,
         clip=config.clip,
+        parallel=config.parallel,
         precision=config.precision if isinstance(config, FloatScheduleConfig) else "float32",
     )
