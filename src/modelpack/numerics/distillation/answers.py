@@ -8,27 +8,28 @@ once more and compared bit by bit. What a student learns is the same with and wi
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
+import functools
 import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from modelpack import canonical
+from modelpack import __version__, canonical
 from modelpack.device import processor
-from modelpack.errors import StageError
-from modelpack.numerics.distillation.shelf import KEY, Shelf
+from modelpack.numerics.distillation import coding
+from modelpack.numerics.distillation.shelf import Shelf
+from modelpack.numerics.training.batches import count
 from modelpack.quantities import duration, size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
+
+    from modelpack.numerics.training.batches import Rows
 
 Ask = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 """Gives named outputs for named inputs; a row of the one is a row of the other."""
@@ -125,26 +126,26 @@ class Answers:
     def __call__(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Answer a batch."""
         self.use.batches += 1
-        if self.memory is None or self.use.off:
+        begun = time.perf_counter()
+        names = coding.keys(inputs, self.rows) if self.memory is not None and not self.use.off else None
+        if self.memory is None or names is None:
             return self._asked(inputs)
-        with self._writing(self.memory):
-            begun = time.perf_counter()
-            keys = _keys(inputs, self.rows)
-            items = self._opened(self.memory, inputs).find(keys)
-            found = None if items is None else _decoded(items, next(iter(inputs.values())).device)
+        items, found = None, None
+        with self._disk(self.memory):
+            items = self._opened(self.memory, inputs).find(names)
+            found = None if items is None else coding.decoded(items, next(iter(inputs.values())).device)
             self._spent += time.perf_counter() - begun
-            if found is not None and self._trials == 0:
-                return self._from_memory(found)
+        if found is not None and self._trials == 0:
+            return self._from_memory(found)
         begun = time.perf_counter()
         answers = self._asked(inputs)
         self._fastest = min(self._fastest, time.perf_counter() - begun)
-        if not self.use.off:
-            with self._writing(self.memory):
-                self._learn(keys, answers, items if found is not None else None)
+        with self._disk(self.memory):
+            self._learn(names, answers, items if found is not None else None)
         return answers
 
     @contextlib.contextmanager
-    def _writing(self, memory: Memory) -> Iterator[None]:
+    def _disk(self, memory: Memory) -> Iterator[None]:
         """Go on without memory where the disk refuses."""
         try:
             yield
@@ -169,9 +170,9 @@ class Answers:
 
     def _learn(self, keys: Sequence[bytes], answers: Mapping[str, Tensor], items: Sequence[memoryview] | None) -> None:
         """Keep what was answered, or compare it with what was kept."""
-        assert self.memory is not None, "called by one who has a memory"
-        assert self._shelf is not None, "opened to look for the keys"
-        coded = _encoded(answers, len(keys))
+        if self.memory is None or self._shelf is None:
+            return
+        coded = coding.encoded(answers, len(keys))
         if coded is None:
             self._give_up("its outputs are not made of rows")
         elif items is not None:
@@ -193,23 +194,41 @@ class Answers:
             self._shelf = None
 
     def _asked(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Ask for `rows` rows at a time."""
-        count = _count(inputs)
+        """Ask for `rows` rows at a time; gives tensors in the order of memory that those from the disk have."""
+        count = coding.number(inputs)
         if count in (self.rows, None) or self._by_rows is False:
-            return self.ask(inputs)
+            return _contiguous(self.ask(inputs))
         if self._by_rows is None:
             plain = self.ask(inputs)
             self._by_rows = all(value.ndim and len(value) == count for value in plain.values())
             if not self._by_rows:
-                return plain
+                return _contiguous(plain)
         pieces = [self.ask(piece) for piece in _pieces(inputs, count, self.rows)]
-        return {name: torch.cat([piece[name] for piece in pieces])[:count] for name in pieces[0]}
+        return _contiguous({name: torch.cat([piece[name] for piece in pieces])[:count] for name in pieces[0]})
 
 
-def _count(inputs: Mapping[str, Tensor]) -> int | None:
-    """Count rows; None where inputs do not agree on it."""
-    counts = {len(value) if value.ndim else None for value in inputs.values()}
-    return next(iter(counts)) if len(counts) == 1 else None
+def _contiguous(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.contiguous() for name, value in given.items()}
+
+
+def beyond(data: Rows, held_out: Rows | None, variants: int) -> Callable[[int], bool]:
+    """Say how it is noticed that rows are drawn anew in every pass: there are more of them than the data hold.
+
+    Args:
+        data: What is learnt from.
+        held_out: What judges it, where there is such.
+        variants: How many versions there are of each row that is learnt from.
+    """
+
+    @functools.cache
+    def passes() -> int:
+        return 2 * variants * (data.steps + 1) * count(data.labelled())
+
+    @functools.cache
+    def judged() -> int:
+        return sum(count(batch) for batch in held_out.picked()) if held_out is not None else 0
+
+    return lambda seen: seen > passes() and seen > passes() + judged()
 
 
 def _pieces(inputs: Mapping[str, Tensor], count: int, rows: int) -> Iterator[dict[str, Tensor]]:
@@ -223,57 +242,5 @@ def _pieces(inputs: Mapping[str, Tensor], count: int, rows: int) -> Iterator[dic
 def _circumstances(device: torch.device) -> dict[str, Any]:
     """Give what decides how a machine rounds."""
     named = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()["name"]
-    return {"torch": torch.__version__, "device": named, "threads": torch.get_num_threads()}
-
-
-def _keys(inputs: Mapping[str, Tensor], rows: int) -> list[bytes]:
-    """Name each row by its bytes in all inputs, by how many are asked at once, and in which precision."""
-    count = _count(inputs)
-    if count is None:
-        raise StageError("the model's inputs differ in their number of rows", then="set `cache: off`")
-    device = next(iter(inputs.values())).device.type
-    precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    shapes = [[name, str(value.dtype), *value.shape[1:]] for name, value in inputs.items()]
-    prefix = hashlib.blake2b(canonical.encode([rows, str(precision), shapes]), digest_size=KEY)
-    columns = [_bytes(value, count).numpy() for value in inputs.values()]
-    keys = []
-    for row in range(count):
-        name = prefix.copy()
-        for column in columns:
-            name.update(column[row])
-        keys.append(name.digest())
-    return keys
-
-
-def _bytes(value: Tensor, count: int) -> Tensor:
-    """View a tensor's rows as bytes on the CPU."""
-    flat = value.detach().cpu().reshape(count, math.prod(value.shape[1:])).contiguous()
-    return flat.view(torch.uint8)
-
-
-def _encoded(answers: Mapping[str, Tensor], count: int) -> list[bytes] | None:
-    """Write each row of the answers as bytes, its layout first; None where an output has not one row for each."""
-    if not all(value.ndim and len(value) == count for value in answers.values()):
-        return None
-    layout = [[name, str(value.dtype).removeprefix("torch."), *value.shape[1:]] for name, value in answers.items()]
-    head = json.dumps(layout).encode()
-    head = len(head).to_bytes(4, "little") + head
-    content = torch.cat([_bytes(value, count) for value in answers.values()], 1).numpy()
-    return [head + row.tobytes() for row in content]
-
-
-def _decoded(items: Sequence[memoryview], device: torch.device) -> dict[str, Tensor] | None:
-    """Read rows that `_encoded` wrote as one batch; None where their layouts differ."""
-    start = 4 + int.from_bytes(items[0][:4], "little")
-    head = bytes(items[0][:start])
-    if any(item[:start] != head or len(item) != len(items[0]) for item in items):
-        return None
-    content = torch.from_numpy(np.frombuffer(bytearray().join(items), np.uint8).reshape(len(items), -1))
-    answers: dict[str, Tensor] = {}
-    for name, kind, *shape in json.loads(head[4:]):
-        dtype = getattr(torch, kind)
-        end = start + math.prod(shape) * dtype.itemsize
-        # A copy of its own, for a view of another type must begin where such a value may.
-        answers[name] = content[:, start:end].clone().view(dtype).reshape(len(items), *shape).to(device)
-        start = end
-    return answers
+    versions = {"modelpack": __version__, "torch": torch.__version__}
+    return {**versions, "device": named, "threads": torch.get_num_threads()}
