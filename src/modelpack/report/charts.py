@@ -216,7 +216,7 @@ def spark(points: Sequence[Point], axis: Sequence[float], told: str) -> Markup:
         axis: Figures that the vertical axis shall show: the same for all curves of a table.
         told: The curve in words.
     """
-    x, y = scale([point[0] for point in points], 3, 117), scale(axis, 23, 3)
+    x, y = scale([point[0] for point in points], 3, 117), scale(axis, 23, 3, exact=True)
     path = "M" + "L".join(f"{x(a):g} {y(b):g}" for a, b in points)
     return element(
         "svg",

@@ -10,12 +10,13 @@ from modelpack import quantities
 from modelpack.report.charts import bar, spark
 from modelpack.report.markup import element
 from modelpack.report.reading import figure, mapping, number, rows, sequence, text
-from modelpack.report.tables import details, table
+from modelpack.report.tables import details, figures, table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from modelpack.report.markup import Content, Markup
+    from modelpack.report.reading import Row
 
 _LEVELS = 8
 """Shades of a heat map, in the style sheet."""
@@ -125,37 +126,40 @@ def latency(value: Any) -> Markup | None:
     trials, costs = rows(told.get("trials")), rows(told.get("costs"))
     if not trials and not costs:
         return None
-    measured = {name: told[name] for name in ("asked", "measured", "original_ms", "exports", "seconds") if name in told}
-    most = max((number(row.get("share")) or 0.0 for row in costs), default=0.0) or 1.0
-    tried = [
-        [str(place + 1), _share(row.get("aim")), _share(row.get("estimated")), _share(row.get("measured"))]
-        for place, row in enumerate(trials)
-    ]
+    facts = {f"time {name}": _share(told[name]) for name in ("asked", "measured") if name in told}
+    facts |= {
+        words: figure(name, told[name])
+        for name, words in (("original_ms", "unpruned"), ("exports", "exports"), ("seconds", "took"))
+        if name in told
+    }
+    return element(
+        "div",
+        figures(facts) if facts else None,
+        _trials(trials) if trials else None,
+        _costs(costs) if costs else None,
+    )
+
+
+def _trials(found: Sequence[Row]) -> Markup:
+    """List what was measured, beside the multiply-accumulates that promised it."""
+    body = [[str(place + 1), _share(row.get("macs")), _share(row.get("measured"))] for place, row in enumerate(found)]
+    return details("Models measured", table(("trial", "multiply-adds kept", "time kept"), body, numbers=(1, 2)))
+
+
+def _costs(found: Sequence[Row]) -> Markup:
+    shares = [number(row.get("share")) or 0.0 for row in found]
+    most = max([*shares, 0.0]) or 1.0
     body = [
         [
             element("code", text(row.get("group"))),
             figure("units", row.get("units")),
             figure("unit_ms", row.get("unit_ms")),
-            [bar((number(row.get("share")) or 0.0) / most, text(row.get("share"))), f" {_share(row.get('share'))}"],
+            [bar(share / most, _share(share)), f" {_share(share)}"],
         ]
-        for row in sorted(costs, key=lambda row: -(number(row.get("share")) or 0.0))
+        for share, row in sorted(zip(shares, found, strict=True), key=lambda pair: -pair[0])
     ]
-    facts = ", ".join(f"{name.replace('_', ' ')} {_fact(name, item)}" for name, item in measured.items())
-    return element(
-        "div",
-        element("p", facts) if facts else None,
-        table(("trial", "aimed at", "estimated", "measured"), tried, numbers=(0, 1, 2, 3)) if tried else None,
-        details(
-            "What a unit of each group costs",
-            table(("group of", "units", "time of a unit", "share of the time"), body, numbers=(1, 2)),
-        )
-        if body
-        else None,
-    )
-
-
-def _fact(name: str, value: Any) -> str:
-    return _share(value) if name in ("asked", "measured") else figure(name, value)
+    columns = ("group of", "units", "time of a unit", "part in the time")
+    return details("What a unit of each group costs", table(columns, body, numbers=(1, 2)))
 
 
 def _share(value: Any) -> str:

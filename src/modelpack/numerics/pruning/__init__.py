@@ -15,11 +15,11 @@ from modelpack.numerics.pruning.rounding import Rounding
 from modelpack.numerics.pruning.targets import Meter, Target
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from torch import Tensor, nn
 
-    from modelpack.numerics.pruning.choice import Choice
+    from modelpack.numerics.pruning.choice import Choice, Ranking
 
 
 def prune(
@@ -31,6 +31,7 @@ def prune(
     keep: Iterable[str] = (),
     rounding: Rounding = Rounding(),  # noqa: B008  frozen
     seed: int = 0,
+    study: Callable[[nn.Module, Ranking], object] = lambda _module, _ranking: None,
 ) -> Pruned:
     """Remove the least important channels until what the target counts has become small enough.
 
@@ -43,6 +44,7 @@ def prune(
         keep: Glob patterns of module paths that must not change.
         rounding: What the channels that stay in a layer are a multiple of.
         seed: Of the soundness check.
+        study: Told the order in which units would go, before any does.
 
     Raises:
         StageError: When nothing may be removed, or the target cannot be met; the nearest fraction is named.
@@ -50,6 +52,7 @@ def prune(
     found = sound.candidates(module, feed, kept(module, keep), seed)
     meter = target.meter(module, feed, found.groups)
     ranking = choice.rank(module, found.groups, worth, meter)
+    study(module, ranking)
     chosen = choice.choose(module, ranking, target, meter, rounding)
     if not target.met(chosen.fraction):
         raise _missed(target, chosen, found.left)

@@ -1,0 +1,75 @@
+"""What `prune` measures on its way: the time that a model takes, and what each group of layers bears."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from modelpack.device import machine
+from modelpack.stage import Assumption
+from modelpack.stages import remarks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from modelpack.numerics.pruning import Target
+    from modelpack.numerics.pruning.choice import Ranking
+    from modelpack.numerics.pruning.latency import Log
+    from modelpack.stage import Job
+
+_TOLD = 3
+"""Groups that are named as the most sensitive ones."""
+
+
+def assumed(device: str) -> Assumption:
+    """Say on which machine times are taken."""
+    found = machine(device)
+    processor, versions = found["processor"], found["versions"]
+    known = [f"{name} {version}" for name, version in versions.items() if version]
+    told = [processor["name"], *processor["flags"], f"{found['cores']} cores", device, *known]
+    return Assumption("machine", ", ".join(map(str, told)), "the target is a fraction of the time measured on it")
+
+
+def latency(keep: float, data: str | None, job: Job) -> tuple[Target, Log]:
+    """Aim at a fraction of the time that the unpruned model takes, on a row of the data where there are any.
+
+    Raises:
+        StageError: When the data do not fit the model.
+    """
+    from modelpack.numerics import rows, runtime
+    from modelpack.numerics.pruning import latency as timed
+    from modelpack.numerics.pruning.stopwatch import Exports
+
+    inputs, _ = runtime.signature(job.source)
+    feed = rows.sample(inputs, 1, job.seed) if data is None else next(rows.feeds(job.data[data].batches(), inputs, 1))
+    outputs = job.source.read_json("signature.json")["outputs"]
+    return timed.of_latency(keep, Exports(inputs, outputs, feed, job.device, job.seed))
+
+
+def report(log: Log, job: Job) -> None:
+    """Record how a latency was met."""
+    told = log.to_json()
+    job.metric("latency_fraction", log.measured)
+    job.result("latency", told)
+    job.note(
+        f"takes {log.measured:.1%} of the unpruned model's time on this machine "
+        f"(found with {told['exports']} exports in {log.seconds:.0f} s)"
+    )
+
+
+def study(rows: int, data: str | None, target: str, job: Job) -> Callable[[Any, Ranking], None]:
+    """Give what measures every group alone on some rows, and records it; nothing is measured on none."""
+
+    def measured(module: Any, ranking: Ranking) -> None:
+        from modelpack.numerics.pruning import sensitivity
+
+        assert data is not None, "checked when the recipe was read"
+        samples = sensitivity.gather(job.data[data].batches, job.inputs, rows, target, job.device)
+        remarks.invented({data}, job)
+        found = sensitivity.measure(
+            module, ranking, samples, watch=lambda groups: job.track(groups, len(groups), "sensitivity")
+        )
+        job.result("sensitivity", found.to_json())
+        names = ", ".join(item.group for item in found.worst(_TOLD))
+        job.note(f"most sensitive: {names} (by {found.measure} on {found.rows} rows)")
+
+    return measured if rows else lambda _module, _ranking: None
