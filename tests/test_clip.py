@@ -79,7 +79,7 @@ def test_a_net_with_outliers_loses_less_by_rounding_once_clipped(tmp_path):
     cut = outputs(rounded(module, 4), feed)["logits"]
     assert float((cut - wanted).norm()) < 0.85 * float((plain - wanted).norm())
     assert all(item.after <= item.before for item in done)
-    assert sum(item.after for item in done) < 0.75 * sum(item.before for item in done)
+    assert sum(item.after for item in done) < 0.9 * sum(item.before for item in done)
     assert 0 < sum(item.count for item in done) < 0.05 * sum(item.weights for item in done)
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 import nets
 from modelpack.errors import StageError
-from modelpack.numerics import models, sparsity, zeros
+from modelpack.numerics import models, sparsity, training, zeros
 from modelpack.numerics.sparsity import compressed, layers, magnitude, moments, refit, sparsegpt, wanda
 from modelpack.numerics.sparsity.pattern import Pattern, chosen, smallest
 from modelpack.stages.distill import distill
@@ -336,10 +336,10 @@ def test_zeros_stay_zero_through_training_and_say_so(tmp_path):
         assert float(moved.float().mean()) > 0.4
 
 
-def test_without_the_hold_training_fills_zeros_and_the_model_is_called_dense(tmp_path, monkeypatch):
+def test_without_the_constraint_training_fills_zeros_and_the_model_is_called_dense(tmp_path, monkeypatch):
     source = imported(tmp_path, "cnn", nets.IMAGE)
     sparse = run(tmp_path, source, {})
-    monkeypatch.setattr(zeros, "hold", lambda *_: None)
+    monkeypatch.setattr(training, "zeros_kept", lambda *_: None)
     events = []
     made = run_stage(
         tmp_path, recover, {"data": "train", "epochs": 1}, model=sparse, steps={"model": source},

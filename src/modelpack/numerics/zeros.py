@@ -1,4 +1,4 @@
-"""Weights that are zero on purpose: which they are is written beside a model, and training leaves them so.
+"""Weights that are zero on purpose: which they are is written beside a model, and carried over.
 
 ::
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from modelpack.artifact import Artifact
 
@@ -83,28 +83,3 @@ def lost(sparsity: Sparsity, like: Artifact, out: Path) -> list[str]:
 
 def _held(before: Tensor, after: Tensor) -> bool:
     return before.shape == after.shape and not bool(after[before == 0].count_nonzero())
-
-
-def hold(module: nn.Module, artifact: Artifact) -> None:
-    """Let the zeros of a sparse model have no gradient, so that training leaves them exactly zero.
-
-    An optimizer that moves weights by their gradients and decays them by their values never moves such a weight.
-
-    Args:
-        module: Loaded from the artifact; on the device that it will be trained on.
-        artifact: Sparse or not.
-    """
-    sparsity = read(artifact)
-    for name in sparsity.layers if sparsity is not None else ():
-        weight = module.get_parameter(name)
-        if weight.requires_grad:
-            _mute(weight)
-
-
-def _mute(weight: Tensor) -> None:
-    zero = weight.detach() == 0
-
-    def masked(gradient: Tensor) -> Tensor:
-        return gradient.masked_fill(zero, 0)
-
-    weight.register_hook(masked)  # type: ignore[no-untyped-call]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
@@ -63,7 +64,7 @@ class QatConfig(TrainingConfig):
 )
 def qat(config: QatConfig, job: Job) -> None:
     """Train the model with its weights and activations rounded to 8 bits, so that its export loses little."""
-    from modelpack.numerics import models, rows, zeros
+    from modelpack.numerics import models, rows
     from modelpack.numerics import qat as rounding
     from modelpack.numerics import training as loop
 
@@ -78,8 +79,8 @@ def qat(config: QatConfig, job: Job) -> None:
     )
     _report(prepared, job)
     student = _student(prepared, config, job, lesson)
-    zeros.hold(prepared.module, job.source)
-    trained = loop.train(student, lesson, job.scratch)
+    kept = loop.zeros_kept(student, job.source, "floating.")
+    trained = loop.train(student, replace(lesson, constraint=kept), job.scratch)
     rounding.finish(prepared, student).write(job.out)
     models.save(prepared.module, job.out, like=job.source)
     remarks.zeros(job)

@@ -33,11 +33,10 @@ class RecoverConfig(LessonConfig, ImitationConfig, FloatScheduleConfig):
 )
 def recover(config: RecoverConfig, job: Job) -> None:
     """Restore a pruned model from unlabelled data: batch-norm statistics, then the original model's outputs."""
-    from modelpack.numerics import models, zeros
+    from modelpack.numerics import models
     from modelpack.numerics import training as loop
 
     student = models.load(job.source, job.device)
-    zeros.hold(student, job.source)
     if config.batch_norm:
         count = loop.reestimate(student, rows(config, job, config.data), loop.device(job.device), job.track)
         job.note(f"measured the statistics of {count} batch norms anew" if count else "the model has no batch norms")

@@ -53,7 +53,7 @@ def begin(config: StudentConfig, job: Job, teacher: str) -> Any:
     Raises:
         StageError: When it cannot be built, or the model has no such layers.
     """
-    from modelpack.numerics import models, zeros
+    from modelpack.numerics import models
     from modelpack.numerics.pruning import depth
 
     if config.student is None:
@@ -62,7 +62,6 @@ def begin(config: StudentConfig, job: Job, teacher: str) -> Any:
             feed = models.example(models.load(job.source), job.inputs, 2, job.seed, job.device)
             student = depth.thinned(student, feed, config.keep_layers).eval()
             job.note(f"the student has {models.parameter_count(student):,} parameters")
-        zeros.hold(student, job.source)
         return student
     own = config.student
     student, notes = models.write(

@@ -83,6 +83,7 @@ def prepare(config: LessonConfig, job: Job, student: Any = None) -> Lesson:
         device,
         job.seed,
         job.track,
+        constraint=loop.zeros_kept(student, job.source) if student is not None else None,
     )
 
 

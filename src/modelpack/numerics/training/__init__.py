@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from modelpack.numerics.training.batches import Rows
+from modelpack.numerics.training.constraints import zeros_kept
 from modelpack.numerics.training.lesson import Constraint, Lesson, Trained
 from modelpack.numerics.training.loop import train
 from modelpack.numerics.training.objective import SCORE, Objective
@@ -24,6 +25,7 @@ __all__ = [
     "reestimate",
     "remarks",
     "train",
+    "zeros_kept",
 ]
 
 device = torch.device

@@ -32,6 +32,7 @@ class Lesson:
         device: Where everything runs, the student included.
         seed: Order of rows and dropout follow from it.
         watch: Shows progress.
+        constraint: Applied to the student after every step of the optimizer.
         change: Applied to the rows that the student learns from, not to those that judge it.
     """
 
@@ -42,6 +43,7 @@ class Lesson:
     device: torch.device
     seed: int
     watch: Watch = lambda items, _total, _label: items
+    constraint: Constraint | None = None
     change: Change | None = None
 
 
