@@ -78,8 +78,13 @@ def restore(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str], kept:
         slots.setdefault(owner, {})[key] = tensor
     for parameter, name in names.items():
         if name in slots:
-            # Optimizers keep their step counters as numbers of no device's own.
-            optimizer.state[parameter] = {
-                key: value.to(parameter.device) if key == "step" else crew.dealt_like(value, parameter)
-                for key, value in slots[name].items()
-            }
+            optimizer.state[parameter] = {key: _like(parameter, value) for key, value in slots[name].items()}
+
+
+def _like(parameter: Tensor, value: Tensor) -> Tensor:
+    """Bring a value to its parameter's device and layout; counters have none."""
+    if value.shape != parameter.shape:
+        return value.to(parameter.device)
+    found = torch.zeros_like(parameter, requires_grad=False)
+    crew.fill(found, value)
+    return found
