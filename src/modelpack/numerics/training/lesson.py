@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from modelpack.numerics.training.batches import Arrays, Rows
     from modelpack.numerics.training.objective import Objective
@@ -18,6 +19,9 @@ Watch = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
 Change = Callable[["Arrays", int], "Arrays"]
 """Gives the rows of a batch as they are in an epoch, counted from 1."""
+
+Constraint = Callable[["nn.Module"], None]
+"""Makes true of a student's weights, in place, what must be true of them, such as their zeros."""
 
 
 @dataclass(frozen=True)

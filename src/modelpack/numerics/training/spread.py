@@ -91,10 +91,6 @@ def spread(student: nn.Module, objective: Objective, parallel: Parallel, device:
         tensors.restore(student.to(device), tensors.copied(parts))
 
 
-def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
-    return [*module.named_parameters(), *module.named_buffers()]
-
-
 def _shard(module: nn.Module, device: torch.device) -> None:
     """Deal a module's parameters out, block by block where it has a list of blocks.
 
@@ -103,6 +99,8 @@ def _shard(module: nn.Module, device: torch.device) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    for parameter in module.parameters():
+        parameter.data = parameter.data.contiguous()  # parts are cut from rows; convolutions may lie otherwise
     mesh = init_device_mesh(device.type, (crew.size(),))
     for block in _blocks(module):
         fully_shard(block, mesh=mesh)
