@@ -1,15 +1,21 @@
-"""How much of the disk the answers of teachers may take."""
+"""Which rows a teacher is asked about, and how many of its answers are kept."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, Self
+
+from pydantic import Field, model_validator
 
 from modelpack.bind import FromText
 from modelpack.quantities import parsed_size
+from modelpack.stage import Job, StageConfig
+from modelpack.stages.augment_config import AugmentConfig, augmentation
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from modelpack.numerics.training import Lesson
 
 
 @dataclass(frozen=True)
@@ -45,3 +51,34 @@ class Kept(FromText):
 
     def __str__(self) -> str:
         return self.text
+
+
+class AnswersConfig(StageConfig):
+    """Which rows a teacher is asked about, and how many of its answers are kept."""
+
+    augment: AugmentConfig | None = Field(
+        None, description="Change rows a little on their way to training, the same way whenever they are asked for."
+    )
+    cache: Kept = Field(
+        Kept.read("2 GiB"),
+        description="Disk that teachers' answers may take, so that no row is asked about twice, or off. The result is "
+        "the same.",
+    )
+
+    @model_validator(mode="after")
+    def _kept(self) -> Self:
+        if self.augment and not self.augment.variants and self.cache.bytes and "cache" in self.model_fields_set:
+            raise ValueError("`cache` does nothing with `variants: 0`, where no row comes back: leave one of them out")
+        return self
+
+
+def remembering(config: AnswersConfig, job: Job, lesson: Lesson, teacher: str) -> Lesson:
+    """Change the rows of a lesson, and keep its teacher's answers, as the settings say."""
+    from modelpack.numerics import distillation
+
+    variants = config.augment.variants if config.augment else 1
+    if config.augment:
+        lesson = replace(lesson, change=augmentation(config.augment, lesson.data, job.seed))
+    return distillation.remembering(
+        lesson, job.shared / "answers", config.cache.bytes, teacher=teacher, variants=variants
+    )

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from modelpack.bind import UserCode
 from modelpack.stage import DataRef, Job, TorchRef
 from modelpack.stages import remarks
+from modelpack.stages.answers_config import AnswersConfig, remembering
 from modelpack.stages.imitation_config import DistanceConfig, ImitationConfig
 from modelpack.stages.schedule_config import ScheduleConfig, schedule
 
@@ -20,7 +21,7 @@ TaskSetting = Literal["auto", "cross_entropy", "language_modelling", "multi_labe
 _SMOOTHED = ("auto", "cross_entropy", "language_modelling", "multi_label")
 
 
-class LessonConfig(ScheduleConfig, DistanceConfig):
+class LessonConfig(ScheduleConfig, DistanceConfig, AnswersConfig):
     """Who teaches, on which rows, and how long."""
 
     teacher: TorchRef = Field("model", description="The step whose model is imitated; 'model' is the original.")
@@ -75,7 +76,7 @@ def prepare(config: LessonConfig, job: Job, student: Any = None) -> Lesson:
     objective = distillation.imitation(teacher, student, data, task, wish=_wish(config, job), device=device)
     for text in objective.remarks():
         job.note(text)
-    return loop.Lesson(
+    lesson = loop.Lesson(
         objective,
         data,
         rows(config, job, config.eval_data) if config.eval_data else None,
@@ -85,6 +86,7 @@ def prepare(config: LessonConfig, job: Job, student: Any = None) -> Lesson:
         job.track,
         constraint=loop.zeros_kept(student, job.source) if student is not None else None,
     )
+    return remembering(config, job, lesson, job.steps[config.teacher].id)
 
 
 def rows(config: LessonConfig, job: Job, name: str) -> Rows:

@@ -3,6 +3,18 @@
 from modelpack.numerics.distillation.aspects.outputs import ALL
 from modelpack.numerics.distillation.imitation import Imitation
 from modelpack.numerics.distillation.planning import Wish, imitation, mask_for, task_for
+from modelpack.numerics.distillation.remembering import remembered, remembering
 from modelpack.numerics.distillation.tasks import Own, Task
 
-__all__ = ["ALL", "Imitation", "Own", "Task", "Wish", "imitation", "mask_for", "task_for"]
+__all__ = [
+    "ALL",
+    "Imitation",
+    "Own",
+    "Task",
+    "Wish",
+    "imitation",
+    "mask_for",
+    "remembered",
+    "remembering",
+    "task_for",
+]

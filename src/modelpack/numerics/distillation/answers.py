@@ -8,7 +8,6 @@ once more and compared bit by bit. What a student learns is the same with and wi
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import time
 from collections.abc import Callable
@@ -22,14 +21,11 @@ from modelpack import __version__, canonical
 from modelpack.device import processor
 from modelpack.numerics.distillation import coding
 from modelpack.numerics.distillation.shelf import Shelf
-from modelpack.numerics.training.batches import count
 from modelpack.quantities import duration, size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
-
-    from modelpack.numerics.training.batches import Rows
 
 Ask = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 """Gives named outputs for named inputs; a row of the one is a row of the other."""
@@ -209,26 +205,6 @@ class Answers:
 
 def _contiguous(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.contiguous() for name, value in given.items()}
-
-
-def beyond(data: Rows, held_out: Rows | None, variants: int) -> Callable[[int], bool]:
-    """Say how it is noticed that rows are drawn anew in every pass: there are more of them than the data hold.
-
-    Args:
-        data: What is learnt from.
-        held_out: What judges it, where there is such.
-        variants: How many versions there are of each row that is learnt from.
-    """
-
-    @functools.cache
-    def passes() -> int:
-        return 2 * variants * (data.steps + 1) * count(data.labelled())
-
-    @functools.cache
-    def judged() -> int:
-        return sum(count(batch) for batch in held_out.picked()) if held_out is not None else 0
-
-    return lambda seen: seen > passes() and seen > passes() + judged()
 
 
 def _pieces(inputs: Mapping[str, Tensor], count: int, rows: int) -> Iterator[dict[str, Tensor]]:
