@@ -221,6 +221,7 @@ def test_what_no_drawing_knows_is_shown_as_a_table_in_its_step():
     odd = about(
         history="none",
         layers=[{"name": 1}],
+        blocks=[1],
         front=[{"speedup": "fast"}],
         mine=[{"a": 1, "b": "two"}],
         bench={"cells": 3},
@@ -230,6 +231,16 @@ def test_what_no_drawing_knows_is_shown_as_a_table_in_its_step():
     for told in ("mine", "two", "fast", "none"):
         assert told in found.text
     assert "Steps" in found.text
+
+
+def test_layers_and_blocks_are_listed_with_whatever_is_told_of_them():
+    zeros = [{"layer": "fc", "zeros": 512, "sqnr_db_after": 30.0}, {"layer": "head", "zeros": 8}]
+    blocks = [{"block": "layers.1", "type": "Layer", "change": 0.25, "removed": 1}]
+    found = read(about(layers=zeros, blocks=blocks))
+    assert "Pruning" in found.text
+    for told in ("zeros", "512", "30.0 dB", "layers.1", "0.25"):
+        assert told in found.text
+    assert "Tables" not in found.text
 
 
 def test_text_is_escaped_wherever_it_stands():

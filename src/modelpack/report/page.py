@@ -23,7 +23,9 @@ _DRAWINGS: Mapping[str, tuple[tuple[str, str, Callable[[Any], Markup | None]], .
     "layers": (
         ("Pruning", "layers", pruning.layers),
         ("Quantization", "layers", quantization.layers),
+        ("Pruning", "layers", pruning.named),
     ),
+    "blocks": (("Pruning", "blocks", pruning.named),),
     "left_alone": (("Pruning", "left alone", pruning.left_alone),),
     "sensitivity": (("Pruning", "sensitivity", pruning.sensitivity),),
     "latency": (("Pruning", "latency", pruning.latency),),

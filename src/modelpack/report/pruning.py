@@ -10,7 +10,7 @@ from modelpack import quantities
 from modelpack.report.charts import bar, spark
 from modelpack.report.markup import element
 from modelpack.report.reading import figure, mapping, number, rows, sequence, text
-from modelpack.report.tables import details, figures, table
+from modelpack.report.tables import details, figures, table, words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,6 +44,18 @@ def layers(value: Any) -> Markup | None:
             ]
         )
     return table(("layer", "type", "in", "out", "in × out kept"), body, numbers=(2, 3))
+
+
+def named(value: Any) -> Markup | None:
+    """List layers or blocks with whatever is told of each; None where the value names none."""
+    found = rows(value)
+    key = next((key for key in ("layer", "block") if found and all(key in row for row in found)), None)
+    if key is None:
+        return None
+    others = [name for name in dict.fromkeys(name for row in found for name in row) if name != key]
+    numeric = [at for at, name in enumerate(others, 1) if any(number(row.get(name)) is not None for row in found)]
+    body = [[element("code", text(row[key])), *(figure(name, row.get(name)) for name in others)] for row in found]
+    return table([key, *map(words, others)], body, numbers=numeric)
 
 
 def _widths(value: Any) -> tuple[float, float] | None:
@@ -128,8 +140,8 @@ def latency(value: Any) -> Markup | None:
         return None
     facts = {f"time {name}": _share(told[name]) for name in ("asked", "measured") if name in told}
     facts |= {
-        words: figure(name, told[name])
-        for name, words in (("original_ms", "unpruned"), ("exports", "exports"), ("seconds", "took"))
+        label: figure(name, told[name])
+        for name, label in (("original_ms", "unpruned"), ("exports", "exports"), ("seconds", "took"))
         if name in told
     }
     return element(

@@ -24,7 +24,7 @@ def assumed(device: str) -> Assumption:
     """Say on which machine times are taken."""
     found = machine(device)
     processor, versions = found["processor"], found["versions"]
-    known = [f"{name} {version}" for name, version in versions.items() if version]
+    known = [f"{name} {version}" for name, version in versions.items() if version != "absent"]
     told = [processor["name"], *processor["flags"], f"{found['cores']} cores", device, *known]
     return Assumption("machine", ", ".join(map(str, told)), "the target is a fraction of the time measured on it")
 
