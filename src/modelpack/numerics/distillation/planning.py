@@ -10,7 +10,7 @@ import torch
 from modelpack.errors import StageError
 from modelpack.numerics import models
 from modelpack.numerics.calling import call
-from modelpack.numerics.distillation import attention, blocks, tasks
+from modelpack.numerics.distillation import attention, matching, tasks
 from modelpack.numerics.distillation.aspects import features, outputs
 from modelpack.numerics.distillation.aspects.features import Features
 from modelpack.numerics.distillation.aspects.outputs import Outputs
@@ -158,12 +158,12 @@ class _Pair:
         return features.planned(pairs, seen, told, self.question), taps
 
     def _matched(self) -> Sequence[Pair]:
-        mine, theirs = (
-            survey(module, self.question.inputs, blocks.blocks(module)) for module in (self.student, self.teacher)
-        )
-        pairs = blocks.matched(mine, theirs)
+        found = matching.blocks(self.student, self.teacher)
+        inputs = self.question.inputs
+        mine, theirs = survey(self.student, inputs, found[0]), survey(self.teacher, inputs, found[1])
+        pairs = matching.matched(mine, theirs)
         if not pairs:
-            raise blocks.none_found(len(mine), len(theirs))
+            raise matching.none_found(len(mine), len(theirs))
         return pairs
 
     def relations(self, wanted: Sequence[Pair]) -> tuple[Relations, Taps]:

@@ -124,8 +124,8 @@ def at(module: nn.Module, path: str) -> nn.Module:
     Raises:
         StageError: When there is none.
     """
-    known: dict[str, nn.Module] = dict(module.named_modules())
-    if not path or path not in known:
+    known: dict[str, nn.Module] = {name: child for name, child in module.named_modules() if name}
+    if path not in known:
         raise StageError(f"the model has no module '{path}'", then=did_you_mean(path, known) or _roots(known))
     return known[path]
 

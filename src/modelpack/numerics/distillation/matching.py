@@ -1,48 +1,35 @@
-"""The blocks that a network is made of, found by their repetition; and which of a student's belong to which."""
+"""Which parts of a student belong to which of its teacher."""
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING
-
-from torch import nn
 
 from modelpack.errors import StageError
 from modelpack.numerics.distillation.projections import width_axis
+from modelpack.numerics.training import depth
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from modelpack.numerics.distillation.aspects.features import Pair
 
-_PLAIN = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
+def blocks(student: nn.Module, teacher: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """List the paths of the blocks that the teacher repeats, and of those of its student.
 
-def blocks(module: nn.Module) -> tuple[str, ...]:
-    """List the paths of the largest parts that a network repeats, in the order of its tree.
-
-    A part is a module with weights in modules of its own, of a type that occurs more than once; torch's plain
-    containers are looked into first, and count as parts only in networks that repeat nothing else.
+    Where the student has blocks of the same kind, they need not repeat: one layer may be all that is left.
     """
-    kinds = Counter(type(child) for child in module.modules() if _is_part(child))
-    repeated = {kind for kind, count in kinds.items() if count > 1}
-    for wanted in (repeated.difference(_PLAIN), repeated & {nn.Sequential}):
-        found = tuple(_outermost(module, "", wanted))
-        if found:
-            return found
-    return ()
-
-
-def _is_part(module: nn.Module) -> bool:
-    return any(child is not module and child._parameters for child in module.modules())  # noqa: SLF001
+    theirs = depth.blocks(teacher)
+    mine = tuple(_outermost(student, "", {type(block) for block in theirs.values()}))
+    return mine or tuple(depth.blocks(student)), tuple(theirs)
 
 
 def _outermost(module: nn.Module, path: str, kinds: set[type[nn.Module]]) -> Iterator[str]:
     for name, child in module.named_children():
         inner = f"{path}.{name}" if path else name
-        if type(child) in kinds and _is_part(child):
+        if type(child) in kinds:
             yield inner
         else:
             yield from _outermost(child, inner, kinds)
@@ -75,8 +62,7 @@ def _fits(student: Tensor, teacher: Tensor) -> bool:
 def none_found(student: int, teacher: int) -> StageError:
     """Say that there is nothing to pair."""
     return StageError(
-        f"no parts of the two models can be paired by themselves: of those that repeat, the student has {student}, the "
-        f"teacher {teacher}",
+        f"no blocks of the two models can be paired by themselves: the student has {student}, the teacher {teacher}",
         where="features",
         then="name pairs as `features: {student.path: teacher.path}`; `modelpack show` lists the paths",
     )

@@ -1,0 +1,412 @@
+"""What students imitate: values inside models are found, paired, projected and compared; students of three kinds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+import nets
+from modelpack.errors import StageError
+from modelpack.numerics import models
+from modelpack.numerics.distillation import attention, matching, projections
+from modelpack.numerics.distillation.aspects import features
+from modelpack.numerics.distillation.question import Question, question
+from modelpack.numerics.distillation.taps import Seen, Tap, Told, untold, watch
+from modelpack.stages.distill import DistillConfig, distill
+from modelpack.stages.model import model
+from modelpack.stages.recover import RecoverConfig, recover
+from support import Rows, run_stage
+from test_distill import history, patterns, run
+from test_models import imported, outputs
+
+torch.set_num_threads(1)
+HERE = Path(__file__).parent
+
+
+def tokens(count=48, length=8, seed=0, batch=16):
+    """Rows of token numbers, each padded at its end."""
+    generator = np.random.default_rng(seed)
+    real = generator.integers(3, length + 1, count)
+    mask = (np.arange(length) < real[:, None]).astype(np.int64)
+    return Rows({"input_ids": generator.integers(1, 50, (count, length)) * mask, "attention_mask": mask}, batch)
+
+
+def feed(rows, count=8):
+    return {name: torch.from_numpy(column[:count]) for name, column in rows.columns.items()}
+
+
+def another(root, factory="encoder", inputs=nets.TOKENS, **arguments):
+    """A model of another width or seed than `imported` makes."""
+    settings = {"factory": f"nets.py:{factory}", "inputs": inputs, "arguments": arguments}
+    return run_stage(root / "other", model, settings, base=HERE, seed=1)
+
+
+def notes(events):
+    return [event.text for event in events if hasattr(event, "text")]
+
+
+def test_hooks_catch_values_and_are_gone_afterwards():
+    module = nets.encoder()
+    tap = Tap("layers.1.norm2")
+    seen = watch(module, feed(tokens()), [tap])
+    mask = feed(tokens())["attention_mask"][..., None]
+    pooled = (seen.inner[tap] * mask).sum(1) / mask.sum(1)
+    assert torch.allclose(pooled, seen.outputs["embedding"], atol=1e-6)
+    assert not any(child._forward_hooks for child in module.modules())
+    told = Told(module, (tap,))(feed(tokens()))
+    again = untold(told, (tap,))
+    assert set(again.outputs) == {"logits", "embedding"}
+    assert torch.equal(again.inner[tap], seen.inner[tap])
+    assert not again.inner[tap].requires_grad
+
+
+class Odd(nn.Module):
+    """Calls a layer twice, another never."""
+
+    def __init__(self):
+        super().__init__()
+        self.twice, self.never, self.pair = nn.Linear(4, 4), nn.Linear(4, 4), nn.GRU(4, 4)
+
+    def forward(self, x):
+        return self.pair(self.twice(self.twice(x)))[0].argmax(-1)
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("twice", "calls it 2 times"),
+        ("never", "does not call it"),
+        ("twyce", "no module 'twyce'\n  did you mean 'twice'?"),
+        ("", "no module ''\n  one of"),
+    ],
+)
+def test_a_path_that_cannot_be_tapped_says_why(path, says):
+    module = Odd()
+    with pytest.raises(StageError, match=says):
+        watch(module, {"x": torch.zeros(2, 3, 4)}, [Tap(path)])
+    assert not any(child._forward_hooks for child in module.modules())
+    assert watch(module, {"x": torch.zeros(2, 3, 4)}, [Tap("pair")]).inner[Tap("pair")].shape == (2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("made", "found"),
+    [
+        (nets.cnn, ("block1", "block2", "block3")),
+        (nets.encoder, ("layers.0", "layers.1")),
+        (nets.torch_encoder, ("encoder.layers.0", "encoder.layers.1")),
+    ],
+)
+def test_blocks_are_found_by_their_repetition(made, found):
+    assert matching.blocks(made(), made()) == (found, found)
+
+
+def test_a_student_of_one_layer_has_a_block_nevertheless():
+    assert matching.blocks(nets.encoder(layers=1), nets.encoder(layers=3))[0] == ("layers.0",)
+
+
+def shapes(*sizes):
+    return {f"b{place}": torch.zeros(size) for place, size in enumerate(sizes)}
+
+
+def test_blocks_are_paired_by_depth_and_by_shape():
+    layer = (2, 5, 8)
+    assert matching.matched(shapes(*[layer] * 3), shapes(*[layer] * 6)) == (("b0", "b1"), ("b1", "b3"), ("b2", "b5"))
+    assert matching.matched(shapes(*[layer] * 2), shapes(*[layer] * 2)) == (("b0", "b0"), ("b1", "b1"))
+    small, large = (2, 8, 4, 4), (2, 8, 8, 8)
+    teacher = shapes(large, large, large, small)
+    assert matching.matched(shapes(large, small), teacher) == (("b0", "b1"), ("b1", "b3"))
+    assert matching.matched(shapes(small, (2, 16, 4, 4)), teacher) == (("b0", "b3"), ("b1", "b3"))
+    assert matching.matched(shapes((2, 3)), teacher) == ()
+
+
+@pytest.mark.parametrize(("axis", "shape"), [(1, (6, 3, 4, 4)), (2, (6, 4, 3)), (1, (40, 3))])
+def test_a_projection_begins_as_the_regression_of_the_teachers_features(axis, shape):
+    generator = torch.Generator().manual_seed(0)
+    student = torch.randn(shape, generator=generator)
+    matrix = torch.randn(3, 5, generator=generator)
+    teacher = (student.movedim(axis, -1) @ matrix + 2).movedim(-1, axis)
+    assert projections.width_axis(student, teacher) == axis
+    fitted = projections.fitted(student, teacher, axis, Question({}))
+    assert torch.allclose(fitted(student.movedim(axis, -1)), teacher.movedim(axis, -1), atol=0.02)
+    again = projections.fitted(student, teacher, axis, Question({}))
+    assert torch.equal(fitted.weight, again.weight)
+
+
+def test_features_are_compared_at_real_positions_only():
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    asked = question({"mask": mask}, None, "mask")
+    generator = torch.Generator().manual_seed(0)
+    given, wanted = torch.randn(2, 3, 4, generator=generator), torch.randn(2, 3, 4, generator=generator)
+    seen, told = Seen({}, {Tap("a"): given}), Seen({}, {Tap("b"): wanted})
+    plan = features.planned([("a", "b")], seen, told, asked)
+    s, t = (value[mask.bool()].double() for value in (given, wanted))
+    assert float(plan.loss(seen, told, asked)) == pytest.approx(float((s - t).square().mean() / t.var(correction=0)))
+    wide = Seen({}, {Tap("b"): torch.randn(2, 3, 9, generator=generator)})
+    projected = features.planned([("a", "b")], seen, wide, asked)
+    assert projected.projections["0"].weight.shape == (9, 4)
+    # Four rows of four features can tell three positions apart.
+    assert float(projected.loss(seen, wide, asked).detach()) < 0.05
+    other = Seen({}, {Tap("b"): torch.randn(2, 5, 9, generator=generator)})
+    with pytest.raises(StageError, match=r"\[2, 3, 4\] at 'a', the teacher \[2, 5, 9\] at 'b'"):
+        features.planned([("a", "b")], seen, other, asked)
+
+
+class Together(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x):
+        query, key, value = self.qkv(x).chunk(3, -1)
+        return self.out((query @ key.transpose(-1, -2)).softmax(-1) @ value)
+
+
+def test_attention_is_found_in_its_common_forms():
+    module = nets.encoder()
+    assert list(attention.attentions(module)) == ["layers.0.attention", "layers.1.attention"]
+    taps = attention.named(module, attention.last(module, "teacher"))
+    assert [tap.path.rpartition(".")[2] for tap in taps] == ["query", "key", "value"]
+
+    fused = nn.Sequential(Together())
+    x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+    taps = attention.named(fused, "0")
+    seen = watch(fused, {"input": x}, taps)
+    assert torch.equal(torch.cat([seen.inner[tap] for tap in taps], -1), fused[0].qkv(x))
+
+    with pytest.raises(StageError, match="has no layers of queries"):
+        attention.named(nets.encoder(), "layers.0")
+    with pytest.raises(StageError, match="the student has no attention"):
+        attention.last(nets.cnn(), "student")
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_queries_of_torchs_own_attention_are_what_it_multiplies(batch_first):
+    layer = nn.MultiheadAttention(8, 2, batch_first=batch_first)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = layer
+
+        def forward(self, x):
+            return self.attention(x, x, x)[0]
+
+    x = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(0))
+    net = Net()
+    taps = attention.named(net, "attention")
+    seen = watch(net, {"x": x if batch_first else x.transpose(0, 1)}, taps)
+    for tap, weight in zip(taps, layer.in_proj_weight.chunk(3), strict=True):
+        assert torch.allclose(seen.inner[tap], x @ weight.T, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "imitate",
+    [["outputs", "features"], ["features"], {"relations": 2, "outputs": 0.5}, ["similarity"], ["relations"]],
+    ids=str,
+)
+def test_a_narrow_student_comes_nearer_in_every_way(tmp_path, imitate):
+    teacher = imported(tmp_path, "encoder", nets.TOKENS)
+    student = another(tmp_path, width=16, heads=2, hidden=32)
+    # Outputs must have the teacher's shapes: what is narrow is inside.
+    student = run_stage(tmp_path, model, {"factory": "narrow.py:build", "inputs": nets.TOKENS}, base=narrow(tmp_path))
+    events = []
+    made = run_stage(
+        tmp_path,
+        distill,
+        {"data": "text", "eval_data": "text", "epochs": 3, "lr": 3e-3, "imitate": imitate},
+        model=student,
+        steps={"model": teacher},
+        data={"text": tokens()},
+        collect=events,
+    )
+    lines = history(made)
+    assert lines[-1]["imitation"] < lines[1]["imitation"]
+    if len(imitate) > 1:
+        assert set(imitate) < set(lines[1])
+    assert "eval_cosine" in made.metrics
+    assert models.load(made).state_dict().keys() == models.load(student).state_dict().keys()
+    if "features" in imitate:
+        assert any("2 pairs of modules, 2 of them through learned projections" in text for text in notes(events))
+    if "relations" in imitate:
+        assert any("layers.1.attention.query" in text for text in notes(events))
+
+
+def narrow(root):
+    (root / "narrow.py").write_text(
+        """
+import torch
+from torch import nn
+from nets import Encoder
+
+class Narrow(Encoder):
+    def __init__(self):
+        super().__init__(16, 2, 32, 2, 50, 5)
+        self.wide = nn.Linear(16, 32)
+
+    def forward(self, input_ids, attention_mask):
+        found = super().forward(input_ids, attention_mask)
+        return {**found, "embedding": self.wide(found["embedding"])}
+
+def build():
+    return Narrow()
+"""
+    )
+    (root / "nets.py").write_text((HERE / "nets.py").read_text())
+    return root
+
+
+def test_a_student_of_its_own_is_built_trained_and_rebuilt(tmp_path):
+    teacher = imported(tmp_path, "encoder", nets.TOKENS)
+    base = narrow(tmp_path)
+    settings = {
+        "data": "text",
+        "eval_data": "text",
+        "epochs": 6,
+        "lr": 1e-2,
+        "imitate": {"outputs": 1, "features": 0.5},
+        "student": {"factory": "narrow.py:build"},
+    }
+
+    def make(root):
+        return run_stage(
+            root, distill, settings, model=teacher, steps={"model": teacher}, data={"text": tokens()}, base=base
+        )
+
+    made, again = make(tmp_path / "1"), make(tmp_path / "2")
+    assert made.id == again.id
+    student = models.load(made)
+    assert student.wide.in_features == 16
+    found, wanted = outputs(student, feed(tokens())), outputs(models.load(teacher), feed(tokens()))
+    assert list(found) == list(wanted) == list(made.read_json("signature.json")["outputs"])
+    lines = history(made)
+    assert lines[-1]["score"] > 0.8 * lines[0]["score"]  # scores are negative distances
+
+
+def test_a_student_whose_outputs_differ_is_refused_before_it_is_trained(tmp_path):
+    teacher = imported(tmp_path, "cnn", nets.IMAGE)
+    settings = {"data": "train", "student": {"factory": "nets.py:cnn", "arguments": {"classes": 7}}}
+    with pytest.raises(StageError, match=r"differ in the output 'output': the teacher gives \[32, 10\], the student"):
+        run_stage(
+            tmp_path, distill, settings, model=teacher, steps={"model": teacher}, data={"train": patterns()}, base=HERE
+        )
+    settings = {"data": "train", "student": {"factory": "nets.py:grouped"}}
+    with pytest.raises(StageError, match="fails on the declared inputs"):
+        run_stage(
+            tmp_path, distill, settings, model=teacher, steps={"model": teacher}, data={"train": patterns()}, base=HERE
+        )
+
+
+def test_a_student_of_fewer_layers_starts_as_its_teacher(tmp_path):
+    teacher = imported(tmp_path, "encoder", nets.TOKENS, arguments={"layers": 4})
+    events = []
+    made = run_stage(
+        tmp_path,
+        distill,
+        {"data": "text", "eval_data": "text", "epochs": 2, "keep_layers": "2", "imitate": ["outputs", "features"]},
+        model=teacher,
+        steps={"model": teacher},
+        data={"text": tokens()},
+        collect=events,
+    )
+    assert len(models.load(made).layers) == 2
+    assert any("layers.0 with layers.1, layers.1 with layers.3" in text for text in notes(events))
+    lines = history(made)
+    assert lines[-1]["score"] > lines[0]["score"]
+    assert made.metrics["eval_cosine"] > 0.9
+    with pytest.raises(StageError, match="keep_layers is 5"):
+        run_stage(
+            tmp_path,
+            distill,
+            {"data": "text", "keep_layers": 5},
+            model=teacher,
+            steps={"model": teacher},
+            data={"text": tokens()},
+        )
+
+
+def test_ones_own_task_is_learnt_and_judged(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "from torch.nn import functional\n"
+        "def loss(outputs, columns):\n"
+        "    return functional.cross_entropy(outputs['output'], columns['label'].long())\n"
+    )
+    net = imported(tmp_path, "cnn", nets.IMAGE, arguments={"width": 8})
+    settings = {"data": "train", "eval_data": "val", "epochs": 6, "alpha": 0, "lr": 5e-3, "task": "own.py:loss"}
+    made = run_stage(
+        tmp_path,
+        distill,
+        settings,
+        model=net,
+        steps={"model": net},
+        data={"train": patterns(), "val": patterns(64, 1)},
+        base=tmp_path,
+    )
+    assert made.metrics["eval_loss"] < 0.8 * -history(made)[0]["score"]
+    before = DistillConfig.model_validate(settings, context={"base": tmp_path}).task.canonical()
+    (tmp_path / "own.py").write_text((tmp_path / "own.py").read_text().replace("label", "klass"))
+    after = DistillConfig.model_validate(settings, context={"base": tmp_path}).task.canonical()
+    assert before != after
+
+
+def test_recovery_is_judged_by_agreement_where_scores_of_classes_are_compared(tmp_path):
+    net = imported(tmp_path, "cnn", nets.IMAGE, arguments={"width": 8})
+    rows = Rows({"image": patterns(96).columns["image"]})
+    settings = {"data": "rows", "eval_data": "rows", "epochs": 1, "distance": "kl", "imitate": ["outputs", "features"]}
+    made = run_stage(tmp_path, recover, settings, model=net, steps={"model": net}, data={"rows": rows})
+    first = history(made)[0]
+    # A teacher agrees with itself, but for the statistics of its batch norms.
+    assert 0 < first["eval_agreement"] <= 1
+    assert made.metrics["eval_agreement"] >= first["eval_agreement"] - 0.05
+    assert made.metrics["eval_distance"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"imitate": ["features"], "features": ["blok1"]}, "no module 'blok1'\n  did you mean 'block1'"),
+        ({"imitate": ["features"], "features": {"block1": "block3"}}, "can only change one dimension"),
+        ({"imitate": ["relations"]}, "the student has no attention"),
+        ({"distance": {"logits": "kl"}}, "distance: the model has no output 'logits'"),
+        ({"mask": "image"}, "no input 'image' that could be a mask"),
+    ],
+)
+def test_what_cannot_be_imitated_is_named(tmp_path, settings, says):
+    net = imported(tmp_path, "cnn", nets.IMAGE, arguments={"width": 8})
+    with pytest.raises(StageError, match=says):
+        run(tmp_path, net, net, {"data": "train", "epochs": 1, **settings}, train=patterns(64))
+
+
+def test_settings_are_checked():
+    for wrong in (
+        {"imitate": []},
+        {"imitate": ["output"]},
+        {"imitate": {"outputs": 0}},
+        {"features": ["a"]},
+        {"imitate": ["outputs"], "relations": {"a": "b"}},
+        {"distance": "hinton"},
+        {"distance": {"a": "hinton"}},
+        {"temperature": 0},
+        {"mask": ""},
+    ):
+        for config in (DistillConfig, RecoverConfig):
+            with pytest.raises(ValidationError):
+                config.model_validate({"data": "a", **wrong})
+    for wrong in (
+        {"task": "none", "label_smoothing": 0.1},
+        {"task": "mse", "label_smoothing": 0.1},
+        {"task": "crossentropy"},
+        {"keep_layers": 2, "student": {"factory": "nets.py:cnn"}},
+        {"student": {}},
+    ):
+        with pytest.raises(ValidationError):
+            DistillConfig.model_validate({"data": "a", **wrong}, context={"base": HERE})
+    config = DistillConfig.model_validate({"data": "a", "imitate": ["outputs", "features"], "features": ["x"]})
+    assert config.imitate == {"outputs": 1.0, "features": 1.0}
+    assert config.features == {"x": "x"}
+    assert DistillConfig.model_validate({"data": "a", "keep_layers": "3"}).keep_layers == 3
+    assert DistillConfig.model_validate({"data": "a", "keep_layers": ["0", "2"]}).keep_layers == (0, 2)
