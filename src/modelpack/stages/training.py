@@ -28,6 +28,13 @@ class LessonConfig(ScheduleConfig, DistanceConfig, AnswersConfig):
     data: DataRef = Field(description="Rows to learn from.")
     eval_data: DataRef | None = Field(None, description="Rows that judge each epoch; the best epoch is kept.")
 
+    @model_validator(mode="after")
+    def _judged(self) -> Self:
+        for setting in ("patience", "eval_every"):
+            if setting in self.model_fields_set and self.eval_data is None:
+                raise ValueError(f"`{setting}` is about evaluations: give `eval_data`, or leave it out")
+        return self
+
 
 class TrainingConfig(LessonConfig):
     """Who teaches what, and how long."""

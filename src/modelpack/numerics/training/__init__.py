@@ -37,7 +37,10 @@ def remarks(trained: Trained, lesson: Lesson) -> list[str]:
     if trained.resumed:
         found.append(f"continued after {trained.resumed} of an interrupted try")
     if lesson.held_out is not None:
-        found.append(f"kept epoch {trained.best_epoch} of {lesson.schedule.epochs}, the best on the evaluation data")
+        epochs, done = lesson.schedule.epochs, trained.history[-1]["epoch"]
+        if done < epochs:
+            found.append(f"ended after epoch {done} of {epochs}: none was better for {lesson.schedule.patience}")
+        found.append(f"kept epoch {trained.best_epoch} of {done}, the best on the evaluation data")
     if lesson.schedule.epochs and not lesson.data.fits:
         found.append("the data are too large to shuffle at once: rows were shuffled within windows of 512 MiB")
     return found
