@@ -179,6 +179,6 @@ _UNITS: tuple[tuple[re.Pattern[str], Callable[[float], str]], ...] = (
     (re.compile(r"_ms(_reference)?$"), lambda value: f"{significant(value)} ms"),
     (re.compile(r"seconds$"), duration),
     (re.compile(r"^speedup$|_ratio$"), lambda value: f"{significant(value)}×"),
-    (re.compile(r"_db$"), lambda value: f"{value:.1f} dB"),
+    (re.compile(r"_db(_before|_after)?$"), lambda value: f"{value:.1f} dB"),
     (re.compile(r"^(parameters|mac_count|rows|opset)$|_(count|parameters|per_second)$"), count),
 )
