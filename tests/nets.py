@@ -200,6 +200,30 @@ def tied() -> nn.Module:
     return Tied()
 
 
+class Dense(nn.Module):
+    """Every layer reads what all before it made; the last one reads every place of it."""
+
+    def __init__(self, layers: int, growth: int) -> None:
+        super().__init__()
+        widths = [growth * (number + 1) for number in range(layers)]
+        self.stem = nn.Conv2d(1, growth, 3, stride=4, padding=1)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in widths)
+        self.layers = nn.ModuleList(nn.Conv2d(width, growth, 3, padding=1, bias=False) for width in widths)
+        self.hidden = nn.Linear((widths[-1] + growth) * 16, 24)
+        self.head = nn.Linear(24, 10)
+
+    def forward(self, image):
+        made = [self.stem(image)]
+        for norm, layer in zip(self.norms, self.layers, strict=True):
+            made.append(layer(functional.relu(norm(torch.cat(made, 1)))))
+        return self.head(functional.relu(self.hidden(torch.cat(made, 1).flatten(1))))
+
+
+def dense(layers: int = 3, growth: int = 8) -> nn.Module:
+    """A densely connected CNN."""
+    return _settled(Dense(layers, growth))
+
+
 class Causal(nn.Module):
     """Attention as decoders have it: what must not be seen is hidden by the least float, as a constant and by a mask."""
 

@@ -50,6 +50,9 @@ class Formula:
         terms: What the cost is the sum of.
         groups: How many groups there are.
 
+    Attributes:
+        whole: The cost of all.
+
     >>> half = Width(8, {0: 1.0})
     >>> formula = Formula([Term(30.0, (half,)), Term(10.0)], 1)
     >>> formula((0,)), formula((4,))
@@ -60,6 +63,7 @@ class Formula:
         kept = [term for term in terms if term.cost > 0]
         widths = [width for term in kept for width in term.widths]
         self._costs = np.array([term.cost for term in kept], np.float64)
+        self.whole = float(self._costs.sum()) or 1.0
         self._owner = np.array([number for number, term in enumerate(kept) for _ in term.widths], np.intp)
         self._lost = np.zeros((len(widths), groups))
         for row, width in enumerate(widths):
@@ -70,7 +74,7 @@ class Formula:
         """Give the fraction that stays."""
         stays = np.ones(len(self._costs))
         np.multiply.at(stays, self._owner, 1 - self._lost @ np.asarray(counts, np.float64))
-        return float(stays @ self._costs / (self._costs.sum() or 1.0))
+        return float(stays @ self._costs / self.whole)
 
 
 def multiply_accumulates(module: nn.Module, feed: Mapping[str, Tensor], groups: Sequence[Group]) -> Formula:

@@ -62,9 +62,8 @@ def of_macs(keep: float) -> Target:
     """Keep a fraction of the multiply-accumulates of one forward pass."""
 
     def meter(module: nn.Module, feed: Mapping[str, Tensor], groups: Sequence[Group]) -> Meter:
-        whole = max(1, macs.count(module, feed))
         estimate = counting.multiply_accumulates(module, feed, groups)
-        return Meter(estimate, lambda smaller: macs.count(smaller, feed) / whole)
+        return Meter(estimate, lambda smaller: macs.count(smaller, feed) / estimate.whole)
 
     return Target("macs", "multiply-accumulates", keep, meter)
 
@@ -84,8 +83,8 @@ def _of_tensors(name: str, words: str, keep: float, weigh: Callable[[Tensor], fl
         return sum(weigh(item) for _, item in counting.each_tensor(module))
 
     def meter(module: nn.Module, _feed: Mapping[str, Tensor], groups: Sequence[Group]) -> Meter:
-        whole = max(1.0, total(module))
-        return Meter(counting.tensors(module, groups, weigh), lambda smaller: total(smaller) / whole)
+        estimate = counting.tensors(module, groups, weigh)
+        return Meter(estimate, lambda smaller: total(smaller) / estimate.whole)
 
     return Target(name, words, keep, meter)
 
