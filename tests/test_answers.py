@@ -13,13 +13,24 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from torch import nn
 
+import nets
+from modelpack import canonical
 from modelpack.numerics.distillation import shelf as shelf_module
 from modelpack.numerics.distillation.answers import Answers, Memory
 from modelpack.numerics.distillation.shelf import KEY, Shelf
+from modelpack.numerics.training import batches as batches_module
+from modelpack.stages.distill import DistillConfig, distill
+from modelpack.stages.model import model
+from support import Rows, run_stage
+from test_distill import history, student_and_teacher
+from test_models import imported
+from test_recover import unlabelled
 
 torch.set_num_threads(1)
+HERE = Path(__file__).parent
 
 
 def key(number):
@@ -248,3 +259,146 @@ def test_what_is_faster_asked_is_not_looked_up(tmp_path):
     assert answers.use.off == "to ask it is faster"
     assert np.isfinite(answers.use.seconds)
     assert Path(tmp_path / "room").exists()
+
+
+def trained(root, artifacts, change, collect=None, **data):
+    student, teacher = artifacts
+    asked = {"data": "train", "epochs": 3, "lr": 5e-3, **change}
+    data = {"train": unlabelled(96), **data}
+    return run_stage(root, distill, asked, model=student, steps={"model": teacher}, data=data, collect=collect)
+
+
+def cache(artifact):
+    return artifact.manifest.record["results"]["teacher_cache"]
+
+
+def figures(artifact):
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in history(artifact)]
+
+
+AUGMENTED = {"flip": True, "shift": 0.1, "mixup": 0.2, "variants": 2}
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory):
+    return student_and_teacher(tmp_path_factory.mktemp("artifacts"))
+
+
+@pytest.mark.parametrize("augment", [None, AUGMENTED])
+def test_what_is_learnt_is_the_same_with_and_without_memory_and_in_the_next_run(tmp_path, artifacts, augment):
+    change = {"augment": augment, "eval_data": "val"}
+    val = unlabelled(50, seed=1)
+    kept = trained(tmp_path / "kept", artifacts, change, val=val)
+    plain = trained(tmp_path / "plain", artifacts, {**change, "cache": "off"}, val=val)
+    assert kept.id == plain.id
+    assert figures(kept) == figures(plain)
+    variants = 2 if augment else 1
+    assert cache(kept)["rows"] == 96 * variants + 50
+    # Judged 4 times, on 2 batches; 3 epochs of 3 batches; all asked once, and 2 again for a trial.
+    assert cache(kept)["remembered"] == 4 * 2 + 3 * 3 - (2 + 3 * variants) - 2
+    assert "teacher_cache" not in plain.manifest.record["results"]
+    again = trained(tmp_path / "kept", artifacts, {**change, "lr": 1e-3}, val=val)
+    assert cache(again)["remembered"] == 4 * 2 + 3 * 3 - 2
+    assert cache(again)["rows"] == 0
+    fresh = trained(tmp_path / "fresh", artifacts, {**change, "lr": 1e-3, "cache": "off"}, val=val)
+    assert again.id == fresh.id != kept.id
+
+
+def test_inner_values_and_texts_are_remembered_to_the_bit(tmp_path):
+    generator = np.random.default_rng(0)
+    columns = {"input_ids": generator.integers(0, 50, (72, 10)), "attention_mask": np.ones((72, 10), np.int64)}
+    teacher = imported(tmp_path, "encoder", nets.TOKENS)
+    student = run_stage(tmp_path / "s", model, {"factory": "nets.py:encoder", "inputs": nets.TOKENS}, base=HERE, seed=1)
+    change = {
+        "imitate": ["outputs", "features", "relations"],
+        "epochs": 3,
+        "augment": {"tokens": {"share": 0.2}, "variants": 1},
+    }
+    texts = Rows(columns, 16)
+    kept = trained(tmp_path / "kept", (student, teacher), change, train=texts)
+    plain = trained(tmp_path / "plain", (student, teacher), {**change, "cache": "off"}, train=texts)
+    assert cache(kept)["remembered"] == 2 * 5 - 2
+    assert cache(kept)["off"] == ""
+    assert kept.id == plain.id
+
+
+class Drawn(Rows):
+    """A source that breaks its promise: other rows every time it is read, and too many to be kept in memory."""
+
+    drawn = 0
+
+    def batches(self):
+        for batch in super().batches():
+            self.drawn += 1
+            yield {name: column + np.float32(self.drawn) for name, column in batch.items()}
+
+
+def test_a_source_that_draws_rows_anew_is_noticed(tmp_path, artifacts, monkeypatch):
+    monkeypatch.setattr(batches_module.Rows.__init__, "__defaults__", (1000,))
+    events = []
+    made = trained(tmp_path, artifacts, {"epochs": 6}, collect=events, train=Drawn(unlabelled(96).columns))
+    assert cache(made)["off"] == "the data give other rows in every pass"
+    assert any("other rows in every pass" in getattr(event, "text", "") for event in events)
+
+
+def test_rows_that_are_new_every_epoch_are_not_kept(tmp_path, artifacts):
+    made = trained(tmp_path, artifacts, {"augment": {"flip": True, "variants": 0}, "epochs": 1})
+    assert "teacher_cache" not in made.manifest.record["results"]
+    assert not (tmp_path / "store" / "shared" / "answers").exists()
+
+
+def test_a_store_that_takes_no_answers_is_a_warning(tmp_path, artifacts):
+    (tmp_path / "store" / "shared").mkdir(parents=True)
+    (tmp_path / "store" / "shared" / "answers").write_text("in the way")
+    made = trained(tmp_path, artifacts, {"epochs": 1})
+    assert any("answers are not kept" in text for text in made.manifest.record["warnings"])
+    assert cache(made)["failed"]
+
+
+CHILD = """
+import os, signal, sys
+sys.path.insert(0, {here!r})
+from pathlib import Path
+import test_answers as here
+from modelpack.artifact import Artifact
+class Killer(list):
+    def append(self, event):
+        if getattr(event, "label", "").startswith("epoch 2 ") and event.done == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+pair = [Artifact.load(Path(path)) for path in {paths!r}]
+here.trained(Path({root!r}), pair, {{"augment": here.AUGMENTED}}, collect=Killer())
+"""
+
+
+def test_killed_in_the_midst_the_next_try_ends_with_the_same_result(tmp_path, artifacts):
+    straight = trained(tmp_path / "straight", artifacts, {"augment": AUGMENTED, "cache": "off"})
+    paths = [str(artifact.path) for artifact in artifacts]
+    code = CHILD.format(here=str(HERE), root=str(tmp_path / "killed"), paths=paths)
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, timeout=300)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    resumed = trained(tmp_path / "killed", artifacts, {"augment": AUGMENTED})
+    assert 0 < cache(resumed)["rows"] < 2 * 96  # the first try left some
+    assert resumed.id == straight.id
+
+
+def test_settings_are_checked_and_the_cache_is_no_part_of_what_was_asked():
+    base = {"data": "a"}
+    kept = [DistillConfig.model_validate({**base, **more}) for more in ({}, {"cache": "off"}, {"cache": "3 MB"})]
+    assert [config.cache.bytes for config in kept] == [2 * 2**30, 0, 3_000_000]
+    assert len({canonical.digest(config) for config in kept}) == 1
+    augmented = DistillConfig.model_validate({**base, "augment": {"flip": True}})
+    assert canonical.digest(augmented) != canonical.digest(kept[0])
+    for wrong in (
+        {"cache": "much"},
+        {"cache": "-1"},
+        {"cache": "2"},
+        {"augment": {}},
+        {"augment": {"variants": 2}},
+        {"augment": {"flip": True, "variants": -1}},
+        {"augment": {"scale": 1}},
+        {"augment": {"mixup": 0.6}},
+        {"augment": {"tokens": {"share": 0}}},
+        {"augment": {"flip": True, "variants": 0}, "cache": "1 GiB"},
+    ):
+        with pytest.raises(ValidationError):
+            DistillConfig.model_validate({**base, **wrong})
