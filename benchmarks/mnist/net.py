@@ -1,0 +1,1 @@
+../../recipes/fashion/net.py

@@ -1,0 +1,1 @@
+../../recipes/minilm/net.py
