@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import tempfile
 import time
@@ -163,7 +164,7 @@ class _Watch:
         first = link.number * self.crew.nproc if link else 0
         who, exit_code = self._who(first + int(failure["worker"])), int(failure["code"])
         after = f", after {self.tries - 1} restarts" if self.tries > 1 else ""
-        if exit_code >= 0:
-            return StageError(f"{who} ended with code {exit_code}{after}", then=last)
-        then = "signal 9 usually means that memory ran out: use smaller batches or fewer processes\n  " + AGAIN
-        return StageError(f"{who} was killed by signal {-exit_code}{after}", then=then)
+        how = f"was killed by signal {-exit_code}" if exit_code < 0 else f"ended with code {exit_code}"
+        if exit_code == -signal.SIGKILL:
+            last = f"this usually means that memory ran out: use smaller batches or fewer processes\n  {AGAIN}"
+        return StageError(f"{who} {how}{after}", then=last)

@@ -45,12 +45,10 @@ def main() -> int:
 
     signal.signal(signal.SIGTERM, stop)
     say(begun=int(os.environ["TORCHELASTIC_RESTART_COUNT"]))
-    from modelpack.numerics.training import crew
-
     try:
         done = _train(order, rank, say)
     except Exception as error:  # noqa: BLE001 - told to the command, which raises it there
-        if crew.lost(error):
+        if _left_alone(error):
             say(lost=" ".join(str(error).split())[:500])
         else:
             known = isinstance(error, (ModelpackError, OSError))
@@ -97,6 +95,14 @@ def _train(order: Order, rank: int, say: Writer) -> Job:
         step.stage.run(step.config, current)
         crew.compared([0])  # the result is whole only when every worker came to the end
     return current
+
+
+def _left_alone(error: Exception) -> bool:
+    try:
+        from modelpack.numerics.training import crew
+    except ImportError:
+        return False
+    return crew.lost(error)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import itertools
 import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -96,18 +97,10 @@ def in_turn(batches: Iterable[Arrays]) -> Iterator[tuple[Arrays, bool]]:
         for batch in batches:
             yield batch, True
         return
-    first: Arrays | None = None
-    taken = False
-    for number, batch in enumerate(_abreast(batches)):
-        if number % parts == 0:
-            first, taken = batch, False
-        if number % parts == mine:
-            taken = True
-            yield batch, True
-        if number % parts == parts - 1:
-            first = None
-    if first is not None and not taken:
-        yield first, False
+    together = _abreast(batches)
+    while group := list(itertools.islice(together, parts)):
+        counts = mine < len(group)
+        yield group[mine if counts else 0], counts
 
 
 def _abreast(batches: Iterable[Arrays]) -> Iterator[Arrays]:
