@@ -19,8 +19,31 @@ Write = Callable[[float], str]
 KINDS = 5
 """Styles of lines that can be told apart; a chart with more of them repeats itself."""
 
-_WIDTH, _HEIGHT = 340.0, 196.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 48.0, 332.0, 10.0, 164.0
+_FEW = 14
+"""Points of a curve that are all marked; of more, only the one that stands out is."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The size of a chart, in the units of its letters, and where its axes lie."""
+
+    width: float
+    height: float
+    left: float = 48.0
+    top: float = 10.0
+
+    @property
+    def right(self) -> float:
+        """Where the horizontal axis ends."""
+        return self.width - 8
+
+    @property
+    def bottom(self) -> float:
+        """Where the vertical axis begins."""
+        return self.height - 32
+
+
+_SMALL, _LARGE = Frame(340, 196), Frame(600, 300)
 
 
 @dataclass(frozen=True)
@@ -47,7 +70,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Bubble:
-    """One point with a size: its label, a ``kind`` of the style sheet, and its whole story for a tooltip."""
+    """One point with a size: its label, a `kind` of the style sheet, and its whole story for a tooltip."""
 
     x: float
     y: float
@@ -67,13 +90,14 @@ def lines(title: str, series: Sequence[Line], axes: Axes, *, log: bool = False) 
         log: Whether the vertical axis may be logarithmic.
     """
     shown = [line for line in series if line.points]
-    x = scale((point[0] for line in shown for point in line.points), _LEFT, _RIGHT, exact=True)
-    y = scale((point[1] for line in shown for point in line.points), _BOTTOM, _TOP, log=log)
+    points = [point for line in shown for point in line.points]
+    x = scale((point[0] for point in points), _SMALL.left, _SMALL.right, exact=True)
+    y = scale((point[1] for point in points), _SMALL.bottom, _SMALL.top, log=log)
     curves = [_curve(line, place % KINDS, (x, y), axes.write) for place, line in enumerate(shown)]
     ends = "; ".join(
         f"{line.name} from {axes.write(line.points[0][1])} to {axes.write(line.points[-1][1])}" for line in shown
     )
-    drawn = _frame(f"{title}: {ends}", x, y, axes, curves)
+    drawn = _frame(f"{title}: {ends}", _SMALL, (x, y), axes, curves)
     legend = [line.name for line in shown]
     return element("figure", element("figcaption", title), drawn, _legend(legend) if len(shown) > 1 else None)
 
@@ -82,42 +106,41 @@ def _curve(line: Line, kind: int, scales: tuple[Scale, Scale], write: Write) -> 
     x, y = scales
     places = [(x(a), y(b)) for a, b in line.points]
     path = "M" + "L".join(f"{a:g} {b:g}" for a, b in places)
-    few = len(places) <= 60
-    marked = [place for place in range(len(places)) if few or place == line.best]
     return [
         element("path", d=path, class_=f"curve k{kind}") if len(places) > 1 else None,
         [
             element(
                 "circle",
                 element("title", f"{line.name}, {line.points[place][0]:g}: {write(line.points[place][1])}"),
-                cx=f"{places[place][0]:g}",
-                cy=f"{places[place][1]:g}",
-                r=5 if place == line.best else 2.5,
-                class_=f"dot f{kind}",
+                cx=f"{a:g}",
+                cy=f"{b:g}",
+                r=2.5 if place != line.best and len(places) <= _FEW else 5,
+                class_=f"dot f{kind}" if place == line.best or len(places) <= _FEW else "spot",
             )
-            for place in marked
+            for place, (a, b) in enumerate(places)
         ],
     ]
 
 
-def _frame(told: str, x: Scale, y: Scale, axes: Axes, content: Content) -> Markup:
+def _frame(told: str, frame: Frame, scales: tuple[Scale, Scale], axes: Axes, content: Content) -> Markup:
     """Draw both axes around something."""
+    x, y = scales
     grid = [
         [
-            element("line", x1=_LEFT, x2=_RIGHT, y1=y(value), y2=y(value), class_="grid"),
-            element("text", axes.write(value), x=_LEFT - 6, y=y(value) + 3.5, text_anchor="end"),
+            element("line", x1=frame.left, x2=frame.right, y1=y(value), y2=y(value), class_="grid"),
+            element("text", axes.write(value), x=frame.left - 6, y=y(value) + 3.5, text_anchor="end"),
         ]
         for value in y.ticks
     ]
-    below = [element("text", f"{value:g}", x=x(value), y=_BOTTOM + 15, text_anchor="middle") for value in x.ticks]
+    below = [element("text", f"{value:g}", x=x(value), y=frame.bottom + 15, text_anchor="middle") for value in x.ticks]
     return element(
         "svg",
         grid,
-        element("line", x1=_LEFT, x2=_RIGHT, y1=_BOTTOM, y2=_BOTTOM, class_="axis"),
+        element("line", x1=frame.left, x2=frame.right, y1=frame.bottom, y2=frame.bottom, class_="axis"),
         below,
-        element("text", axes.across, x=_RIGHT, y=_BOTTOM + 29, text_anchor="end"),
+        element("text", axes.across, x=frame.right, y=frame.bottom + 29, text_anchor="end"),
         content,
-        viewBox=f"0 0 {_WIDTH:g} {_HEIGHT:g}",
+        viewBox=f"0 0 {frame.width:g} {frame.height:g}",
         role="img",
         aria_label=told,
     )
@@ -153,8 +176,8 @@ def bubbles(title: str, about: str, found: Sequence[Bubble], front: Sequence[Poi
         front: The points to join, in any order.
         axes: What the axes show.
     """
-    x = scale([item.x for item in found], _LEFT + 14, _RIGHT - 14)
-    y = scale([item.y for item in found], _BOTTOM - 14, _TOP + 14)
+    x = scale([item.x for item in found], _LARGE.left + 14, _LARGE.right - 14)
+    y = scale([item.y for item in found], _LARGE.bottom - 14, _LARGE.top + 14)
     most = max((item.area for item in found), default=1.0) or 1.0
     joined = "M" + "L".join(f"{x(a):g} {y(b):g}" for a, b in sorted(front))
     drawn = [
@@ -162,11 +185,13 @@ def bubbles(title: str, about: str, found: Sequence[Bubble], front: Sequence[Poi
         [_bubble(item, x, y, most) for item in found],
     ]
     told = f"{title}: " + "; ".join(item.told for item in found)
-    return element("figure", element("figcaption", title, element("small", about)), _frame(told, x, y, axes, drawn))
+    return element(
+        "figure", element("figcaption", title, element("small", about)), _frame(told, _LARGE, (x, y), axes, drawn)
+    )
 
 
 def _bubble(item: Bubble, x: Scale, y: Scale, most: float) -> Content:
-    radius = 3 + 9 * (max(item.area, 0.0) / most) ** 0.5
+    radius = 4 + 10 * (max(item.area, 0.0) / most) ** 0.5
     return [
         element(
             "circle",
@@ -176,7 +201,9 @@ def _bubble(item: Bubble, x: Scale, y: Scale, most: float) -> Content:
             r=round(radius, 2),
             class_=f"bubble {item.kind}",
         ),
-        element("text", item.label, x=x(item.x), y=round(y(item.y) - radius - 3, 2), text_anchor="middle"),
+        element("text", item.label, x=x(item.x), y=round(y(item.y) - radius - 3, 2), text_anchor="middle")
+        if item.label
+        else None,
     ]
 
 

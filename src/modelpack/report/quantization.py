@@ -68,13 +68,13 @@ def front(value: Any) -> Markup | None:
 
 def _bubble(row: Row) -> Bubble:
     ((speed, quality),) = points([row], "speedup", "sqnr_db")
-    kept = figure("layers", row.get("layers_kept"))
+    kept, size = figure("layers", row.get("layers_kept")), number(row.get("model_bytes")) or 0.0
     kind = "chosen" if row.get("chosen") is True else "" if row.get("on_front") is True else "beaten"
     told = (
         f"{kept} layers in float{', chosen' * (kind == 'chosen')}: {figure('speedup', speed)}, "
         f"{figure('sqnr_db', quality)}, {figure('model_bytes', row.get('model_bytes'))}"
     )
-    return Bubble(speed, quality, number(row.get("model_bytes")) or 0.0, kept, kind, told)
+    return Bubble(speed, quality, size, "" if kind == "beaten" else kept, kind, told)
 
 
 def fidelity(value: Any) -> Markup | None:

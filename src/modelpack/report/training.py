@@ -30,7 +30,7 @@ def history(value: Any) -> Markup | None:
     if _ACROSS not in keys or not any(curves.values()):
         return None
     drawn = _losses({key: curve for key, curve in curves.items() if not _alone(key)})
-    drawn += [_figure(key, curve) for key, curve in curves.items() if _alone(key) and len(curve) > 1]
+    drawn += [_figure(key, curve) for key, curve in curves.items() if _alone(key) and _news(key, curve, curves)]
     numeric = [place for place, key in enumerate(keys) if any(number(row.get(key)) is not None for row in found)]
     body = [[figure(key, row[key]) if key in row else "" for key in keys] for row in found]
     epochs = table([words(key) for key in keys], body, numbers=numeric)
@@ -41,6 +41,11 @@ def history(value: Any) -> Markup | None:
 
 def _alone(key: str) -> bool:
     return key in _TITLES or key.startswith(_JUDGED)
+
+
+def _news(key: str, curve: Sequence[Point], curves: Mapping[str, Sequence[Point]]) -> bool:
+    """Whether a curve is worth a chart: a figure that is the score itself is not."""
+    return len(curve) > 1 and (key == "score" or curve != curves.get("score"))
 
 
 def _losses(curves: Mapping[str, Sequence[Point]]) -> list[Markup]:
