@@ -34,7 +34,7 @@ def check_order(steps: Sequence[Step], allow: set[str]) -> list[Problem]:
             hint = f"put it earlier, or say `allow: [{mark}]`"
             problems.append(step.node.problem(f"'{step.id}' cannot work on a {mark} model", hint))
         debts = {debt: who for debt, who in owed.get(step.reads or "", {}).items() if debt not in step.stage.pays}
-        debts |= dict.fromkeys(step.stage.owes, step)
+        debts |= dict.fromkeys(step.stage.owes.difference(step.stage.settles(step.config)), step)
         leaves_torch = step.stage.produces in (Kind.ONNX, Kind.IMAGE)
         ends = step.stage.produces.is_model and step.id not in readers
         if leaves_torch or ends:

@@ -190,6 +190,7 @@ class Stage(Generic[C]):
         machine: True for a stage that measures: its fingerprint includes the machine's identity.
         named: True for a stage whose result bears the recipe's name: its fingerprint includes that.
         owes: Debts that a later step must pay before the model leaves torch, such as ``unrecovered``.
+        settles: Those of them that a config pays itself.
         pays: Debts that this stage pays.
         marks: Facts that stay true of the model afterwards, such as ``quantized``.
         refuses: Marks that it cannot work on.
@@ -214,6 +215,7 @@ class Stage(Generic[C]):
     machine: bool
     named: bool
     owes: frozenset[str]
+    settles: Callable[[C], Iterable[str]]
     pays: frozenset[str]
     marks: frozenset[str]
     refuses: frozenset[str]
@@ -236,6 +238,7 @@ def stage(
     machine: bool = False,
     named: bool = False,
     owes: Iterable[str] = (),
+    settles: Callable[[Any], Iterable[str]] = lambda _config: (),
     pays: Iterable[str] = (),
     marks: Iterable[str] = (),
     refuses: Iterable[str] = (),
@@ -261,6 +264,7 @@ def stage(
             machine=machine,
             named=named,
             owes=frozenset(owes),
+            settles=settles,
             pays=frozenset(pays),
             marks=frozenset(marks),
             refuses=frozenset(refuses),

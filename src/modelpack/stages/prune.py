@@ -9,12 +9,13 @@ from pydantic import Field, model_validator
 from modelpack.artifact import Kind
 from modelpack.stage import Assumption, DataRef, Job, StageConfig, stage
 from modelpack.stages import prune_measures as measures
+from modelpack.stages import prune_schedule as schedules
 from modelpack.stages import remarks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from modelpack.numerics.pruning import Rounding, Target, Worth
+    from modelpack.numerics.pruning import Pruned, Rounding, Target, Worth
     from modelpack.numerics.pruning.latency import Log
 
 TARGETS = ("macs", "params", "size", "latency")
@@ -78,6 +79,12 @@ class PruneConfig(StageConfig):
         "gone: accuracy where they have classes under `target`, else closeness of the outputs; 0: not measured.",
     )
 
+    schedule: schedules.GradualConfig | None = Field(
+        None,
+        description="Prune in several steps, and heal the model after each on `data`: by the unpruned model's outputs, "
+        "and by the truth too with `loss: task`.",
+    )
+
     @model_validator(mode="after")
     def _complete(self) -> Self:
         given = [name for name in TARGETS if getattr(self, name) is not None]
@@ -95,6 +102,17 @@ class PruneConfig(StageConfig):
         reader = f"importance {self.importance}" if self.importance in JUDGED else "sensitivity"
         if (self.importance in JUDGED or self.sensitivity) and self.data is None:
             raise ValueError(f"{reader} needs data: name an entry of `data:`")
+        return self
+
+    @model_validator(mode="after")
+    def _heals(self) -> Self:
+        if self.schedule is None:
+            return self
+        if self.data is None:
+            raise ValueError("schedule needs data to heal the model on: name an entry of `data:`")
+        unfit = [name for name in ("latency", "depth", "drop", "sensitivity") if getattr(self, name)]
+        if unfit:
+            raise ValueError(f"{unfit[0]} does not go with `schedule`, which cuts by macs, params or size")
         return self
 
 
@@ -115,6 +133,7 @@ def _assumed(config: PruneConfig, device: str) -> Iterator[Assumption]:
     produces=Kind.TORCH,
     needs=("torch", "torch-pruning"),
     owes=("unrecovered",),
+    settles=lambda config: ("unrecovered",) if config.schedule is not None else (),
     refuses={"quantized"},
     gauges=lambda _config: ("macs",),
     assumes=_assumed,
@@ -130,21 +149,31 @@ def prune(config: PruneConfig, job: Job) -> None:
         smaller = _shallower(config, job, module, feed)
     else:
         target, log = _target(config, job)
-        pruned = pruning.prune(
-            module,
-            feed,
-            target,
-            _worth(config, job),
-            keep=config.keep,
-            rounding=_rounding(config, job),
-            seed=job.seed,
-            study=measures.study(config.sensitivity, config.data, config.target, job),
-        )
+
+        def cut(part: Any, goal: Target) -> Pruned:
+            return pruning.prune(
+                part,
+                feed,
+                goal,
+                _worth(config, job),
+                keep=config.keep,
+                rounding=_rounding(config, job),
+                seed=job.seed,
+                study=measures.study(config.sensitivity, config.data, config.target, job),
+            )
+
+        if config.schedule is None:
+            pruned = cut(module, target)
+        else:
+            assert config.data is not None, "checked when the recipe was read"
+            healing = schedules.Healing(config.data, config.target if config.loss == "task" else None)
+            pruned = schedules.gradually(config.schedule, healing, job, target=target, whole=module, cut=cut)
         smaller = pruned.module
         _report(job, pruned)
         if log is not None:
             measures.report(log, job)
     models.save(smaller, job.out, like=job.source)
+    remarks.zeros(job)
     job.metric("macs", macs.count(smaller, feed) / max(1, macs.count(module, feed)))
     before, after = models.parameter_count(module), models.parameter_count(smaller)
     job.metric("parameters", after)
