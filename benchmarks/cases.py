@@ -172,7 +172,7 @@ CASES: Mapping[str, Case] = {
         _pictures("fashion", "fashion.safetensors", "/usr/share/datasets/fashion-mnist/{}-images-idx3-ubyte.gz"),
         [
             {"prune": {"depth": 0.25, "data": "sample", "rows": 1024}, "id": "shallow"},
-            {"prune": {"macs": 0.9, "importance": "taylor", "data": "sample"}, "id": "narrow"},
+            {"prune": {"macs": 0.65, "importance": "taylor", "data": "sample"}, "id": "narrow"},
             {
                 "distill": {
                     **TAUGHT,
@@ -196,7 +196,7 @@ CASES: Mapping[str, Case] = {
         _pictures("mnist", "mnist.safetensors", "mnist/data/{}-images-idx3-ubyte"),
         [
             {"prune": {"depth": 0.25, "data": "sample", "rows": 1024}, "id": "shallow"},
-            {"prune": {"macs": 0.6, "importance": "taylor", "data": "sample"}, "id": "narrow"},
+            {"prune": {"macs": 0.43, "importance": "taylor", "data": "sample"}, "id": "narrow"},
             {
                 "distill": {
                     **TAUGHT,
