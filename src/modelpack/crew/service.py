@@ -81,8 +81,9 @@ def serve(desk: Desk, wire: Wire, emit: Emit) -> None:
     while "welcome" not in (body := wire.receive()):
         if "refused" in body:
             raise UsageError(str(body["refused"]), where=wire.peer)
-    emit(Note("", f"takes part as host {int(body['welcome']) + 1} of {desk.crew.nnodes}, led by {wire.peer}"))
-    service = _Service(desk, wire, emit, int(body["welcome"]))
+    place = int(body["welcome"])
+    emit(Note(desk.recipe.name, f"takes part as host {place + 1} of {desk.crew.nnodes}; {wire.peer} has the result"))
+    service = _Service(desk, wire, emit, place)
     while "end" not in (body := wire.receive(_FOREVER)):
         if "step" in body:
             service.step(body)
@@ -111,7 +112,7 @@ class _Service:
             except (ModelpackError, OSError) as error:
                 self.wire.send(error=described(error))
                 raise
-            self.emit(Note(str(body["step"]), f"trains here with {self.desk.crew.nproc} processes"))
+            self.emit(Note(str(body["step"]), "trains here too"))
             try:
                 self._until_stopped(team, number)
             finally:

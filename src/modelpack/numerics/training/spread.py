@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -72,7 +73,9 @@ def spread(student: nn.Module, objective: Objective, parallel: Parallel, device:
     elif parallel == "ddp":
         from torch.nn.parallel import DistributedDataParallel
 
-        with norms.synchronized(student):
+        with norms.synchronized(student), warnings.catch_warnings():
+            # Of weights of one pixel, which lie alike in both orders of memory.
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
             # Not all parameters of a user's model need take part in every output, or in any.
             called = DistributedDataParallel(
                 _Asked(student, objective), forward_sync_buffers=False, find_unused_parameters=True
