@@ -49,13 +49,14 @@ def prune(
     Raises:
         StageError: When nothing may be removed, or the target cannot be met; the nearest fraction is named.
     """
+    keep = tuple(keep)
     found = sound.candidates(module, feed, kept(module, keep), seed)
     meter = target.meter(module, feed, found.groups)
     ranking = choice.rank(module, found.groups, worth, meter)
     study(module, ranking)
     chosen = choice.choose(module, ranking, target, meter, rounding)
     if not target.met(chosen.fraction):
-        raise _missed(target, chosen, found.left)
+        raise _missed(target, chosen, found.left, coarse=rounding.width > 1 and not rounding.adapts, kept=bool(keep))
     flaw = plan.flaw(plan.stripped(module, seed), chosen.removals, feed)
     if flaw:
         raise StageError(f"removing the chosen channels together is not sound: {flaw}", then="name some in keep")
@@ -91,11 +92,14 @@ def kept(module: nn.Module, patterns: Iterable[str]) -> frozenset[str]:
     return frozenset(found)
 
 
-def _missed(target: Target, chosen: Choice, left: Mapping[str, str]) -> StageError:
+def _missed(target: Target, chosen: Choice, left: Mapping[str, str], *, coarse: bool, kept: bool) -> StageError:
+    ways = [f"set {target.name}: {chosen.fraction:.3f}"]
+    ways += ["lower round_to"] if coarse else []
+    ways += ["shorten keep"] if kept else []
     alone = [f"; '{name}' was left alone: {reason}" for name, reason in left.items() if reason != grouping.UNREAD]
     return StageError(
         f"cannot keep {target.keep:.1%} of the {target.words}; the nearest possible is {chosen.fraction:.1%}",
-        then=f"set {target.name}: {chosen.fraction:.3f}, lower round_to, or shorten keep{''.join(alone[:5])}",
+        then=f"{' or '.join(ways)}{''.join(alone[:5])}",
     )
 
 

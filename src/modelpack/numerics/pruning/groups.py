@@ -111,7 +111,7 @@ def find(module: nn.Module, feed: Mapping[str, Tensor], keep: frozenset[str]) ->
     graph = tracing.trace(traced, feed, ends)
     names = {child: path for path, child in traced.named_modules()}
     names |= {parameter: path for path, parameter in traced.named_parameters()}
-    groups, left = [], dict(opaque)
+    groups, left = [], {**opaque, **_unreached(traced, graph, opaque)}
     for root, links in tracing.closures(graph):
         name = names[root]
         if links is None:
@@ -125,6 +125,17 @@ def find(module: nn.Module, feed: Mapping[str, Tensor], keep: frozenset[str]) ->
         else:
             groups.append(group)
     return Found(tuple(groups), left)
+
+
+def _unreached(module: nn.Module, graph: Any, opaque: Mapping[str, str]) -> dict[str, str]:
+    """Name the layers that no gradient comes to, so that what depends on them is unknown."""
+    return {
+        path: "no gradient comes to it: it is never called, or detach() or no_grad() in forward() keeps it off"
+        for path, layer in module.named_modules()
+        if isinstance(layer, MATRICES)
+        and layer not in graph.module2node
+        and not any(path.startswith(f"{other}.") for other in opaque)
+    }
 
 
 def _members(links: Sequence[Link], names: Mapping[Any, str], graph: Any) -> Iterator[Member]:
