@@ -73,12 +73,18 @@ class AnswersConfig(StageConfig):
 
 
 def remembering(config: AnswersConfig, job: Job, lesson: Lesson, teacher: str) -> Lesson:
-    """Change the rows of a lesson, and keep its teacher's answers, as the settings say."""
+    """Change the rows of a lesson, and keep its teacher's answers, as the settings say.
+
+    Raises:
+        StageError: When the rows cannot be changed so.
+    """
     from modelpack.numerics import distillation
 
     variants = config.augment.variants if config.augment else 1
     if config.augment:
-        lesson = replace(lesson, change=augmentation(config.augment, lesson.data, job.seed))
+        change = augmentation(config.augment, lesson.data, job.seed)
+        change.check(lesson.data.labelled())
+        lesson = replace(lesson, change=change)
     return distillation.remembering(
         lesson, job.shared / "answers", config.cache.bytes, teacher=teacher, variants=variants
     )

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from modelpack.errors import StageError
 from modelpack.stages import remarks
+from modelpack.stages.answers_config import AnswersConfig, remembering
 from modelpack.stages.schedule_config import FloatScheduleConfig, schedule
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _FACTS = ("left", "heads", "rounding")
 """What is reported of all steps together."""
 
 
-class GradualConfig(FloatScheduleConfig):
+class GradualConfig(FloatScheduleConfig, AnswersConfig):
     """In how many steps a model is pruned, and how it is healed after each."""
 
     steps: int = Field(4, gt=1, le=100, description="Steps; ever less goes in each, on a cubic curve.")
@@ -124,7 +125,9 @@ class _Healer:
         plan = replace(schedule(self.config), epochs=last or self.config.epochs)
         objective = self._objective(student, data)
         lesson = loop.Lesson(objective, data, None, plan, device, chained(job.seed, step), job.track)
+        lesson = remembering(self.config, job, lesson, job.source.id)
         trained = loop.train(student, lesson, scratch)
+        remarks.answers(lesson, job)
         return {"epochs": plan.epochs, "loss": trained.history[-1]["loss"]}
 
     def _objective(self, student: Any, data: Rows) -> Imitation:

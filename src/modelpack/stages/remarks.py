@@ -22,19 +22,25 @@ def invented(names: set[str | None], job: Job) -> None:
 
 def training(trained: Trained, lesson: Lesson, job: Job) -> None:
     """Record how a training went, and the score that it ended with."""
-    from modelpack.numerics import distillation
     from modelpack.numerics import training as loop
 
     for text in loop.remarks(trained, lesson):
         job.note(text)
     job.result("history", trained.history)
+    answers(lesson, job)
+    for name, value in trained.figures.items():
+        job.metric(name, value)
+
+
+def answers(lesson: Lesson, job: Job) -> None:
+    """Record what keeping the teacher's answers was good for."""
+    from modelpack.numerics import distillation
+
     use = distillation.remembered(lesson)
     if use is not None:
         job.result("teacher_cache", use.to_json())
         for text in use.remarks():
             (job.warn if use.failed else job.note)(text)
-    for name, value in trained.figures.items():
-        job.metric(name, value)
 
 
 def zeros(job: Job) -> None:

@@ -56,7 +56,7 @@ class Augmentation:
         """
         wanted = self.wanted
         inputs = {name: column for name, column in batch.items() if name != TRUTH}
-        self._check(inputs, batch.get(TRUTH))
+        self.check(batch)
         variant = (epoch - 1) % wanted.variants if wanted.variants else epoch - 1
         numbers = draws.for_rows(list(inputs.values()), self.seed, variant)
         for name in _images(inputs) if wanted.images else ():
@@ -71,8 +71,14 @@ class Augmentation:
     def _pool(self) -> Arrays:
         return mixup.pool(self.data.picked(), self.data.inputs)
 
-    def _check(self, inputs: Arrays, truth: NDArray[np.generic] | None) -> None:
-        wanted = self.wanted
+    def check(self, batch: Arrays) -> None:
+        """See whether rows can be changed so.
+
+        Raises:
+            StageError: When the inputs or the truth do not fit what is wanted.
+        """
+        wanted, truth = self.wanted, batch.get(TRUTH)
+        inputs = {name: column for name, column in batch.items() if name != TRUTH}
         if wanted.images and not _images(inputs):
             raise StageError(
                 f"only images can be augmented so, and {_described(inputs)}",
@@ -114,6 +120,7 @@ def _check_tokens(inputs: Arrays, wanted: Replaced) -> None:
         raise StageError(
             f"only integers of the shape [rows, positions] are tokens, and {_described({wanted.input: column})}",
             where="augment",
+            then="name the input that holds token ids as `input:`",
         )
 
 
