@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from modelpack.artifact import Kind
+from modelpack.bind import Whole
 from modelpack.errors import listed
 from modelpack.stage import Job, StageConfig, stage
 from modelpack.stages import remarks
@@ -15,7 +16,9 @@ from modelpack.stages import remarks
 class ClipConfig(StageConfig):
     """What is an outlier."""
 
-    bits: Literal[4, 8] = Field(8, description="Bits of the grid that the weights will be rounded to.")
+    bits: Annotated[Literal[8, 4], Whole] = Field(
+        8, description="Bits of the grid that the weights will be rounded to."
+    )
     percentile: float | None = Field(
         None,
         ge=50,

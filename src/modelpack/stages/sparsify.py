@@ -108,7 +108,7 @@ def sparsify(config: SparsifyConfig, job: Job) -> None:
     )
     models.save(module, job.out, like=job.source)
     zeros.write(made, job.out)
-    _report(made, left, sum(layer.weight.numel() for layer in found.layers), job)
+    _report(made, left, {layer.name: layer.weight.numel() for layer in found.layers}, job)
 
 
 def _way(config: SparsifyConfig) -> Way:
@@ -135,18 +135,25 @@ def _evidence(config: SparsifyConfig, job: Job) -> Evidence:
     )
 
 
-def _report(made: Sparsity, left: Mapping[str, str], weights: int, job: Job) -> None:
+def _report(made: Sparsity, left: Mapping[str, str], sizes: Mapping[str, int], job: Job) -> None:
     """Say what became zero, and what that is good for."""
     from modelpack.numerics.sparsity import compressed
 
     before, after = (compressed.size(path) for path in (job.source.file(_WEIGHTS), job.out / _WEIGHTS))
-    job.metric("sparsity", made.zeros / weights)
+    share = made.zeros / sum(sizes[name] for name in made.layers)
+    job.metric("sparsity", share)
     job.metric("source_compressed", before)
     job.metric("model_compressed", after)
-    job.result("layers", [{"layer": name, "zeros": count} for name, count in made.layers.items()])
+    job.result(
+        "layers",
+        [
+            {"layer": name.removesuffix(".weight"), "weights": sizes[name], "zeros": zeros}
+            for name, zeros in made.layers.items()
+        ],
+    )
     job.result("left_alone", dict(left))
     job.note(
-        f"{made.zeros / weights:.1%} of the weights of {len(made.layers)} layers are zero: "
+        f"{share:.1%} of the weights of {len(made.layers)} layers are zero: "
         f"smaller only when compressed (zlib level {compressed.LEVEL}: {size(before)} → {size(after)}); "
         "no speed on this runtime"
     )
