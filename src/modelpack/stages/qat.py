@@ -54,7 +54,7 @@ class QatConfig(TrainingConfig):
 
 
 @stage(
-    version=1,
+    version=2,
     accepts={Kind.TORCH},
     produces=Kind.TORCH,
     needs=("torch", "onnx", "onnxscript", "onnxruntime"),
