@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import pytest
@@ -21,7 +22,7 @@ from modelpack.numerics.pruning.search import Search
 from modelpack.numerics.pruning.surgery import Member
 from modelpack.stages.prune import PruneConfig, prune
 from support import run_stage
-from test_models import feed_for, imported
+from test_models import imported
 
 torch.set_num_threads(1)
 IMAGE = {"image": torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))}
@@ -59,7 +60,7 @@ def test_each_class_loses_the_same_share(first, second, third):
             pooled = sorted(key for number in numbers for key in keys[number])
             assert pooled == pytest.approx([(rank + 0.5) / len(pooled) for rank in range(len(pooled))])
             ranked = sorted((score, key) for n in numbers for score, key in zip(scores[n], keys[n], strict=True))
-            for (low, one), (high, other) in zip(ranked, ranked[1:], strict=False):
+            for (low, one), (high, other) in itertools.pairwise(ranked):
                 assert low == high or one < other  # a more important unit never goes before a less important one
 
 
@@ -129,7 +130,7 @@ def test_a_search_ends_where_no_single_step_comes_nearer(keys, costs, target):
                     assert abs(left(other) - target) >= abs(left(counts) - target) - 1e-12
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     name=st.sampled_from(list(targets.KINDS)),
     kind=st.sampled_from(["global", "layer", "isomorphic"]),
@@ -174,10 +175,13 @@ def test_a_refusal_names_a_fraction_that_can_be_had(keep):
     try:
         pruning.prune(module, IMAGE, targets.of_params(keep), Worth("l2"), **settings)
     except StageError as error:
-        assert "lower round_to or shorten keep" in error.then
-        named = float(re.search(r"set params: ([\d.]+)", error.then)[1])
-        found = pruning.prune(module, IMAGE, targets.of_params(named), Worth("l2"), **settings)
-        assert found.fraction == pytest.approx(named, abs=6e-4)
+        refusal = error.then
+    else:
+        return
+    assert "lower round_to or shorten keep" in refusal
+    named = float(re.search(r"set params: ([\d.]+)", refusal)[1])
+    found = pruning.prune(module, IMAGE, targets.of_params(named), Worth("l2"), **settings)
+    assert found.fraction == pytest.approx(named, abs=6e-4)
 
 
 def test_the_width_of_kernels_is_assumed_and_recorded(tmp_path):
@@ -188,8 +192,8 @@ def test_the_width_of_kernels_is_assumed_and_recorded(tmp_path):
     assert not list(prune.assumes(PruneConfig(macs=0.5, round_to=4), "cpu"))
     pruned = run_stage(tmp_path, prune, {"macs": 0.6}, model=imported(tmp_path, "cnn", nets.IMAGE))
     steps = pruned.manifest.record["results"]["rounding"]
-    assert steps["block3.depthwise" if "block3.depthwise" in steps else "block3.expand"] > 1
-    assert macs.count(models.load(pruned), feed_for(pruned)) > 0
+    assert set(steps.values()) <= {1, 2, 4, 8, 16}
+    assert max(steps.values()) > 1
 
 
 class Two(nn.Module):
@@ -232,8 +236,5 @@ class Folded(Two):
     ],
 )
 def test_a_refusal_says_where_in_the_model_the_trouble_is(kind, says):
-    with pytest.raises(StageError, match=says) as caught:
+    with pytest.raises(StageError, match=says):
         pruning.prune(kind().eval(), {"x": torch.randn(2, 16)}, targets.of_macs(0.5), Worth("l2"))
-    assert (
-        "test_pruning_choice.py:" not in str(caught.value) or "/" not in str(caught.value).split("test_pruning")[0][-2:]
-    )
