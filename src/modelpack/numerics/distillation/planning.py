@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -114,28 +114,35 @@ def imitation(
     """
     if task is None and wish.alpha == 0:
         raise StageError("alpha is 0 and the data hold no truth: there is nothing to learn", then="set alpha")
+    inputs, truth = split(data.labelled(), device)
     compared = Outputs(task, wish.distances, wish.temperature)
     found: dict[Name, tuple[Aspect, Taps]] = {"outputs": (compared, ((), ())), "similarity": (Similarity(), ((), ()))}
     if student is not None:
         with torch.no_grad(), models.blamed("teacher and student cannot be compared"):
-            pair = _Pair(student, teacher, question(split(data.labelled(), device)[0], None, wish.mask))
-            outputs.compatible(call(student, pair.question.inputs), call(teacher, pair.question.inputs))
-            if "features" in wish.weights:
-                found["features"] = pair.features(wish.features)
-            if "relations" in wish.weights:
-                found["relations"] = pair.relations(wish.relations)
-    aspects = {name: (weight, found[name][0]) for name, weight in wish.weights.items()}
-    taps = [tuple(tap for name in wish.weights for tap in found[name][1][side]) for side in (0, 1)]
+            outputs.compatible(call(student, inputs), call(teacher, inputs))
+            found |= _Pair(student, teacher, question(inputs, None, wish.mask)).inner(wish)
+    parts = {name: (weight, *found[name]) for name, weight in wish.weights.items()}
+    made = replace(_together(parts, teacher, compared, wish), task=task)
+    if student is not None:
+        with torch.no_grad(), models.blamed("the losses cannot be computed"):
+            made.losses(student, inputs, truth)  # what is wrong with them is better known now than after an epoch
+    return made
+
+
+def _together(
+    parts: Mapping[Name, tuple[float, Aspect, Taps]], teacher: nn.Module, compared: Outputs, wish: Wish
+) -> Imitation:
+    mine, theirs = (tuple(tap for _, _, taps in parts.values() for tap in taps[side]) for side in (0, 1))
+    aspects = {name: (weight, aspect) for name, (weight, aspect, _) in parts.items()}
     learned = [aspect.projections for _, aspect in aspects.values() if isinstance(aspect, Features)]
     return Imitation(
-        Told(teacher, taps[1]),
+        Told(teacher, theirs),
         compared,
         aspects,
-        task,
-        wish.alpha,
-        wish.mask,
-        (taps[0], taps[1]),
-        next((modules for modules in learned if len(modules)), None),
+        alpha=wish.alpha,
+        mask=wish.mask,
+        taps=(mine, theirs),
+        learned=next((modules for modules in learned if len(modules)), None),
     )
 
 
@@ -146,6 +153,15 @@ class _Pair:
     student: nn.Module
     teacher: nn.Module
     question: Question
+
+    def inner(self, wish: Wish) -> dict[Name, tuple[Aspect, Taps]]:
+        """Plan what is compared inside the models, and say where to look."""
+        found: dict[Name, tuple[Aspect, Taps]] = {}
+        if "features" in wish.weights:
+            found["features"] = self.features(wish.features)
+        if "relations" in wish.weights:
+            found["relations"] = self.relations(wish.relations)
+        return found
 
     def features(self, wanted: Sequence[Pair]) -> tuple[Features, Taps]:
         """Find out what projections the features need, of blocks that belong together where none are named."""

@@ -124,10 +124,11 @@ def at(module: nn.Module, path: str) -> nn.Module:
     Raises:
         StageError: When there is none.
     """
-    known: dict[str, nn.Module] = {name: child for name, child in module.named_modules() if name}
-    if path not in known:
-        raise StageError(f"the model has no module '{path}'", then=did_you_mean(path, known) or _roots(known))
-    return known[path]
+    try:
+        return module.get_submodule(path or " ")  # an empty path would be the whole model
+    except AttributeError:
+        known = [name for name, _ in module.named_modules() if name]
+        raise StageError(f"the model has no module '{path}'", then=did_you_mean(path, known) or _roots(known)) from None
 
 
 def _roots(known: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from modelpack.errors import StageError
 from modelpack.numerics.distillation.aspects.outputs import compatible
+from modelpack.numerics.training import crew
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,8 +40,10 @@ class Similarity:
         return torch.stack(found).mean()
 
     def remarks(self) -> list[str]:
-        """Nothing is chosen here."""
-        return []
+        """Say that processes do not see each other's rows."""
+        if crew.size() == 1:
+            return []
+        return ["similarity compares the rows of a batch that one process holds, fewer than one alone would"]
 
 
 def preserved(student: Tensor, teacher: Tensor) -> Tensor:
