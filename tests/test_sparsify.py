@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import nets
+from crewing import together
 from modelpack.errors import StageError
 from modelpack.numerics import models, sparsity, training, zeros
 from modelpack.numerics.sparsity import compressed, layers, magnitude, moments, refit, sparsegpt, wanda
@@ -20,6 +25,7 @@ from modelpack.stages.distill import distill
 from modelpack.stages.qat import qat
 from modelpack.stages.recover import recover
 from modelpack.stages.sparsify import SparsifyConfig, sparsify
+from modelpack.tensors import TensorSpec
 from support import Rows, run_stage
 from test_models import feed_for, imported, outputs, same
 
@@ -421,3 +427,37 @@ def test_settings_are_checked():
             SparsifyConfig.model_validate(wrong)
     assert SparsifyConfig.model_validate({"pattern": "2:4"}).pattern == "2:4"
     assert sparsify.refuses == {"quantized"}
+
+
+def trained_together():
+    """Train a sparse module as one of a crew; gives how many of its zeros are lost, and the share of weights that moved."""
+    from dataclasses import replace
+
+    from modelpack.numerics import distillation
+
+    torch.manual_seed(0)
+    module = nets.encoder().eval()
+    found = layers.find(module, (), ("classifier",), None, seen=False)
+    told, _ = sparsity.sparsify(module, found, sparsity.Way("magnitude", 0.5))
+    before = {name: module.get_parameter(name).detach().clone() for name in told.layers}
+    teacher = nets.encoder().eval()
+    specs = {name: TensorSpec.model_validate(spec) for name, spec in nets.TOKENS.items()}
+    data = training.Rows(tokens(16).batches, specs, None)
+    device = torch.device("cpu")
+    wish = distillation.Wish(alpha=1.0)
+    objective = distillation.imitation(teacher, module, data, None, wish=wish, device=device)
+    plan = replace(training.Schedule(epochs=1, rate=1e-2), parallel="fsdp")
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(zeros, "read", return_value=told):
+        kept = training.zeros_kept(module, None)
+        lesson = training.Lesson(objective, data, None, plan, device, 0, constraint=kept)
+        training.train(module, lesson, Path(folder))
+    after = {name: module.get_parameter(name).detach() for name in told.layers}
+    lost = sum(int(after[name][before[name] == 0].count_nonzero()) for name in after)
+    moved = [float((after[name] != before[name]).float().mean()) for name in after]
+    return [lost, min(moved)]
+
+
+def test_zeros_stay_zero_when_each_process_holds_a_part():
+    for lost, moved in together("test_sparsify", "trained_together"):
+        assert lost == 0
+        assert moved > 0.4
