@@ -9,7 +9,7 @@ from modelpack.artifact import Kind
 from modelpack.document import Node, Table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from modelpack.budget import Budget
     from modelpack.errors import Problem
@@ -34,7 +34,7 @@ def check_order(steps: Sequence[Step], allow: set[str]) -> list[Problem]:
             hint = f"put it earlier, or say `allow: [{mark}]`"
             problems.append(step.node.problem(f"'{step.id}' cannot work on a {mark} model", hint))
         debts = {debt: who for debt, who in owed.get(step.reads or "", {}).items() if debt not in step.stage.pays}
-        debts |= dict.fromkeys(step.stage.owes.difference(step.stage.settles(step.config)), step)
+        debts |= dict.fromkeys(step.stage.owes.difference(_settled(step)), step)
         leaves_torch = step.stage.produces in (Kind.ONNX, Kind.IMAGE)
         ends = step.stage.produces.is_model and step.id not in readers
         if leaves_torch or ends:
@@ -43,6 +43,11 @@ def check_order(steps: Sequence[Step], allow: set[str]) -> list[Problem]:
         owed[step.id] = debts
         marks[step.id] = before | step.stage.marks
     return problems
+
+
+def _settled(step: Step) -> Iterable[str]:
+    """List the debts that a step pays itself; settings that could not be read pay none."""
+    return step.stage.settles(step.config) if isinstance(step.config, step.stage.config) else ()
 
 
 def _unpaid(debt: str, who: Step) -> Problem:
