@@ -44,7 +44,8 @@ def channels_last(module: nn.Module, example: Mapping[str, Tensor]) -> Iterator[
 def _arrange(module: nn.Module, order: torch.memory_format) -> None:
     for parameter in module.parameters():
         if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=order)
+            # A clone, for `contiguous` leaves a tensor with one channel as it is, and kernels then take the slow way.
+            parameter.data = parameter.data.clone(memory_format=order)
 
 
 def _on_cpu(module: nn.Module) -> bool:
