@@ -169,17 +169,17 @@ class Together(nn.Module):
 def test_attention_is_found_in_its_common_forms():
     module = nets.encoder()
     assert list(attention.attentions(module)) == ["layers.0.attention", "layers.1.attention"]
-    taps = attention.named(module, attention.last(module, "teacher"))
+    taps = attention.named(module, attention.last(module, "teacher"), "teacher")
     assert [tap.path.rpartition(".")[2] for tap in taps] == ["query", "key", "value"]
 
     fused = nn.Sequential(Together())
     x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
-    taps = attention.named(fused, "0")
+    taps = attention.named(fused, "0", "student")
     seen = watch(fused, {"input": x}, taps)
     assert torch.equal(torch.cat([seen.inner[tap] for tap in taps], -1), fused[0].qkv(x))
 
     with pytest.raises(StageError, match="has no layers of queries"):
-        attention.named(nets.encoder(), "layers.0")
+        attention.named(nets.encoder(), "layers.0", "student")
     with pytest.raises(StageError, match="the student has no attention"):
         attention.last(nets.cnn(), "student")
 
@@ -198,7 +198,7 @@ def test_queries_of_torchs_own_attention_are_what_it_multiplies(batch_first):
 
     x = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(0))
     net = Net()
-    taps = attention.named(net, "attention")
+    taps = attention.named(net, "attention", "teacher")
     seen = watch(net, {"x": x if batch_first else x.transpose(0, 1)}, taps)
     for tap, weight in zip(taps, layer.in_proj_weight.chunk(3), strict=True):
         assert torch.allclose(seen.inner[tap], x @ weight.T, atol=1e-6)
@@ -295,7 +295,7 @@ def test_a_student_whose_outputs_differ_is_refused_before_it_is_trained(tmp_path
             tmp_path, distill, settings, model=teacher, steps={"model": teacher}, data={"train": patterns()}, base=HERE
         )
     settings = {"data": "train", "student": {"factory": "nets.py:grouped"}}
-    with pytest.raises(StageError, match="fails on the declared inputs"):
+    with pytest.raises(StageError, match=r"^student: the model fails on the declared inputs"):
         run_stage(
             tmp_path, distill, settings, model=teacher, steps={"model": teacher}, data={"train": patterns()}, base=HERE
         )
@@ -368,7 +368,10 @@ def test_recovery_is_judged_by_agreement_where_scores_of_classes_are_compared(tm
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"imitate": ["features"], "features": ["blok1"]}, "no module 'blok1'\n  did you mean 'block1'"),
+        (
+            {"imitate": ["features"], "features": ["blok1"]},
+            "the student has no module 'blok1'\n  did you mean 'block1'",
+        ),
         ({"imitate": ["features"], "features": {"block1": "block3"}}, "can only change one dimension"),
         ({"imitate": ["relations"]}, "the student has no attention"),
         ({"distance": {"logits": "kl"}}, "distance: the model has no output 'logits'"),

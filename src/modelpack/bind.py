@@ -208,7 +208,8 @@ def _problem(root: Node, kind: type[BaseModel], detail: ErrorDetails) -> tuple[N
             expected = str(context.get("expected", ""))
             choices = [text or number for text, number in re.findall(r"'([^']*)'|(\d+)", expected)]
             word = node.text if isinstance(node, Scalar) else ""
-            problem = node.problem(f"{name} cannot be '{word}'", did_you_mean(word, choices))
+            told = f"{name} cannot be '{word}'" if isinstance(node, Scalar) else f"{name} should be a single word"
+            problem = node.problem(told, did_you_mean(word, choices))
         case "string_pattern_mismatch":
             problem = node.problem(f"{name} has characters that are not allowed", f"it must match {context['pattern']}")
         case "value_error":

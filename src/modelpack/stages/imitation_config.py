@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from modelpack.errors import did_you_mean
 from modelpack.stage import StageConfig
 
 Distance = Literal["auto", "kl", "dkd", "mse", "cosine"]
@@ -13,7 +14,12 @@ AspectName = Literal["outputs", "features", "relations", "similarity"]
 
 
 def _weights(value: object) -> object:
-    return dict.fromkeys(value, 1.0) if isinstance(value, (list, tuple)) and _words(value) else value
+    named = dict.fromkeys(value, 1.0) if isinstance(value, (list, tuple)) and _words(value) else value
+    known = get_args(AspectName)
+    for word in named if isinstance(named, dict) else ():
+        if word not in known:
+            raise ValueError(f"'{word}' is nothing that can be imitated; {did_you_mean(str(word), known)}")
+    return named
 
 
 def _pairs(value: object) -> object:

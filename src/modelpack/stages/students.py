@@ -7,6 +7,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from modelpack.bind import Arguments, InputPath, UserCode
+from modelpack.errors import StageError
 from modelpack.stage import Job, StageConfig
 
 
@@ -63,20 +64,29 @@ def begin(config: StudentConfig, job: Job, teacher: str) -> Any:
             student = depth.thinned(student, feed, config.keep_layers).eval()
             job.note(f"the student has {models.parameter_count(student):,} parameters")
         return student
-    own = config.student
-    student, notes = models.write(
-        job.out,
-        reference=own.factory.reference,
-        base=own.factory.base,
-        arguments=own.arguments,
-        weights=own.weights.path if own.weights else None,
-        inputs=job.inputs,
-        outputs=own.outputs or _names(job, teacher),
-        seed=job.seed,
-    )
+    return _own(config.student, job, teacher)
+
+
+def _own(student: OwnStudent, job: Job, teacher: str) -> Any:
+    from modelpack.numerics import models
+
+    try:
+        module, notes = models.write(
+            job.out,
+            reference=student.factory.reference,
+            base=student.factory.base,
+            arguments=student.arguments,
+            weights=student.weights.path if student.weights else None,
+            inputs=job.inputs,
+            outputs=student.outputs or _names(job, teacher),
+            seed=job.seed,
+        )
+    except StageError as error:
+        then = error.then if error.where else "the student reads the teacher's inputs and gives its outputs"
+        raise StageError(error.what, where=f"student {error.where}".rstrip(), then=then) from error
     for text in notes:
         job.note(text)
-    return student.to(job.device)
+    return module.to(job.device)
 
 
 def _names(job: Job, teacher: str) -> tuple[str, ...]:

@@ -35,16 +35,16 @@ def attentions(module: nn.Module) -> dict[str, Taps]:
     return {path: taps for path, taps in found.items() if taps is not None}
 
 
-def named(module: nn.Module, path: str) -> Taps:
-    """Give queries, keys and values of one module.
+def named(module: nn.Module, path: str, whose: str) -> Taps:
+    """Give queries, keys and values of one module of a model, which errors call `whose`.
 
     Raises:
         StageError: When it does not exist, or is no attention that is known.
     """
-    taps = _taps(path, at(module, path))
+    taps = _taps(path, at(module, path, whose))
     if taps is None:
         raise StageError(
-            f"the module '{path}' has no layers of queries, keys and values",
+            f"the {whose}'s module '{path}' has no layers of queries, keys and values",
             where="relations",
             then=did_you_mean(path, attentions(module)),
         )

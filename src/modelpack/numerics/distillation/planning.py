@@ -18,7 +18,7 @@ from modelpack.numerics.distillation.aspects.relations import Relations
 from modelpack.numerics.distillation.aspects.similarity import Similarity
 from modelpack.numerics.distillation.imitation import Imitation
 from modelpack.numerics.distillation.question import question
-from modelpack.numerics.distillation.taps import Tap, Told, survey, watch
+from modelpack.numerics.distillation.taps import Tap, Told, at, survey, watch
 from modelpack.numerics.quantization.calibration import masks
 from modelpack.numerics.training.batches import split
 
@@ -166,6 +166,9 @@ class _Pair:
     def features(self, wanted: Sequence[Pair]) -> tuple[Features, Taps]:
         """Find out what projections the features need, of blocks that belong together where none are named."""
         pairs = wanted or self._matched()
+        for mine, theirs in pairs:
+            at(self.student, mine, "student")
+            at(self.teacher, theirs, "teacher")
         taps = (tuple(Tap(mine) for mine, _ in pairs), tuple(Tap(theirs) for _, theirs in pairs))
         seen, told = (
             watch(self.student, self.question.inputs, taps[0]),
@@ -185,7 +188,7 @@ class _Pair:
     def relations(self, wanted: Sequence[Pair]) -> tuple[Relations, Taps]:
         """Find queries, keys and values, of the last attention where none is named."""
         pairs = wanted or [(attention.last(self.student, "student"), attention.last(self.teacher, "teacher"))]
-        mine = [attention.named(self.student, path) for path, _ in pairs]
-        theirs = [attention.named(self.teacher, path) for _, path in pairs]
+        mine = [attention.named(self.student, path, "student") for path, _ in pairs]
+        theirs = [attention.named(self.teacher, path, "teacher") for _, path in pairs]
         taps = (tuple(tap for three in mine for tap in three), tuple(tap for three in theirs for tap in three))
         return Relations(tuple(zip(mine, theirs, strict=True))), taps

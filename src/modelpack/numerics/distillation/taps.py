@@ -118,8 +118,8 @@ def _catching(tap: Tap, found: list[Tensor | None]) -> Callable[..., None]:
     return catch
 
 
-def at(module: nn.Module, path: str) -> nn.Module:
-    """Find a module by its path.
+def at(module: nn.Module, path: str, whose: str = "model") -> nn.Module:
+    """Find a module by its path in a model, which errors call `whose`.
 
     Raises:
         StageError: When there is none.
@@ -128,7 +128,9 @@ def at(module: nn.Module, path: str) -> nn.Module:
         return module.get_submodule(path or " ")  # an empty path would be the whole model
     except AttributeError:
         known = [name for name, _ in module.named_modules() if name]
-        raise StageError(f"the model has no module '{path}'", then=did_you_mean(path, known) or _roots(known)) from None
+        raise StageError(
+            f"the {whose} has no module '{path}'", then=did_you_mean(path, known) or _roots(known)
+        ) from None
 
 
 def _roots(known: Iterable[str]) -> str:
