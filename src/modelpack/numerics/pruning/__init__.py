@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import fnmatch
 from typing import TYPE_CHECKING
 
-from modelpack.errors import StageError, did_you_mean
+from modelpack.errors import StageError
+from modelpack.numerics import matrices
 from modelpack.numerics.pruning import choice, evidence, plan, sound, targets
 from modelpack.numerics.pruning import groups as grouping
 from modelpack.numerics.pruning.choice import Worth
@@ -82,14 +82,7 @@ def kept(module: nn.Module, patterns: Iterable[str]) -> frozenset[str]:
     Raises:
         StageError: For a pattern that matches nothing, with the nearest path.
     """
-    paths = [path for path, _ in module.named_modules() if path]
-    found: set[str] = set()
-    for pattern in patterns:
-        hits = [path for path in paths if fnmatch.fnmatchcase(path, pattern)]
-        if not hits:
-            raise StageError(f"keep: no module matches '{pattern}'", then=did_you_mean(pattern, paths))
-        found |= {path for path in paths for hit in hits if path == hit or path.startswith(f"{hit}.")}
-    return frozenset(found)
+    return frozenset(matrices.named(module, patterns, "keep"))
 
 
 def _missed(target: Target, chosen: Choice, left: Mapping[str, str], *, coarse: bool, kept: bool) -> StageError:

@@ -68,7 +68,7 @@ def fractions(keep: float, steps: int) -> list[float]:
     """Give what shall stay after each step: what goes follows a cubic curve that flattens towards the end.
 
     >>> [round(fraction, 3) for fraction in fractions(0.2, 4)]
-    [0.537, 0.3, 0.213, 0.2]
+    [0.538, 0.3, 0.213, 0.2]
     """
     return [keep + (1 - keep) * (1 - step / steps) ** 3 for step in range(1, steps)] + [keep]
 
