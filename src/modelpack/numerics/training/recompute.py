@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from modelpack.errors import StageError
@@ -13,6 +12,8 @@ from modelpack.numerics.training.depth import blocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from torch import nn
 
 
 @contextlib.contextmanager
@@ -48,16 +49,14 @@ def _again(forward: Callable[..., Any], block: nn.Module) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def _quiet(block: nn.Module) -> Iterator[None]:
-    """Let batch norms take no statistics: those of these rows were taken the first time."""
-    norms = [
-        layer
-        for layer in block.modules()
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training and layer.track_running_stats  # noqa: SLF001
-    ]
-    for layer in norms:
-        layer.track_running_stats = False
+    """Let what a block counts, such as the statistics of batch norms, be as the first time left it."""
+    counted = [(part, dict(part.named_buffers(recurse=False))) for part in block.modules()]
+    for part, buffers in counted:
+        for name, tensor in buffers.items():
+            setattr(part, name, tensor.clone())
     try:
         yield
     finally:
-        for layer in norms:
-            layer.track_running_stats = True
+        for part, buffers in counted:
+            for name, tensor in buffers.items():
+                setattr(part, name, tensor)
