@@ -243,6 +243,13 @@ def test_layers_and_blocks_are_listed_with_whatever_is_told_of_them():
     assert "Tables" not in found.text
 
 
+def test_steps_of_gradual_pruning_are_listed():
+    rows = [{"step": 1, "wanted": 0.5, "kept": 0.513, "loss": 0.25, "epochs": 2}]
+    found = read(about(schedule=rows))
+    assert "step to keep kept loss epochs 1 50.0 % 51.3 % 0.25 2" in found.text
+    assert "Tables" in read(about(schedule=[{"step": 1}])).text
+
+
 def test_text_is_escaped_wherever_it_stands():
     rows = [{HOSTILE: HOSTILE, "epoch": 1, "loss": 1.0}, {"epoch": 2, "loss": 2.0, HOSTILE: 3.0}]
     results = {

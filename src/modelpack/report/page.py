@@ -25,6 +25,7 @@ _DRAWINGS: Mapping[str, tuple[tuple[str, str, Callable[[Any], Markup | None]], .
         ("Quantization", "layers", quantization.layers),
         ("Pruning", "layers", pruning.named),
     ),
+    "schedule": (("Pruning", "steps", pruning.schedule),),
     "blocks": (("Pruning", "blocks", pruning.named),),
     "left_alone": (("Pruning", "left alone", pruning.left_alone),),
     "sensitivity": (("Pruning", "sensitivity", pruning.sensitivity),),

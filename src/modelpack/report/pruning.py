@@ -152,6 +152,25 @@ def latency(value: Any) -> Markup | None:
     )
 
 
+def schedule(value: Any) -> Markup | None:
+    """List the steps in which a model was pruned, and what stayed after each; None where the value tells none."""
+    found = rows(value)
+    if not found or any(number(row.get("kept")) is None for row in found):
+        return None
+    shares = {"wanted": "to keep", "kept": "kept"}
+    others = [key for key in dict.fromkeys(key for row in found for key in row) if key not in {"step", *shares}]
+    body = [
+        [
+            figure("step", row.get("step")),
+            *(_share(row.get(key)) for key in shares),
+            *(figure(key, row.get(key)) for key in others),
+        ]
+        for row in found
+    ]
+    columns = ("step", *shares.values(), *map(words, others))
+    return table(columns, body, numbers=range(len(columns)))
+
+
 def _trials(found: Sequence[Row]) -> Markup:
     """List what was measured, beside the multiply-accumulates that promised it."""
     body = [[str(place + 1), _share(row.get("macs")), _share(row.get("measured"))] for place, row in enumerate(found)]
