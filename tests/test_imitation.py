@@ -40,12 +40,6 @@ def feed(rows, count=8):
     return {name: torch.from_numpy(column[:count]) for name, column in rows.columns.items()}
 
 
-def another(root, factory="encoder", inputs=nets.TOKENS, **arguments):
-    """A model of another width or seed than `imported` makes."""
-    settings = {"factory": f"nets.py:{factory}", "inputs": inputs, "arguments": arguments}
-    return run_stage(root / "other", model, settings, base=HERE, seed=1)
-
-
 def notes(events):
     return [event.text for event in events if hasattr(event, "text")]
 
@@ -211,14 +205,20 @@ def test_queries_of_torchs_own_attention_are_what_it_multiplies(batch_first):
 )
 def test_a_narrow_student_comes_nearer_in_every_way(tmp_path, imitate):
     teacher = imported(tmp_path, "encoder", nets.TOKENS)
-    student = another(tmp_path, width=16, heads=2, hidden=32)
     # Outputs must have the teacher's shapes: what is narrow is inside.
     student = run_stage(tmp_path, model, {"factory": "narrow.py:build", "inputs": nets.TOKENS}, base=narrow(tmp_path))
     events = []
     made = run_stage(
         tmp_path,
         distill,
-        {"data": "text", "eval_data": "text", "epochs": 3, "lr": 3e-3, "imitate": imitate},
+        {
+            "data": "text",
+            "eval_data": "text",
+            "epochs": 3,
+            "lr": 3e-3,
+            "imitate": imitate,
+            "precision": "float32" if len(imitate) == 1 else "bfloat16",
+        },
         model=student,
         steps={"model": teacher},
         data={"text": tokens()},
@@ -314,6 +314,7 @@ def test_a_student_of_fewer_layers_starts_as_its_teacher(tmp_path):
         collect=events,
     )
     assert len(models.load(made).layers) == 2
+    assert made.metrics["parameters"] < teacher.metrics["parameters"]
     assert any("layers.0 with layers.1, layers.1 with layers.3" in text for text in notes(events))
     lines = history(made)
     assert lines[-1]["score"] > lines[0]["score"]

@@ -62,7 +62,6 @@ def begin(config: StudentConfig, job: Job, teacher: str) -> Any:
         if config.keep_layers is not None:
             feed = models.example(models.load(job.source), job.inputs, 2, job.seed, job.device)
             student = depth.thinned(student, feed, config.keep_layers).eval()
-            job.note(f"the student has {models.parameter_count(student):,} parameters")
         return student
     return _own(config.student, job, teacher)
 
@@ -98,6 +97,7 @@ def end(config: StudentConfig, job: Job, student: Any) -> None:
     """Write the trained student."""
     from modelpack.numerics import models
 
+    job.metric("parameters", models.parameter_count(student))
     if config.student is None:
         models.save(student, job.out, like=job.source)
     else:

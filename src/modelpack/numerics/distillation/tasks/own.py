@@ -40,7 +40,7 @@ class Own:
         """
         columns = {**question.inputs, **({self.target: question.truth} if question.truth is not None else {})}
         try:
-            value = self.function(dict(outputs), columns)
+            value = self.function({name: _wide(value) for name, value in outputs.items()}, columns)
         except ModelpackError:
             raise
         except Exception as error:
@@ -63,3 +63,8 @@ class Own:
     def figure(self, score: float) -> tuple[str, float]:
         """What the function says."""
         return "eval_loss", -score
+
+
+def _wide(value: Tensor) -> Tensor:
+    """Give what mixed precision made narrow as the floats that the function may count on."""
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
