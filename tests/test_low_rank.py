@@ -15,7 +15,7 @@ from torch.nn import functional
 import nets
 from modelpack.errors import StageError
 from modelpack.numerics import low_rank as numerics
-from modelpack.numerics import macs, models
+from modelpack.numerics import macs, models, structure
 from modelpack.numerics.low_rank import layers as finding
 from modelpack.numerics.low_rank import ranks, spectra
 from modelpack.numerics.low_rank.layers import Layer
@@ -66,7 +66,7 @@ def doubled(feed):
     return {name: value.double() for name, value in feed.items()}
 
 
-def split(module, feed, *, rows=None, convolutions="channel", kept=(), **wanted):
+def split(module, feed, *, rows=None, convolutions="auto", kept=(), **wanted):
     found = finding.find(module, feed, kept, convolutions)
     evidence = numerics.Evidence(rows, None, "cpu") if rows is not None else None
     return numerics.split(module, feed, found, numerics.decompose(module, found.layers, evidence), **wanted)
@@ -147,7 +147,7 @@ def test_data_decide_what_is_kept_and_no_weights_of_that_rank_do_better(outputs_
     mixing = torch.randn(inputs, inputs, generator=generator, dtype=torch.float64)
     rows = torch.randn(60, inputs, generator=generator, dtype=torch.float64) @ mixing + 3
     layer = Layer("0", "channel", min(outputs_, inputs), 2, 1, 2, 1)
-    seen = spectra.of_outputs(net, [layer], [{"x": rows.numpy()}], None, "cpu")["0"]
+    seen = spectra.of_outputs(net, [layer], [{"x": rows.numpy()}], None, "cpu")[layer]
     given_ = net(rows)
     pair = nn.Sequential(nn.Linear(inputs, rank, bias=False), nn.Linear(rank, outputs_, bias=bias)).double()
     spectra.fill(pair, layer, seen, net[0].bias)
@@ -161,7 +161,8 @@ def test_data_decide_what_is_kept_and_no_weights_of_that_rank_do_better(outputs_
     )
 
 
-def test_data_beat_weights_alone_on_these_data_with_convolutions_too():
+@pytest.mark.parametrize("convolutions", ["channel", "spatial", "auto"])
+def test_data_beat_weights_alone_on_these_data_with_convolutions_too(convolutions):
     generator = torch.Generator().manual_seed(0)
     basis = torch.randn(3, 3 * 64, generator=generator, dtype=torch.float64)
     x = (torch.randn(32, 3, generator=generator, dtype=torch.float64) @ basis).view(32, 3, 8, 8)
@@ -169,10 +170,33 @@ def test_data_beat_weights_alone_on_these_data_with_convolutions_too():
     for name, rows in (("weights", None), ("data", [{"x": x.numpy()}])):
         module = wide()
         wanted = module(x)
-        made = split(module, {"x": x}, rows=rows, keep_macs=0.4)
-        assert made.macs == pytest.approx(0.4, rel=0.02)
+        made = split(module, {"x": x}, rows=rows, keep_macs=0.5, convolutions=convolutions)
+        assert made.macs == pytest.approx(0.5, rel=0.02)
         errors[name] = float((module(x) - wanted).detach().square().sum())
     assert errors["data"] < 0.5 * errors["weights"]
+
+
+@pytest.mark.parametrize("wanted", [{"keep_macs": 0.5}, {"energy": 0.7}])
+def test_the_better_way_of_each_convolution_is_chosen(wanted):
+    feed, judged = doubled(PICTURES), {}
+    for convolutions in ("channel", "spatial", "auto"):
+        made = split(wide(), feed, rows=[{"x": PICTURES["x"].double().numpy()}], convolutions=convolutions, **wanted)
+        lost = sum(1 - row["energy"] for row in made.table)
+        judged[convolutions] = lost if "keep_macs" in wanted else made.macs
+    assert judged["auto"] <= 1.02 * min(judged["channel"], judged["spatial"])
+
+
+def test_the_mean_of_what_columns_add_goes_into_the_bias():
+    """On constant inputs without borders, a spatial split of any rank gives exactly what the layer did."""
+    with seeded(0):
+        net = nn.Sequential(nn.Conv2d(4, 6, 3)).double().eval()
+    x = torch.ones(2, 4, 7, 7, dtype=torch.float64) * 3
+    wanted = net(x)
+    layer = next(item for item in finding.find(net, {"x": x}, convolutions="spatial").layers)
+    spectrum = spectra.of_outputs(net, [layer], [{"x": x.numpy()}], None, "cpu")[layer]
+    made = structure.halves(net[0], "spatial", 1)
+    spectra.fill(made, layer, spectrum, net[0].bias)
+    assert torch.allclose(made(x), wanted)
 
 
 @pytest.mark.parametrize("stride", [(1, 1), (2, 1), (1, 2)])
@@ -187,7 +211,7 @@ def test_columns_and_rows_of_kernels_are_the_best_such_product(stride):
     spectrum = spectra.of_weights(net, layer)
     rank = layer.most
     assert rank < layer.full
-    numerics.split(net, feed, found, {"0": spectrum}, energy=1 - float(spectrum.lost()[rank]) - 1e-12)
+    numerics.split(net, feed, found, {layer: spectrum}, energy=1 - float(spectrum.lost()[rank]) - 1e-12)
     column, row = net[0]
     together = torch.einsum("rih,orw->oihw", column.weight[..., 0], row.weight[:, :, 0])
     tail = spectrum.energies[rank:].sum()
@@ -208,7 +232,7 @@ def test_ranks_share_a_budget_nearly_as_well_as_trying_all_of_them(data):
             sorted(data.draw(st.lists(st.floats(0.01, 9), min_size=layer.full, max_size=layer.full)), reverse=True),
             dtype=torch.float64,
         )
-        lost[layer.path] = spectra.Spectrum(energies, energies, energies, energies).lost()
+        lost[layer] = spectra.Spectrum(energies, energies, energies, energies).lost()
         layers += [layer] if layer.most else []
     if not layers:
         return
@@ -217,19 +241,17 @@ def test_ranks_share_a_budget_nearly_as_well_as_trying_all_of_them(data):
 
     def judged(ranks_):
         cost = sum(layer.rank_cost * rank if rank else layer.cost for layer, rank in zip(layers, ranks_, strict=True))
-        return cost, sum(
-            float(lost[layer.path][rank]) if rank else 0 for layer, rank in zip(layers, ranks_, strict=True)
-        )
+        return cost, sum(float(lost[layer][rank]) if rank else 0 for layer, rank in zip(layers, ranks_, strict=True))
 
     tried = [()]
     for layer in layers:
         tried = [(*before, rank) for before in tried for rank in range(layer.most + 1)]
     within = [loss for cost, loss in map(judged, tried) if cost <= budget + 1e-9]
-    cost, loss = judged([chosen.get(layer.path, 0) for layer in layers])
+    cost, loss = judged([chosen.get(layer, 0) for layer in layers])
     if within:
         assert cost <= budget + 1e-9
         # A price cannot reach every choice: it may miss the best by what one layer's next choices are apart.
-        assert loss <= min(within) + max(float(lost[layer.path][1]) for layer in layers)
+        assert loss <= min(within) + max(float(lost[layer][1]) for layer in layers)
     else:
         assert cost == pytest.approx(min(judged(item)[0] for item in tried))
 
@@ -251,8 +273,8 @@ def test_a_head_of_many_classes_is_seen_through_its_inputs():
         net = nn.Sequential(nn.Linear(16, 500))
     layer = finding.find(net, {"x": torch.randn(2, 16)}).layers[0]
     seen = spectra.of_outputs(net, [layer], [{"x": np.random.default_rng(0).random((40, 16), np.float32)}], None, "cpu")
-    assert seen["0"].second.shape == (500, 16)
-    assert torch.allclose(seen["0"].second @ seen["0"].first, net[0].weight.double(), atol=1e-6)
+    assert seen[layer].second.shape == (500, 16)
+    assert torch.allclose(seen[layer].second @ seen[layer].first, net[0].weight.double(), atol=1e-6)
 
 
 def test_padded_positions_do_not_count():
@@ -262,9 +284,7 @@ def test_padded_positions_do_not_count():
     mask = np.ones_like(ids)
     mask[:, 5:] = 0
     spectra_ = [
-        spectra.of_outputs(module, [layer], [{"input_ids": i, "attention_mask": m}], "attention_mask", "cpu")[
-            layer.path
-        ]
+        spectra.of_outputs(module, [layer], [{"input_ids": i, "attention_mask": m}], "attention_mask", "cpu")[layer]
         for i, m in ((ids, mask), (np.where(mask, ids, 7), mask), (ids[:, :5], mask[:, :5]))
     ]
     assert torch.allclose(spectra_[0].energies, spectra_[1].energies, atol=1e-6)

@@ -90,7 +90,7 @@ class Factor(_Operation):
             raise _refused(self.path, f"cannot be split: {reason}")
         if self.rank > full_rank(layer, self.form):
             raise _refused(self.path, f"cannot be split with {self.rank} channels between: it has fewer")
-        _replace(module, self.path, _pair(layer, self.form, self.rank))
+        _replace(module, self.path, halves(layer, self.form, self.rank))
 
 
 Operation = Drop | Bypass | Factor
@@ -167,23 +167,24 @@ def full_rank(layer: nn.Module, form: Form) -> int:
     return min(shape[1] * shape[2], shape[0] * shape[3])
 
 
-def _pair(layer: Any, form: Form, rank: int) -> nn.Sequential:
+def halves(layer: Any, form: Form, rank: int) -> nn.Sequential:
+    """Make the two layers that stand for one, with `rank` channels between; their weights are not set."""
     like = {"device": "meta", "dtype": layer.weight.dtype}
     biased = layer.bias is not None
     if isinstance(layer, nn.Linear):
-        halves = (
+        made = (
             nn.Linear(layer.in_features, rank, bias=False, **like),
             nn.Linear(rank, layer.out_features, bias=biased, **like),
         )
     else:
         one, other = _kernels(layer, form)
         like["padding_mode"] = layer.padding_mode
-        halves = (
+        made = (
             type(layer)(layer.in_channels, rank, **one, bias=False, **like),
             type(layer)(rank, layer.out_channels, **other, bias=biased, **like),
         )
     # Made without memory first, so that the weights, which are put in later, draw no random numbers.
-    pair = nn.Sequential(*halves).to_empty(device=layer.weight.device).train(layer.training)
+    pair = nn.Sequential(*made).to_empty(device=layer.weight.device).train(layer.training)
     return pair.requires_grad_(bool(layer.weight.requires_grad))
 
 

@@ -27,10 +27,10 @@ class LowRankConfig(StageConfig):
     macs: float | None = Field(
         None, gt=0, lt=1, description="Or the fraction of the model's multiply-accumulates to keep; met within 2 %."
     )
-    convolutions: Literal["channel", "spatial", "none"] = Field(
-        "channel",
+    convolutions: Literal["auto", "channel", "spatial", "none"] = Field(
+        "auto",
         description="What a convolution becomes: one with fewer channels and then a 1x1 layer (channel), a column and "
-        "then a row of its kernel, by its weights alone (spatial); or it is left alone (none).",
+        "then a row of its kernel (spatial), whichever loses less (auto); or it is left alone (none).",
     )
     data: DataRef | None = Field(
         None, description="Rows on which layers shall give nearly the same; their weights are kept close if absent."
@@ -81,7 +81,7 @@ def low_rank(config: LowRankConfig, job: Job) -> None:
     models.save(module, job.out, like=job.source)
     after = models.parameter_count(module)
     job.metric("macs", made.macs)
-    job.metric("parameters", after)
+    remarks.size(module, feed, job)
     job.metric("parameters_kept", after / before)
     _report(made, job)
     remarks.zeros(job)

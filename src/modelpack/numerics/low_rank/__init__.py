@@ -65,26 +65,22 @@ def decompose(
     found: Sequence[Layer],
     evidence: Evidence | None,
     watch: Callable[[Sequence[Layer]], Iterable[Layer]] = lambda items: items,
-) -> dict[str, Spectrum]:
-    """Decompose layers: by what they give on rows, or by their weights where there are none or the form is spatial.
+) -> dict[Layer, Spectrum]:
+    """Decompose layers: by what they give on rows, or by their weights where there are none.
 
     Raises:
-        StageError: When weights or outputs are not finite.
+        StageError: When there are no rows, or weights or outputs are not finite.
     """
-    judged = [layer for layer in found if evidence is not None and layer.form == "channel"]
-    seen = (
-        spectra.of_outputs(module, judged, evidence.feeds, evidence.mask, evidence.device)
-        if judged and evidence is not None
-        else {}
-    )
-    return {layer.path: seen.get(layer.path) or spectra.of_weights(module, layer) for layer in watch(found)}
+    if evidence is not None:
+        return spectra.of_outputs(module, found, evidence.feeds, evidence.mask, evidence.device)
+    return {layer: spectra.of_weights(module, layer) for layer in watch(found)}
 
 
 def split(
     module: nn.Module,
     feed: Mapping[str, Tensor],
     found: Found,
-    parts: Mapping[str, Spectrum],
+    parts: Mapping[Layer, Spectrum],
     *,
     energy: float | None = None,
     keep_macs: float | None = None,
@@ -102,7 +98,7 @@ def split(
     Raises:
         StageError: When no layer would become smaller, or the fraction cannot be met within 2 %; the nearest is named.
     """
-    lost = {path: spectrum.lost() for path, spectrum in parts.items()}
+    lost = {layer: spectrum.lost() for layer, spectrum in parts.items()}
     whole = macs.count(module, feed)
     left: dict[str, str] = {}
     if keep_macs is not None:
@@ -113,23 +109,21 @@ def split(
     if not chosen:
         told = "; ".join(f"{path}: {reason}" for path, reason in list({**left, **found.left}.items())[:5])
         raise StageError(f"no layer becomes smaller by a split ({told})", then="keep less, or leave low_rank out")
-    table = [
-        _made(module, layer, parts[layer.path], chosen[layer.path]) for layer in found.layers if layer.path in chosen
-    ]
+    table = [_made(module, layer, parts[layer], rank) for layer, rank in chosen.items()]
+    split_ = {layer.path for layer in chosen}
     for layer in found.layers:
-        if layer.path not in chosen:
+        if layer.path not in split_:
             left.setdefault(layer.path, "it loses more by a split than others for the same work")
     return Split(table, {**found.left, **left}, macs.count(module, feed) / max(1, whole))
 
 
-def _budgeted(found: Sequence[Layer], lost: Mapping[str, Tensor], whole: int, keep: float) -> dict[str, int]:
+def _budgeted(found: Sequence[Layer], lost: Mapping[Layer, Tensor], whole: int, keep: float) -> dict[Layer, int]:
     """Choose ranks for a fraction of the work: multiples of 8 where these meet it, else any."""
-    there = {layer.path: layer for layer in found}
-    rest = whole - sum(layer.cost for layer in found)
+    rest = whole - sum({layer.path: layer.cost for layer in found}.values())
     nearest = math.inf
     for step, slack in itertools.product(_STEPS, (0.0, TOLERANCE)):
         chosen = ranks.by_cost(found, lost, keep * (1 + slack) * whole - rest, step)
-        spared = sum(there[path].cost - there[path].rank_cost * rank for path, rank in chosen.items())
+        spared = sum(layer.cost - layer.rank_cost * rank for layer, rank in chosen.items())
         fraction = 1 - spared / max(1, whole)
         if abs(fraction - keep) <= TOLERANCE * keep:
             return chosen

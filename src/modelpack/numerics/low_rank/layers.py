@@ -16,8 +16,8 @@ from modelpack.numerics.structure import Factor, Form
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-Convolutions = Literal["channel", "spatial", "none"]
-"""How convolutions with a kernel are split; ``none`` leaves all convolutions alone."""
+Convolutions = Literal["auto", "channel", "spatial", "none"]
+"""How convolutions with a kernel are split: ``auto`` in the better of both ways, ``none`` leaves all of them alone."""
 
 _MULTIPLYING = (
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
@@ -26,7 +26,7 @@ _MULTIPLYING = (
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer that can be split.
+    """A layer that can be split, in one of the ways that it can.
 
     Attributes:
         path: Where it is.
@@ -54,14 +54,14 @@ class Layer:
 
 @dataclass(frozen=True)
 class Found:
-    """Layers that can be split, in the model's order, and why others cannot."""
+    """Layers that can be split, in the model's order, each way of a layer by itself; and why others cannot."""
 
     layers: tuple[Layer, ...]
     left: Mapping[str, str]
 
 
 def find(
-    module: nn.Module, feed: Mapping[str, Tensor], kept: Collection[str] = (), convolutions: Convolutions = "channel"
+    module: nn.Module, feed: Mapping[str, Tensor], kept: Collection[str] = (), convolutions: Convolutions = "auto"
 ) -> Found:
     """List the layers that can be split.
 
@@ -81,30 +81,31 @@ def find(
     for path, layer in module.named_modules():
         if not isinstance(layer, _MULTIPLYING):
             continue
-        form = _form(layer, convolutions)
-        reason = _reason(path, layer, form, kept, convolutions) or shared.get(path, "")
+        reason = _reason(path, layer, kept, convolutions) or shared.get(path, "")
         if not reason and path not in places:
             reason = "the model never calls it"
         if not reason:
-            candidate = _costed(path, layer, form, *places[path])
-            reason = "" if candidate.most else "its halves would not be smaller"
-            found += [candidate] if candidate.most else []
+            ways = [_costed(path, layer, form, *places[path]) for form in _forms(layer, convolutions)]
+            found += [way for way in ways if way.most]
+            reason = "" if any(way.most for way in ways) else "its halves would not be smaller"
         if reason:
             left[path] = reason
     sound, flawed = _tried(module, feed, found)
     return Found(tuple(sound), {**left, **flawed})
 
 
-def _form(layer: nn.Module, convolutions: Convolutions) -> Form:
-    return "spatial" if convolutions == "spatial" and not structure.unfit(layer, "spatial") else "channel"
+def _forms(layer: nn.Module, convolutions: Convolutions) -> list[Form]:
+    if convolutions in {"channel", "none"} or structure.unfit(layer, "spatial"):
+        return ["channel"]
+    return ["spatial"] if convolutions == "spatial" else ["channel", "spatial"]
 
 
-def _reason(path: str, layer: nn.Module, form: Form, kept: Collection[str], convolutions: Convolutions) -> str:
+def _reason(path: str, layer: nn.Module, kept: Collection[str], convolutions: Convolutions) -> str:
     if path in kept:
         return "keep names it"
     if convolutions == "none" and not isinstance(layer, nn.Linear):
         return "convolutions are left alone"
-    return structure.unfit(layer, form)
+    return structure.unfit(layer, "channel")
 
 
 def _shared(module: nn.Module) -> dict[str, str]:
@@ -172,13 +173,14 @@ def _tried(
 ) -> tuple[list[Layer], dict[str, str]]:
     """Split layers for a trial; only if the model then fails, one at a time."""
     wanted = outline(module, feed)
-    if not _flaw(module, feed, layers, wanted):
+    once = {layer.path: layer for layer in layers}
+    if not _flaw(module, feed, once.values(), wanted):
         return list(layers), {}
-    flaws = {layer.path: _flaw(module, feed, [layer], wanted) for layer in layers}
+    flaws = {path: _flaw(module, feed, [layer], wanted) for path, layer in once.items()}
     return [layer for layer in layers if not flaws[layer.path]], {path: flaw for path, flaw in flaws.items() if flaw}
 
 
-def _flaw(module: nn.Module, feed: Mapping[str, Tensor], layers: Sequence[Layer], wanted: Outline) -> str:
+def _flaw(module: nn.Module, feed: Mapping[str, Tensor], layers: Collection[Layer], wanted: Outline) -> str:
     trial = structure.light(module)
     structure.change(trial, [Factor(path=layer.path, form=layer.form, rank=1) for layer in layers])
     with torch.no_grad():

@@ -28,9 +28,9 @@ _DEAREST = 1e12
 
 @dataclass(frozen=True)
 class _Choices:
-    """What one layer can become: with ranks ascending, then whole (rank 0); costs are shares of all layers' work."""
+    """What one layer can become: split in some way with some rank, or whole; costs are shares of all layers' work."""
 
-    ranks: tuple[int, ...]
+    ways: tuple[tuple[Layer, int] | None, ...]
     costs: Tensor
     lost: Tensor
 
@@ -40,9 +40,9 @@ class _Choices:
 
 
 def by_energy(
-    layers: Sequence[Layer], lost: Mapping[str, Tensor], energy: float, round_to: int
-) -> tuple[dict[str, int], dict[str, str]]:
-    """Choose ranks that keep a share of each layer's energy.
+    layers: Sequence[Layer], lost: Mapping[Layer, Tensor], energy: float, round_to: int
+) -> tuple[dict[Layer, int], dict[str, str]]:
+    """Choose ranks that keep a share of each layer's energy, in the way that is least work.
 
     Args:
         layers: Which can be split.
@@ -51,22 +51,24 @@ def by_energy(
         round_to: Ranks are raised to a multiple of this where that still pays.
 
     Returns:
-        Ranks by layer, and the layers that stay whole with their reasons.
+        Ranks by layer, and the paths of those that stay whole with their reasons.
     """
-    ranks, left = {}, {}
+    chosen: dict[str, tuple[Layer, int]] = {}
+    left: dict[str, str] = {}
     for layer in layers:
-        rank = max(1, int((lost[layer.path] > 1 - energy).sum()))
+        rank = max(1, int((lost[layer] > 1 - energy).sum()))
         if rank > layer.most:
-            left[layer.path] = (
-                f"it would need {rank} channels between its halves, and more than {layer.most} do not pay"
-            )
+            left[layer.path] = f"it would need {rank} channels between its halves; more than {layer.most} do not pay"
             continue
         rounded = math.ceil(rank / round_to) * round_to
-        ranks[layer.path] = rounded if rounded <= layer.most else rank
-    return ranks, left
+        rank = rounded if rounded <= layer.most else rank
+        other = chosen.get(layer.path)
+        if other is None or layer.rank_cost * rank < other[0].rank_cost * other[1]:
+            chosen[layer.path] = (layer, rank)
+    return dict(chosen.values()), {path: reason for path, reason in left.items() if path not in chosen}
 
 
-def by_cost(layers: Sequence[Layer], lost: Mapping[str, Tensor], budget: float, round_to: int) -> dict[str, int]:
+def by_cost(layers: Sequence[Layer], lost: Mapping[Layer, Tensor], budget: float, round_to: int) -> dict[Layer, int]:
     """Choose ranks so that the layers' work is at most `budget` and nearly as much, and the energy lost is least.
 
     Args:
@@ -78,8 +80,11 @@ def by_cost(layers: Sequence[Layer], lost: Mapping[str, Tensor], budget: float, 
     Returns:
         Ranks by layer, those absent staying whole; the least possible where even that exceeds the budget.
     """
-    total = sum(layer.cost for layer in layers)
-    choices = [_choices(layer, lost[layer.path], total, round_to) for layer in layers]
+    paths: dict[str, list[Layer]] = {}
+    for layer in layers:
+        paths.setdefault(layer.path, []).append(layer)
+    total = sum(ways[0].cost for ways in paths.values())
+    choices = [_choices(ways, lost, total, round_to) for ways in paths.values()]
     room = budget / max(1, total)
 
     def taken(price: float) -> list[int]:
@@ -95,16 +100,19 @@ def by_cost(layers: Sequence[Layer], lost: Mapping[str, Tensor], budget: float, 
         middle = (low + high) / 2
         low, high = (low, middle) if cost(taken(middle)) <= room else (middle, high)
     places = _spent(choices, taken(high), room - cost(taken(high)))
-    chosen = {layer.path: choice.ranks[place] for layer, choice, place in zip(layers, choices, places, strict=True)}
-    return {path: rank for path, rank in chosen.items() if rank}
+    return dict(way for choice, place in zip(choices, places, strict=True) if (way := choice.ways[place]) is not None)
 
 
-def _choices(layer: Layer, lost: Tensor, total: int, round_to: int) -> _Choices:
-    step = round_to if layer.most >= 2 * round_to else 1
-    ranks = range(step, layer.most + 1, step)
-    costs = [*(layer.rank_cost * rank / total for rank in ranks), layer.cost / total]
-    losses = torch.cat([lost.cpu()[list(ranks)], torch.zeros(1, dtype=torch.float64)])
-    return _Choices((*ranks, 0), torch.tensor(costs, dtype=torch.float64), losses)
+def _choices(ways: Sequence[Layer], lost: Mapping[Layer, Tensor], total: int, round_to: int) -> _Choices:
+    found: list[tuple[Layer, int] | None] = [None]
+    costs, losses = [ways[0].cost / total], [0.0]
+    for layer in ways:
+        step = round_to if layer.most >= 2 * round_to else 1
+        ranks = range(step, layer.most + 1, step)
+        found += [(layer, rank) for rank in ranks]
+        costs += [layer.rank_cost * rank / total for rank in ranks]
+        losses += lost[layer][list(ranks)].tolist()
+    return _Choices(tuple(found), torch.tensor(costs, dtype=torch.float64), torch.tensor(losses, dtype=torch.float64))
 
 
 def _spent(choices: Sequence[_Choices], places: list[int], rest: float) -> list[int]:
@@ -113,12 +121,11 @@ def _spent(choices: Sequence[_Choices], places: list[int], rest: float) -> list[
     while True:
         best, bought = 0.0, None
         for number, (choice, place) in enumerate(zip(choices, places, strict=True)):
-            more = choice.costs[place + 1 :] - choice.costs[place]
-            worth = (choice.lost[place] - choice.lost[place + 1 :]) / more
-            worth = worth.masked_fill(more > rest, 0)
-            if len(worth) and float(worth.max()) > best:
-                further = int(worth.argmax())
-                best, bought = float(worth[further]), (number, place + 1 + further, float(more[further]))
+            more = choice.costs - choice.costs[place]
+            worth = ((choice.lost[place] - choice.lost) / more).masked_fill((more <= 0) | (more > rest), 0)
+            further = int(worth.argmax())
+            if float(worth[further]) > best:
+                best, bought = float(worth[further]), (number, further, float(more[further]))
         if bought is None:
             return places
         number, further, spent = bought

@@ -1,11 +1,12 @@
 """What a layer gives, as a sum of parts in descending order of their energy: the first ones make up its halves.
 
-* By its weights alone: the singular value decomposition of the weight matrix (outputs by inputs), or of the kernels'
-  columns by their rows (Jaderberg et al. 2014, arXiv 1405.3866).
-* By what it gives on data: the principal directions of its outputs. To project the outputs on the first r of them is
-  the best that any weights of rank r can do on these data, which is what whitening the inputs before the decomposition
-  amounts to (Zhang et al. 2015, arXiv 1505.06798; Wang et al., SVD-LLM, 2024, arXiv 2403.07378). The mean goes into the
-  bias where there is one.
+The weights are a matrix: of outputs by inputs, or of a kernel's rows by its columns where the form is spatial.
+
+* By the weights alone: its singular value decomposition.
+* By data: the principal directions of what the matrix gives. To project on the first r of them is the best that any
+  matrix of rank r can do on these data, which is what whitening the inputs before the decomposition amounts to (Zhang
+  et al. 2015, arXiv 1505.06798; Wang et al., SVD-LLM, 2024, arXiv 2403.07378). The mean goes into the bias where there
+  is one. Of the spatial form this is true of what each column of the kernel adds, as if these were independent.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from modelpack.errors import StageError
-from modelpack.numerics import models
+from modelpack.numerics import models, structure
 from modelpack.numerics.calling import call
 from modelpack.numerics.quantization.calibration import masks
 
@@ -36,9 +37,9 @@ class Spectrum:
 
     Attributes:
         energies: Of each part, descending, ``(parts,)``.
-        second: ``(outputs, parts)``, with the columns of the kernel in the rows where the form is spatial.
-        first: ``(parts, inputs)``, with the rest of the kernel in the columns.
-        mean: What the layer gives on average before its bias, ``(outputs,)``; zero where it is not known.
+        second: ``(rows, parts)`` of the matrix.
+        first: ``(parts, columns)`` of the matrix.
+        mean: What the matrix gives on average, ``(rows,)``; zero where that is not known, or no bias takes it up.
     """
 
     energies: Tensor
@@ -58,13 +59,10 @@ def of_weights(module: nn.Module, layer: Layer) -> Spectrum:
     Raises:
         StageError: When they are not finite.
     """
-    weight = _weight(module, layer)
-    matrix = weight.flatten(1)
-    if layer.form == "spatial":
-        matrix = weight.permute(0, 3, 1, 2).flatten(2).flatten(0, 1)
+    matrix = _matrix(module, layer)
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     roots = values.sqrt()
-    return Spectrum(values.square(), left * roots, roots[:, None] * right, weight.new_zeros(len(weight)))
+    return Spectrum(values.square(), left * roots, roots[:, None] * right, matrix.new_zeros(len(matrix)))
 
 
 def of_outputs(
@@ -73,29 +71,31 @@ def of_outputs(
     feeds: Iterable[Feed],
     mask: str | None,
     device: str | torch.device,
-) -> dict[str, Spectrum]:
+) -> dict[Layer, Spectrum]:
     """Decompose what layers give on data, at the positions that are real.
 
     Args:
         module: In evaluation mode, on the device.
-        layers: Of the form ``channel``.
+        layers: Which are to be decomposed.
         feeds: Rows.
         mask: The model's input that tells padded positions, which do not count; None for none.
         device: Where the model runs.
 
     Returns:
-        Path → spectrum.
+        Layer → spectrum.
 
     Raises:
         StageError: When there are no rows, or weights or outputs are not finite.
     """
-    seen = {layer.path: _Moments(_weight(module, layer), module.get_submodule(layer.path)) for layer in layers}
+    seen = {layer: _Moments(module, layer) for layer in layers}
     real: list[Any] = [None]
 
-    def look(path: str) -> Callable[..., None]:
-        return lambda _layer, _given, output: seen[path].add(output, real[0])
+    def look(layer: Layer) -> Callable[..., None]:
+        return lambda _layer, given, named, output: seen[layer].add(
+            given[0] if given else named["input"], output, real[0]
+        )
 
-    hooks = [module.get_submodule(path).register_forward_hook(look(path)) for path in seen]
+    hooks = [module.get_submodule(item.path).register_forward_hook(look(item), with_kwargs=True) for item in layers]
     try:
         with torch.inference_mode(), models.blamed("the model fails on the rows"):
             for feed in feeds:
@@ -104,26 +104,37 @@ def of_outputs(
     finally:
         for hook in hooks:
             hook.remove()
-    return {path: moments.spectrum(path) for path, moments in seen.items()}
+    return {layer: moments.spectrum(layer.path) for layer, moments in seen.items()}
 
 
 class _Moments:
-    """Sums over what one layer gave, in an orthonormal basis of all that it can give."""
+    """Sums over what the matrix of one layer gave, in an orthonormal basis of all that it can give."""
 
-    def __init__(self, weight: Tensor, layer: Any) -> None:
-        self.matrix, self.bias, self.linear = weight.flatten(1), layer.bias, isinstance(layer, nn.Linear)
-        outputs, inputs = self.matrix.shape
+    def __init__(self, module: nn.Module, layer: Layer) -> None:
+        self.matrix = _matrix(module, layer)
+        owner: Any = module.get_submodule(layer.path)
+        self.bias, self.linear = owner.bias, isinstance(owner, nn.Linear)
+        self.columns: nn.Module | None = None
+        rows, columns = self.matrix.shape
+        if layer.form == "spatial":
+            # A first half with all rows of the matrix gives what each of them adds.
+            self.columns = structure.halves(owner, "spatial", rows)[0].requires_grad_(requires_grad=False)
+            weight = self.columns.get_parameter("weight")
+            weight.copy_(self.matrix.reshape(weight.shape))
         # A head of many classes gives far fewer dimensions than it has outputs.
-        self.basis = torch.linalg.qr(self.matrix).Q if outputs > inputs else None
-        width = min(outputs, inputs)
-        self.square, self.sum, self.count = weight.new_zeros(width, width), weight.new_zeros(width), 0
+        self.basis = torch.linalg.qr(self.matrix).Q if rows > columns else None
+        width = min(rows, columns)
+        self.square, self.sum, self.count = self.matrix.new_zeros(width, width), self.matrix.new_zeros(width), 0
 
-    def add(self, output: Tensor, real: Any) -> None:
+    def add(self, given: Tensor, output: Tensor, real: Any) -> None:
+        """Count what the layer gave at the positions that are real."""
+        if self.columns is not None:
+            output = self.columns(given)
         values = output if self.linear else output.movedim(1, -1)
         if real is not None and values.ndim == real.ndim + 1 and values.shape[:-1] == real.shape:
             values = values[torch.from_numpy(real).to(values.device)]
         rows = values.flatten(0, -2).double()
-        if self.bias is not None:
+        if self.bias is not None and self.columns is None:
             rows = rows - self.bias.detach().double()
         rows = rows if self.basis is None else rows @ self.basis
         self.square += rows.mT @ rows
@@ -156,20 +167,20 @@ def fill(pair: Any, layer: Layer, spectrum: Spectrum, bias: Tensor | None) -> No
     first, second = pair
     rank = first.weight.shape[0]
     left, right = spectrum.second[:, :rank], spectrum.first[:rank]
+    missed = spectrum.mean - left @ (left.mT @ spectrum.mean)
     if layer.form == "spatial":
         outputs, _, _, columns = second.weight.shape
         left = left.reshape(outputs, columns, rank).transpose(1, 2)
+        missed = missed.view(outputs, columns).sum(1)
     first.weight.copy_(right.reshape(first.weight.shape))
     second.weight.copy_(left.reshape(second.weight.shape))
     if bias is not None:
-        missed = spectrum.mean
-        if layer.form == "channel":
-            missed = missed - left @ (left.mT @ missed)
         second.bias.copy_(bias.double() + missed)
 
 
-def _weight(module: nn.Module, layer: Layer) -> Tensor:
+def _matrix(module: nn.Module, layer: Layer) -> Tensor:
+    """Give a layer's weights as a matrix, float64."""
     weight = module.get_submodule(layer.path).get_parameter("weight").detach().double()
     if not bool(weight.isfinite().all()):
         raise StageError("the weights of this layer are not finite", where=layer.path, then=_THEN)
-    return weight
+    return weight.flatten(1) if layer.form == "channel" else weight.permute(0, 3, 1, 2).flatten(2).flatten(0, 1)
