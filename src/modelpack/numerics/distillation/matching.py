@@ -64,5 +64,5 @@ def none_found(student: int, teacher: int) -> StageError:
     return StageError(
         f"no blocks of the two models can be paired by themselves: the student has {student}, the teacher {teacher}",
         where="features",
-        then="name pairs as `features: {student.path: teacher.path}`; `modelpack show` lists the paths",
+        then="name pairs as `features: {student.path: teacher.path}`; names of tensors begin with such paths",
     )
