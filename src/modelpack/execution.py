@@ -82,9 +82,10 @@ class Execution:
 
     def _run(self, step: Step, job: Job) -> None:
         """Run a stage here, or in the workers of the crew where it trains."""
-        crew = self.desk.crew
-        if crew.takes(step):
-            lead.train(crew, self.desk.recipe, step, self.made, job)
+        desk = self.desk
+        if desk.crew.takes(step):
+            with desk.store.draft() as between:
+                lead.train(desk.crew, desk.recipe, step, self.made, job, folder=between.path)
         else:
             step.stage.run(step.config, job)
 

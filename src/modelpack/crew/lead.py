@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
-import tempfile
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelpack import events
@@ -18,6 +16,7 @@ from modelpack.errors import StageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from modelpack.artifact import Artifact
     from modelpack.crew import Crew
@@ -33,8 +32,16 @@ _SETTLE = 0.5
 AGAIN = "the last checkpoint is kept: the same command goes on from there"
 
 
-def train(crew: Crew, recipe: Recipe, step: Step, made: Mapping[str, Artifact], job: Job) -> None:
+def train(crew: Crew, recipe: Recipe, step: Step, made: Mapping[str, Artifact], job: Job, *, folder: Path) -> None:
     """Let workers run a step's stage, as `Stage.run` would.
+
+    Args:
+        crew: All workers, on this host and others.
+        recipe: The recipe.
+        step: The step.
+        made: The artifacts that it reads and names, by the id of their step.
+        job: What the step may touch; it has what the first worker measured at the end.
+        folder: Empty directory for what passes between the processes.
 
     Raises:
         StageError: When they cannot finish.
@@ -42,32 +49,31 @@ def train(crew: Crew, recipe: Recipe, step: Step, made: Mapping[str, Artifact], 
     """
     artifacts = {name: made[name] for name in dict.fromkeys(filter(None, (step.reads, *step.steps)))}
     station = crew.station()
-    with tempfile.TemporaryDirectory(prefix="modelpack-crew-") as folder:
-        team = Team(Path(folder))
-        order = Order(
-            path=str(recipe.path.resolve()),
-            text=recipe.text,
-            overrides=recipe.overrides,
-            step=step.id,
-            artifacts={name: str(item.path.resolve()) for name, item in artifacts.items()},
-            out=str(job.out.resolve()),
-            scratch=str(job.scratch.resolve()),
-            shared=str(job.shared.resolve()),
-            notes=str(team.notes),
-            device=job.device,
-            first=0,
-            size=crew.size,
-            wait=crew.wait,
-        )
-        try:
-            for link in crew.links:
-                link.send_step(step.id, artifacts, station)
-            team.start(order, station, crew.nproc)
-            _Watch(crew, job, team).until_done()
-        finally:
-            team.stop()
-            for link in crew.links:
-                link.release()
+    team = Team(folder.resolve())
+    order = Order(
+        path=str(recipe.path.resolve()),
+        text=recipe.text,
+        overrides=recipe.overrides,
+        step=step.id,
+        artifacts={name: str(item.path.resolve()) for name, item in artifacts.items()},
+        out=str(job.out.resolve()),
+        scratch=str(job.scratch.resolve()),
+        shared=str(job.shared.resolve()),
+        notes=str(team.notes),
+        device=job.device,
+        first=0,
+        size=crew.size,
+        wait=crew.wait,
+    )
+    try:
+        for link in crew.links:
+            link.send_step(step.id, artifacts, station)
+        team.start(order, station, crew.nproc)
+        _Watch(crew, job, team).until_done()
+    finally:
+        team.stop()
+        for link in crew.links:
+            link.release()
 
 
 @dataclass
@@ -158,13 +164,18 @@ class _Watch:
         host, last = link.name if link else "", "\n  ".join(str(line) for line in printed)
         if "agent" in failure:
             return StageError(f"the workers could not be kept going: {failure['agent']}", where=host, then=last)
-        if "worker" not in failure:
-            how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-            return StageError(f"torchrun's agent {how}", where=host, then=last or AGAIN)
         first = link.number * self.crew.nproc if link else 0
-        who, exit_code = self._who(first + int(failure["worker"])), int(failure["code"])
+        codes = {first + int(worker): int(code) for worker, code in failure.get("workers", {}).items()}
+        if not codes:
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+            return StageError(f"torchrun's agent {how}", where=host, then=AGAIN)
         after = f", after {self.tries - 1} restarts" if self.tries > 1 else ""
-        how = f"was killed by signal {-exit_code}" if exit_code < 0 else f"ended with code {exit_code}"
-        if exit_code == -signal.SIGKILL:
+        # Those who only noticed that another one was gone, or were stopped because of it, are not to blame.
+        blamed = sorted(rank for rank in self.busy if rank in codes) or sorted(self.busy) or sorted(codes)
+        rank = blamed[0]
+        if rank not in codes:
+            return StageError(f"{self._who(rank)} was lost{after}", then=AGAIN)
+        how = f"was killed by signal {-codes[rank]}" if codes[rank] < 0 else f"ended with code {codes[rank]}"
+        if codes[rank] == -signal.SIGKILL:
             last = f"this usually means that memory ran out: use smaller batches or fewer processes\n  {AGAIN}"
-        return StageError(f"{who} {how}{after}", then=last)
+        return StageError(f"{self._who(rank)} {how}{after}", then=last)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import socket
-import tempfile
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelpack.artifact import Manifest
@@ -103,8 +101,8 @@ class _Service:
     def step(self, body: Mapping[str, Any]) -> None:
         """Take part in one step, until the host that leads ends it."""
         number = int(body["number"])
-        with tempfile.TemporaryDirectory(prefix="modelpack-crew-") as folder:
-            team = Team(Path(folder))
+        with self.desk.store.draft() as between:
+            team = Team(between.path.resolve())
             try:
                 order, station = self._prepared(body, team)
                 team.start(order, station, self.desk.crew.nproc)

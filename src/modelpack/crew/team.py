@@ -141,5 +141,7 @@ def _environment(workers: int, network: str) -> dict[str, str]:
     threads = dict.fromkeys(_THREADS, str(max(1, cores // workers)))
     # The working directory may hold files that shadow libraries: workers find modules where this process does.
     paths = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    networks = {"GLOO_SOCKET_IFNAME": network, "NCCL_SOCKET_IFNAME": network} if network else {}
-    return {**os.environ, **threads, **paths, **{name: os.environ.get(name, text) for name, text in networks.items()}}
+    chosen = {"TORCH_CPP_LOG_LEVEL": "ERROR"}  # its hints are for who wrote the loop
+    if network:
+        chosen |= {"GLOO_SOCKET_IFNAME": network, "NCCL_SOCKET_IFNAME": network}
+    return {**chosen, **os.environ, **threads, **paths}

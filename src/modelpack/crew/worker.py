@@ -70,7 +70,7 @@ def _train(order: Order, rank: int, say: Writer) -> Job:
     with (
         _aloud(say if rank == 0 else None),
         crew.enrolled(rank, order.size, torch.device(device), meeting, order.wait),
-        tempfile.TemporaryDirectory(prefix="modelpack-worker-") as spare,
+        tempfile.TemporaryDirectory(dir=order.notes) as spare,
     ):
 
         def emit(event: Event) -> None:

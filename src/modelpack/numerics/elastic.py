@@ -97,8 +97,7 @@ def main() -> int:
     try:
         elastic_launch(config, charge.command[0])(*charge.command[1:], str(os.getpid()))
     except ChildFailedError as error:
-        _, first = error.get_first_failure()
-        _tell({"worker": first.local_rank, "code": first.exitcode})
+        _tell({"workers": {failure.local_rank: failure.exitcode for failure in error.failures.values()}})
         return 1
     except SignalException:
         return 143
