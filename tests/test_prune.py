@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -14,13 +15,15 @@ from torch import nn
 from torch.nn import functional
 
 import nets
-from modelpack.errors import StageError
+from modelpack import engine, recipe
+from modelpack.errors import BudgetError, StageError
 from modelpack.numerics import macs, models, pruning
 from modelpack.numerics.calling import call
 from modelpack.numerics.randomness import seeded
 from modelpack.numerics.training.batches import Rows as DataRows
 from modelpack.stages.model import model
 from modelpack.stages.prune import PruneConfig, prune
+from modelpack.store import Store
 from modelpack.tensors import TensorSpec
 from support import Rows, run_stage
 from test_models import HERE, feed_for, imported, outputs, same
@@ -366,3 +369,33 @@ def test_taylor_says_when_a_model_has_no_gradients():
     evidence, _ = pruning.evidence.gather(data, 8, "cpu", 0)
     with pytest.raises(StageError, match="gradients cannot be computed: RuntimeError: one of the variables"):
         pruned_to(0.5, _Overwriting().eval(), {"x": torch.randn(2, 8)}, method="taylor", evidence=evidence)
+
+
+def test_a_budget_of_multiply_accumulates_is_about_all_prunings_together(tmp_path):
+    shutil.copy(HERE / "nets.py", tmp_path)
+    body = """
+name: twice
+allow: [unrecovered]
+model:
+  factory: nets.py:cnn
+  inputs: {image: {shape: [batch, 1, 16, 16]}}
+budget: {macs: LIMIT}
+stages:
+  - prune: {macs: 0.7, round_to: 1}
+    id: once
+  - prune: {macs: 0.7, round_to: 1}
+    id: twice
+"""
+    store = Store(tmp_path / "store")
+    store.prepare()
+
+    def run(limit):
+        text = body.replace("LIMIT", limit)
+        return engine.run(engine.open_desk(recipe.parse(text, tmp_path / "r.yaml"), store, "cpu"), lambda _event: None)
+
+    steps = {step.id: step.metrics for step in run("0.5").steps}
+    kept = steps["twice"]["mac_count"] / steps["model"]["mac_count"]
+    assert kept == pytest.approx(0.49, rel=0.04)
+    assert steps["twice"]["macs"] == pytest.approx(0.7, rel=0.02)
+    with pytest.raises(BudgetError, match="macs"):
+        run("0.47")

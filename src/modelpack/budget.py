@@ -77,7 +77,7 @@ class Budget(BaseModel):
     cosine: float | None = Field(None, description="Smallest mean cosine similarity with the reference's outputs.")
     sqnr_db: float | None = Field(None, description="Smallest signal-to-quantization-noise ratio, in decibels.")
     size: Size | None = Field(None, description="Largest model: '30%' of the original, or bytes such as '5 MB'.")
-    macs: Fraction | None = Field(None, description="Largest fraction of multiply-accumulates kept by pruning.")
+    macs: Fraction | None = Field(None, description="Largest part of the original's multiply-accumulates.")
     speedup: float | None = Field(None, description="Smallest ratio of the reference's latency to this one's.")
     latency_ms: float | None = Field(None, description="Largest median latency in milliseconds.")
     image_size: Size | None = Field(None, description="Largest image, uncompressed bytes such as '150 MB'.")

@@ -189,11 +189,11 @@ def _check_budget(execution: Execution, journal: Journal, step: Step) -> None:
     limits = recipe.budget.lines()
     new = []
     for name in (name for name, who in recipe.deciding.items() if who == step.id):
-        measured = artifact.model_bytes if name == "size" else artifact.metrics.get(name)
+        original = execution.made[MODEL]
+        measured = _measured(name, artifact, original)
         if not isinstance(measured, (int, float)):
             raise StageError(f"measured no '{name}', which the budget needs", where=step.id)
-        original = execution.made[MODEL].model_bytes
-        new.append(judge(name, limits[name], measured, step=step.id, original=original))
+        new.append(judge(name, limits[name], measured, step=step.id, original=original.model_bytes))
     journal.update(budget=(*journal.run.budget, *(verdict.to_json() for verdict in new)))
     for verdict in new:
         execution.emit(BudgetChecked(step.id, verdict.name, verdict.limit, verdict.measured, verdict.met))
@@ -205,6 +205,15 @@ def _check_budget(execution: Execution, journal: Journal, step: Step) -> None:
             where=step.id,
             then="nothing was packaged; finished steps are kept: change a setting or the budget and run again",
         )
+
+
+def _measured(name: str, artifact: Artifact, original: Artifact) -> Any:
+    """Give the figure that a line of the budget is about: of the artifact, or against the recipe's model."""
+    if name == "size":
+        return artifact.model_bytes
+    if name == "macs":
+        return artifact.metrics["mac_count"] / max(1, original.metrics["mac_count"])
+    return artifact.metrics.get(name)
 
 
 def payload(artifact: Artifact, output: Path) -> list[Path]:

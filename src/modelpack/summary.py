@@ -30,7 +30,6 @@ AGAINST = (
 """Figures given for the model and, as ``<metric>_reference``, for what it was compared with: label, metric."""
 
 ALONE = (
-    ("multiply-adds kept", "macs"),
     ("agreement", "agreement"),
     ("cosine", "cosine"),
     ("signal to noise", "sqnr_db"),

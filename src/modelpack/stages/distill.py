@@ -23,6 +23,7 @@ class DistillConfig(TrainingConfig, ImitationConfig, StudentConfig, FloatSchedul
     trains=lambda _config: True,
     pays=("unrecovered",),
     refuses={"quantized"},
+    gauges=lambda config: ("macs",) if config.shrinks else (),
 )
 def distill(config: DistillConfig, job: Job) -> None:
     """Train a student to give what its teacher gives, and the truth where the data have it."""

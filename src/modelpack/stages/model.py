@@ -10,6 +10,7 @@ from modelpack import canonical, onnx_header
 from modelpack.artifact import Kind
 from modelpack.bind import Arguments, InputPath, UserCode
 from modelpack.stage import Job, StageConfig, stage
+from modelpack.stages import remarks
 from modelpack.tensors import TensorSpec
 
 _EXTERNAL = re.compile(rb"\x0a\x08location\x12([\x01-\x7f])", re.DOTALL)
@@ -73,7 +74,7 @@ def _external_digests(model: InputPath) -> dict[str, str]:
 )
 def model(config: ModelConfig, job: Job) -> None:
     """Build a PyTorch model from code and weights, and try it once on inputs of the declared shapes."""
-    from modelpack.numerics import macs, models
+    from modelpack.numerics import models
 
     module, notes = models.write(
         job.out,
@@ -92,8 +93,7 @@ def model(config: ModelConfig, job: Job) -> None:
     feed = models.example(module, config.inputs, 2, job.seed)
     for name in models.not_finite(module, feed):
         job.warn(f"output '{name}' holds NaN or infinity on made-up inputs: are the weights and the ranges right?")
-    job.metric("parameters", models.parameter_count(module))
-    job.metric("mac_count", macs.per_row(module, feed, config.inputs))
+    remarks.size(module, feed, job)
 
 
 def _inputs(config: OnnxModelConfig) -> dict[str, TensorSpec]:

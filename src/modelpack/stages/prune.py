@@ -132,6 +132,7 @@ def _assumed(config: PruneConfig, device: str) -> Iterator[Assumption]:
     accepts={Kind.TORCH},
     produces=Kind.TORCH,
     needs=("torch", "torch-pruning"),
+    trains=lambda config: config.schedule is not None,
     owes=("unrecovered",),
     settles=lambda config: ("unrecovered",) if config.schedule is not None else (),
     refuses={"quantized"},
@@ -176,7 +177,7 @@ def prune(config: PruneConfig, job: Job) -> None:
     remarks.zeros(job)
     job.metric("macs", macs.count(smaller, feed) / max(1, macs.count(module, feed)))
     before, after = models.parameter_count(module), models.parameter_count(smaller)
-    job.metric("parameters", after)
+    remarks.size(smaller, feed, job)
     job.metric("parameters_kept", after / before)
 
 

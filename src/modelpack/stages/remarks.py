@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 from modelpack.errors import listed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor, nn
 
     from modelpack.numerics.quantization.layers import Layer
     from modelpack.numerics.training import Lesson, Trained
@@ -18,6 +20,20 @@ def invented(names: set[str | None], job: Job) -> None:
     """Warn of rows to learn from or to be judged by that nobody has seen."""
     for name in sorted(job.synthetic & names):
         job.warn(f"'{name}' holds invented rows: what is learnt from them says little about real ones")
+
+
+def size(module: nn.Module, feed: Mapping[str, Tensor], job: Job) -> None:
+    """Record how many parameters a model has, and how much work one row is.
+
+    Args:
+        module: The model.
+        feed: Inputs of one call, on its device.
+        job: Where it is told.
+    """
+    from modelpack.numerics import macs, models
+
+    job.metric("parameters", models.parameter_count(module))
+    job.metric("mac_count", macs.per_row(module, feed, job.inputs))
 
 
 def training(trained: Trained, lesson: Lesson, job: Job) -> None:

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from modelpack.bind import Arguments, InputPath, UserCode
 from modelpack.errors import StageError
 from modelpack.stage import Job, StageConfig
+from modelpack.stages import remarks
 
 
 class OwnStudent(StageConfig):
@@ -41,6 +42,11 @@ class StudentConfig(StageConfig):
         if self.student is not None and self.keep_layers is not None:
             raise ValueError("`keep_layers` thins the model itself: leave it out, or leave `student` out")
         return self
+
+    @property
+    def shrinks(self) -> bool:
+        """Whether the student is another model than the one that the step reads."""
+        return self.student is not None or self.keep_layers is not None
 
 
 def begin(config: StudentConfig, job: Job, teacher: str) -> Any:
@@ -97,7 +103,9 @@ def end(config: StudentConfig, job: Job, student: Any) -> None:
     """Write the trained student."""
     from modelpack.numerics import models
 
-    job.metric("parameters", models.parameter_count(student))
+    if config.shrinks:
+        student = student.cpu()
+        remarks.size(student, models.example(student, job.inputs, 2, job.seed), job)
     if config.student is None:
         models.save(student, job.out, like=job.source)
     else:
