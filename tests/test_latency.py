@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -208,6 +209,40 @@ def test_every_layer_of_an_export_is_found_on_the_clock(exported, name):
         assert heads
         assert all(row["share"] > 0 for row in cost.table(estimate, groups, 1.0))
         assert any(path.endswith(("query", "key", "value")) for path in found.outputs)
+
+
+def test_nodes_without_their_first_output_are_found_too():
+    from onnx import TensorProto, helper
+
+    from modelpack.numerics.measure import profile
+
+    values = {"x": [3, 1, 4], "w": [1, 12, 4], "r": [1, 12, 4], "b": [1, 24]}
+    gru = helper.make_node("GRU", ["x", "w", "r", "b"], ["", "last"], "gru", hidden_size=4)
+    relu = helper.make_node("Relu", ["last"], ["y"], "relu")
+    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in values.items()]
+    graph = helper.make_graph([gru, relu], "g", inputs, [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    names = profile.tags(model, ["gru", "relu"])
+    assert "" not in names
+    feed = {name: np.zeros(shape, np.float32) for name, shape in values.items()}
+    (kernels,) = profile.fastest([profile.tagged(model, names)], feed)
+    assert {kernel.place for kernel in kernels} == {0, 1}
+
+
+def test_a_model_that_cannot_be_exported_is_told_what_needs_no_export():
+    from modelpack.numerics import rows
+    from modelpack.numerics.pruning.stopwatch import Exports
+    from modelpack.tensors import TensorSpec
+
+    class Odd(Twin):
+        def forward(self, x):
+            return super().forward(x) if float(x.sum()) < 1e9 else x
+
+    inputs = {"x": TensorSpec.model_validate({"shape": ["batch", 16]})}
+    watch = Exports(inputs, {"output": {"shape": ["batch", 8], "dtype": "float32"}}, rows.sample(inputs, 1, 0))
+    with pytest.raises(StageError, match="cannot export") as caught:
+        watch.timer(Odd().eval())
+    assert "`macs` needs none" in caught.value.then
 
 
 def test_the_stage_measures_exports_and_records_them(tmp_path, monkeypatch):

@@ -63,8 +63,9 @@ def tags(model: ModelProto, names: Sequence[str]) -> dict[str, str]:
     for node in model.graph.node:
         if node.name not in numbers:
             continue
-        tag, value = _TAG.format(numbers[node.name]), node.output[0]
+        tag = _TAG.format(numbers[node.name])
         found[node.name] = tag + node.name
+        value = next(filter(None, node.output))  # the first may be left out, as recurrent layers do
         found[value] = tag + value
         after = readers.get(value, [])
         if len(after) == 1 and len(after[0].output) == 1:

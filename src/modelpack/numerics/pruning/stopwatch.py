@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modelpack.errors import StageError
 from modelpack.numerics import export, onnxfile, tracing
 from modelpack.numerics.measure import timing
 from modelpack.numerics.measure.subjects import Subject
@@ -70,6 +71,10 @@ class Exports:
         """Export a module; the last one is remembered, since both of its times are asked for."""
         if self._last is None or self._last[0] is not module:
             example = tracing.traceable(self.feed, self.inputs, self.seed)
-            found = export.export(twin(module).cpu(), example, self.inputs, self.outputs, _OPSET)
+            try:
+                found = export.export(twin(module).cpu(), example, self.inputs, self.outputs, _OPSET)
+            except StageError as error:
+                error.then = "; ".join(filter(None, (error.then, "times are those of exports: `macs` needs none")))
+                raise
             self._last = (module, found.model)
         return self._last[1]
