@@ -155,6 +155,15 @@ def stored(module):
     return sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
 
 
+def test_a_choice_costs_few_passes_however_many_groups_there_are(monkeypatch):
+    passes = []
+    forward = nets.Cnn.forward
+    monkeypatch.setattr(nets.Cnn, "forward", lambda self, image: passes.append(1) or forward(self, image))
+    pruned = pruning.prune(nets.cnn().eval(), IMAGE, targets.of_macs(0.5), Worth("l2"))
+    assert len(pruned.rounding) == 5  # groups: once each was tried alone, four passes a time
+    assert len(passes) <= 10
+
+
 def test_size_is_that_of_the_file(tmp_path):
     source = imported(tmp_path, "cnn", nets.IMAGE)
     pruned = run_stage(tmp_path, prune, {"size": 0.5}, model=source)
