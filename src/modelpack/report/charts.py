@@ -19,8 +19,8 @@ Write = Callable[[float], str]
 KINDS = 5
 """Styles of lines that can be told apart; a chart with more of them repeats itself."""
 
-_FEW = 14
-"""Points of a curve that are all marked; of more, only the one that stands out is."""
+_FEW, _MOST = 14, 200
+"""Points of a curve that are all marked, and those that tell their figures where one points at them."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,7 @@ def _curve(line: Line, kind: int, scales: tuple[Scale, Scale], write: Write) -> 
                 class_=f"dot f{kind}" if place == line.best or len(places) <= _FEW else "spot",
             )
             for place, (a, b) in enumerate(places)
+            if len(places) <= _MOST or place == line.best
         ],
     ]
 
