@@ -65,8 +65,8 @@ def same(one, other):
     )
 
 
-def remembering(root, teacher, rows=8, limit=2**20, **memory):
-    return Answers(teacher, rows, Memory(root / "room", limit, "the teacher", **memory))
+def remembering(root, teacher, rows=8, limit=2**20, learnt=40):
+    return Answers(teacher, rows, Memory(root / "room", limit, "the teacher", lambda: learnt))
 
 
 def test_later_passes_in_any_order_cost_no_question_and_give_the_same_bits(tmp_path):
@@ -94,7 +94,7 @@ def test_the_next_run_finds_what_this_one_kept_but_no_other_teacher_or_precision
         answers(batch)
     assert len(again.sizes) == 2
     other = Teacher()
-    stranger = Answers(other, 8, Memory(tmp_path / "room", 2**20, "another teacher"))
+    stranger = Answers(other, 8, Memory(tmp_path / "room", 2**20, "another teacher", lambda: 40))
     for batch in batches(data, range(40), 8):
         stranger(batch)
     assert len(other.sizes) == 5
@@ -117,11 +117,11 @@ def test_the_teacher_is_always_asked_the_same_number_of_rows(count, size, cut):
 
 def test_rows_that_never_come_back_are_noticed(tmp_path):
     teacher = Teacher()
-    answers = remembering(tmp_path, teacher, too_many=lambda count: count > 40)
-    for epoch in range(3):
+    answers = remembering(tmp_path, teacher)
+    for epoch in range(4):
         for batch in batches(rows(40, seed=epoch), range(40), 8):
             answers(batch)
-    assert answers.use.rows == 48
+    assert answers.use.rows == 88
     assert answers.use.off == "the data give other rows in every pass"
     assert "other rows in every pass" in answers.use.remarks()[0]
 
@@ -149,12 +149,21 @@ def test_outputs_that_are_not_made_of_rows_are_given_as_they_are(tmp_path, outpu
 def test_a_full_room_keeps_what_it_holds_and_says_what_it_could_not(tmp_path):
     data, teacher = rows(), Teacher()
     limit = 5000
-    answers = remembering(tmp_path, teacher, limit=limit)
+    answers = remembering(tmp_path, teacher, limit=limit, learnt=20)
     for batch in batches(data, range(40), 8) * 2:
         answers(batch)
     assert 0 < answers.use.rows < 40
     assert answers.use.bytes <= limit
     assert "raise `cache`" in answers.use.remarks()[-1]
+
+
+def test_answers_that_would_not_fit_are_not_begun_with(tmp_path):
+    answers = remembering(tmp_path, Teacher(), limit=5000)
+    for batch in batches(rows(), range(40), 8):
+        answers(batch)
+    assert answers.use.rows == 8
+    assert "would take 5.3 kB" in answers.use.off
+    assert "raise `cache`" in answers.use.remarks()[0]
 
 
 def test_the_answers_of_the_teacher_unused_longest_make_room(tmp_path):

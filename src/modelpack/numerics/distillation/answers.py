@@ -45,13 +45,15 @@ class Memory:
         room: Directory of the answers of all teachers.
         limit: Bytes that it may hold.
         asked: Says which teacher is asked, and for what; equal texts stand for equal answers.
-        too_many: Whether this many different rows are more than the data hold, so that they are drawn anew each time.
+        learnt: Counts the different rows that are learnt from.
+        judged: Counts those that judge it.
     """
 
     room: Path
     limit: int
     asked: str
-    too_many: Callable[[int], bool] = lambda _rows: False
+    learnt: Callable[[], int]
+    judged: Callable[[], int] = lambda: 0
 
 
 @dataclass
@@ -180,8 +182,15 @@ class Answers:
             self.use.rows += added or 0
             self.use.unkept += len(keys) if added is None else 0
             self.use.bytes = self._shelf.size
-            if self.memory.too_many(self.use.rows):
-                self._give_up("the data give other rows in every pass")
+            self._doubt(self.memory, len(coded[0]))
+
+    def _doubt(self, memory: Memory, item: int) -> None:
+        """Give up where memory cannot help: it is too small for all rows, or they never come back."""
+        rows = memory.learnt()
+        if item * rows > memory.limit:
+            self._give_up(f"those to all rows would take {size(item * rows)}: raise `cache`")
+        elif self.use.rows > 2 * rows and self.use.rows > 2 * (rows + memory.judged()):
+            self._give_up("the data give other rows in every pass")
 
     def _give_up(self, why: str) -> None:
         self.use.off = why

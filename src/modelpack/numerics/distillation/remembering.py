@@ -13,7 +13,6 @@ from modelpack.numerics.training import crew
 from modelpack.numerics.training.batches import count
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from modelpack.numerics.training.batches import Rows
@@ -36,36 +35,25 @@ def remembering(lesson: Lesson, room: Path, limit: int, *, teacher: str, variant
     objective = lesson.objective
     if not isinstance(objective, Imitation):
         return lesson
-    rows = -(-count(lesson.data.labelled()) // crew.size())
-    memory = None
+    size, memory = count(lesson.data.labelled()), None
     if limit and variants:
         taps = [[tap.path, tap.take.__qualname__] for tap in objective.taps[1]]
-        asked = canonical.encode([teacher, taps]).decode()
-        memory = Memory(room, limit, asked, _beyond(lesson.data, lesson.held_out, variants))
-    return replace(lesson, objective=replace(objective, teacher=Answers(objective.teacher, rows, memory)))
+        memory = Memory(
+            room,
+            limit,
+            canonical.encode([teacher, taps]).decode(),
+            learnt=lambda: variants * lesson.data.steps * size,
+            judged=functools.cache(lambda: _rows(lesson.held_out)),
+        )
+    teaching = Answers(objective.teacher, -(-size // crew.size()), memory)
+    return replace(lesson, objective=replace(objective, teacher=teaching))
+
+
+def _rows(data: Rows | None) -> int:
+    return sum(map(count, data.picked())) if data is not None else 0
 
 
 def remembered(lesson: Lesson) -> Use | None:
     """Give what memory was good for; None where a lesson has none."""
     teacher = lesson.objective.teacher if isinstance(lesson.objective, Imitation) else None
     return teacher.use if isinstance(teacher, Answers) and teacher.memory is not None else None
-
-
-def _beyond(data: Rows, held_out: Rows | None, variants: int) -> Callable[[int], bool]:
-    """Say how it is noticed that rows are drawn anew in every pass: there are more of them than the data hold.
-
-    Args:
-        data: What is learnt from.
-        held_out: What judges it, where there is such.
-        variants: How many versions there are of each row that is learnt from.
-    """
-
-    @functools.cache
-    def passes() -> int:
-        return 2 * variants * (data.steps + 1) * count(data.labelled())
-
-    @functools.cache
-    def judged() -> int:
-        return sum(count(batch) for batch in held_out.picked()) if held_out is not None else 0
-
-    return lambda seen: seen > passes() and seen > passes() + judged()
