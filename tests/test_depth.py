@@ -228,6 +228,13 @@ def test_what_cannot_go_is_told(settings, says):
         depth.shallower(made(resnet), GREY, [GREY], **settings)
 
 
+def test_why_a_layer_is_no_block_is_told():
+    with pytest.raises(StageError, match=r"no block matches '2\.0'") as caught:
+        depth.shallower(made(resnet), GREY, [GREY], drop=["2.0"])
+    assert "'2.0' must stay: its output has not the shape of its input" in caught.value.then
+    assert caught.value.then.endswith("the blocks are 1.0, 1.1, 1.2, 2.1, 2.2")
+
+
 def test_a_block_that_must_stay_is_named_with_its_reason():
     class Odd(nn.Module):
         def __init__(self):
@@ -320,8 +327,8 @@ def test_a_model_of_fewer_layers_exports_and_answers_alike(tmp_path):
     [
         ({"depth": 0}, "greater than 0"),
         ({"depth": 1.5}, "less than or equal to 1"),
-        ({"depth": 0.5, "macs": 0.5}, "not macs and depth or drop"),
-        ({"drop": ["a"], "params": 0.5}, "not params and depth or drop"),
+        ({"depth": 0.5, "macs": 0.5}, "not macs and depth"),
+        ({"drop": ["a"], "params": 0.5}, "not params and drop"),
         ({"depth": 0.5, "importance": "l2"}, "importance is about channels"),
         ({"drop": ["a"], "round_to": 8}, "round_to is about channels"),
         ({}, "such as"),

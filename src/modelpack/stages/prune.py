@@ -88,13 +88,9 @@ class PruneConfig(StageConfig):
     @model_validator(mode="after")
     def _complete(self) -> Self:
         given = [name for name in TARGETS if getattr(self, name) is not None]
-        whole = self.depth is not None or self.drop
+        whole = "depth" if self.depth is not None else "drop" if self.drop else ""
         if len(given) + bool(whole) != 1:
-            told = (
-                f"not {' and '.join([*given, *(['depth or drop'] if whole else [])])}"
-                if given
-                else "such as `macs: 0.5`"
-            )
+            told = f"not {' and '.join([*given, *([whole] if whole else [])])}" if given else "such as `macs: 0.5`"
             raise ValueError(f"say how much to keep by one of {', '.join(TARGETS)}, depth, {told}")
         stray = [name for name in CHANNELS if whole and name in self.model_fields_set]
         if stray:
@@ -203,7 +199,7 @@ def _shallower(config: PruneConfig, job: Job, module: Any, feed: Any) -> Any:
         share=1.0 if config.depth is None else config.depth,
         drop=config.drop,
         keep=config.keep,
-        watch=lambda steps: job.track(steps, label="blocks to leave out"),
+        watch=lambda steps: job.track(steps, len(steps), "blocks to leave out"),
     )
     job.result("blocks", found.table)
     job.result("left_alone", dict(found.left))

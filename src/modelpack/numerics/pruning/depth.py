@@ -58,7 +58,7 @@ def shallower(
     share: float = 1.0,
     drop: Iterable[str] = (),
     keep: Iterable[str] = (),
-    watch: Callable[[Iterable[int]], Iterable[int]] = lambda steps: steps,
+    watch: Callable[[Sequence[int]], Iterable[int]] = lambda steps: steps,
 ) -> Shallower:
     """Leave the least important blocks of a model out.
 
@@ -79,7 +79,7 @@ def shallower(
     if not paths:
         raise StageError(f"the model has no blocks that it can do without{_reasons(found)}", then="leave depth out")
     kept = [path for path in paths if any(_touches(module, path, pattern) for pattern in keep)]
-    named = _named(drop, paths, found)
+    named = _named(module, drop, paths, found)
     if set(named) & set(kept):
         raise StageError(f"drop and keep both name {listed(sorted(set(named) & set(kept)))}")
     count = max(len(named), len(paths) - max(1, round(len(paths) * share)))
@@ -212,17 +212,22 @@ def _without(module: nn.Module, feed: Feed, chosen: Sequence[Block], paths: Sequ
     return smaller
 
 
-def _named(patterns: Iterable[str], paths: Sequence[str], found: Found) -> list[str]:
+def _named(module: nn.Module, patterns: Iterable[str], paths: Sequence[str], found: Found) -> list[str]:
     named: list[str] = []
     for pattern in patterns:
         hits = fnmatch.filter(paths, pattern)
         if not hits:
-            stays = [f"'{path}' must stay: {why}" for path, why in found.left.items() if fnmatch.fnmatch(path, pattern)]
-            raise StageError(
-                f"drop: no block matches '{pattern}'", then=stays[0] if stays else did_you_mean(pattern, paths)
-            )
+            raise StageError(f"drop: no block matches '{pattern}'", then=_why_none(module, pattern, paths, found))
         named += [path for path in hits if path not in named]
     return named
+
+
+def _why_none(module: nn.Module, pattern: str, paths: Sequence[str], found: Found) -> str:
+    there = fnmatch.filter([path for path, _ in module.named_modules() if path], pattern)
+    if not there:
+        return did_you_mean(pattern, paths)
+    reason = found.left.get(there[0], "its output has not the shape of its input, or nothing passes around its weights")
+    return f"'{there[0]}' must stay: {reason}; the blocks are {listed(paths, 12)}"
 
 
 def _touches(module: nn.Module, path: str, pattern: str) -> bool:
