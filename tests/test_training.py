@@ -32,7 +32,16 @@ import test_training
 from modelpack.artifact import Artifact
 test_training.killed(Path({root!r}), Artifact.load(Path({student!r})), Artifact.load(Path({teacher!r})), {settings!r}, {at!r})
 """
-SETTINGS = {"data": "train", "eval_data": "val", "epochs": 4, "lr": 5e-3, "precision": "float16"}
+SETTINGS = {
+    "data": "train",
+    "eval_data": "val",
+    "epochs": 4,
+    "lr": 5e-3,
+    "precision": "float16",
+    "accumulate": 2,
+    "ema": 0.9,
+    "patience": 3,
+}
 
 
 def lessons():
@@ -56,7 +65,7 @@ def timeless(artifact):
     return [{name: value for name, value in line.items() if name != "seconds"} for line in history(artifact)]
 
 
-@pytest.mark.parametrize("at", [(3, 3), (1, 1), (2, 0)])
+@pytest.mark.parametrize("at", [(3, 2), (2, 0)])
 def test_a_killed_run_continues_with_the_same_result(tmp_path, at):
     student, teacher = student_and_teacher(tmp_path)
     straight = run(tmp_path / "straight", student, teacher, SETTINGS, **lessons())
