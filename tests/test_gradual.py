@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import nets
+from crewing import together
 from modelpack.errors import RecipeError, StageError
 from modelpack.numerics import macs, models, zeros
 from modelpack.numerics.pruning import gradual
-from modelpack.numerics.training import checkpoint
+from modelpack.numerics.training import checkpoint, crew
 from modelpack.recipe import load
 from modelpack.stages.distill import distill
 from modelpack.stages.prune import PruneConfig, prune
@@ -153,6 +154,25 @@ def test_a_killed_run_continues_with_the_same_result(tmp_path, trained, straight
     events = []
     assert pruned(tmp_path, trained, {}, collect=events).id == straight.id
     assert "continued after step 2 of an interrupted try" in texts(events)
+
+
+def shared(root, source):
+    """Prune as one of a crew; gives the artifact's id, what was kept after each step, and whether files were kept."""
+    from modelpack.artifact import Artifact
+
+    mine = Path(root, str(crew.rank()))
+    wanted = {"schedule": {"steps": 2, "lr": 3e-3}}
+    made = pruned(mine, Artifact.load(Path(source)), wanted, patterns(64))
+    return [made.id, [row["kept"] for row in made.manifest.record["results"]["schedule"]]]
+
+
+def test_the_processes_of_a_crew_prune_and_heal_together(tmp_path, trained):
+    one, other = together("test_gradual", "shared", root=tmp_path, source=trained.path)
+    assert one == other
+    alone = pruned(tmp_path / "alone", trained, {"schedule": {"steps": 2, "lr": 3e-3}}, patterns(64))
+    assert one[1] == pytest.approx([row["kept"] for row in alone.manifest.record["results"]["schedule"]], rel=0.05)
+    assert prune.trains(PruneConfig.model_validate(CHEAP))
+    assert not prune.trains(PruneConfig(macs=0.5))
 
 
 def test_what_is_left_of_a_try_and_cannot_be_read_is_named(tmp_path, trained):

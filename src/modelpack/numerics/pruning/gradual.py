@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from modelpack.disk import sync
 from modelpack.errors import StageError
 from modelpack.numerics import edits, tensorfile
+from modelpack.numerics.training import crew
 
 _LENIENT = 0.1
 """How far from its fraction a step before the last may end, at most."""
@@ -93,7 +94,8 @@ def prune(module: nn.Module, wanted: Sequence[float], cut: Cut, heal: Heal, scra
             progress = _cut(progress, wanted, cut)
         else:
             progress = _healed(progress, heal, scratch / f"{progress.done:03d}-training")
-        _write(progress, module, scratch)
+        if crew.leads():
+            _write(progress, module, scratch)
         progress = _read(module, scratch)
     return Progress(progress.module, progress.done, True, progress.fraction, progress.rows, resumed)
 
@@ -132,7 +134,13 @@ def _write(progress: Progress, whole: nn.Module, scratch: Path) -> None:
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     tensorfile.write(edits.tensors(progress.module, whole), draft / "tensors.safetensors")
-    state = {"fraction": progress.fraction, "rows": progress.rows, "edits": edits.difference(whole, progress.module)}
+    state = {
+        "done": progress.done,
+        "healed": progress.healed,
+        "fraction": progress.fraction,
+        "rows": progress.rows,
+        "edits": edits.difference(whole, progress.module),
+    }
     (draft / "state.json").write_text(json.dumps(state))
     for path in (draft / "tensors.safetensors", draft / "state.json", draft):
         sync(path)
@@ -144,20 +152,30 @@ def _write(progress: Progress, whole: nn.Module, scratch: Path) -> None:
 
 
 def _read(whole: nn.Module, scratch: Path) -> Progress:
-    """Rebuild the model that the newest finished part of a step left; the whole one where there is none."""
-    found = sorted([*scratch.glob("[0-9][0-9][0-9]-cut"), *scratch.glob("[0-9][0-9][0-9]-healed")])
-    if not found:
+    """Rebuild the model that the newest finished part of a step left; the whole one where there is none.
+
+    In a crew all processes continue from what the first one kept.
+    """
+    kept = _kept(scratch) if crew.leads() else None
+    state, tensors = crew.told(kept and kept[0]), crew.shown(kept and kept[1])
+    if state is None:
         return Progress(whole)
     module = copy.deepcopy(whole)
+    edits.apply(module, state["edits"])
+    device = next(whole.parameters()).device
+    edits.put(module, {name: value.to(device) for name, value in tensors.items()})
+    return Progress(module, state["done"], state["healed"], state["fraction"], state["rows"])
+
+
+def _kept(scratch: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    found = sorted([*scratch.glob("[0-9][0-9][0-9]-cut"), *scratch.glob("[0-9][0-9][0-9]-healed")])
+    if not found:
+        return None
     try:
-        state = json.loads((found[-1] / "state.json").read_text())
-        edits.apply(module, state["edits"])
-        edits.put(module, load_file(found[-1] / "tensors.safetensors", device=str(next(whole.parameters()).device)))
+        return json.loads((found[-1] / "state.json").read_text()), load_file(found[-1] / "tensors.safetensors")
     except Exception as error:
         raise StageError(
             f"what an interrupted try left cannot be read: {error}",
             where=str(found[-1]),
             then="delete this directory; the step will start again",
         ) from error
-    done, _, part = found[-1].name.partition("-")
-    return Progress(module, int(done), part == "healed", state["fraction"], state["rows"])
