@@ -74,7 +74,7 @@ def test_measures_of_weights_equal_their_formulas(width, seed):
         "l1": relative([np.abs(v).sum() for v in each]),
         "l2": relative(np.sqrt(energy)),
         "fpgm": relative(distances),
-        "lamp": [e / energy[energy >= e].sum() for e in energy],
+        "lamp": [width * e / energy[energy >= e].sum() for e in energy],
         "bn_scale": module.norm.weight.detach().double().abs().numpy(),
     }
     for method, wanted in expected.items():
@@ -120,7 +120,7 @@ def test_equal_channels_share_their_energy_in_the_order_they_have():
     module, groups = chain(4)
     for layer in (module.make, module.deep, module.read):
         nn.init.ones_(layer.weight)
-    assert score("lamp", module, groups) == pytest.approx([1 / 4, 1 / 3, 1 / 2, 1])
+    assert score("lamp", module, groups) == pytest.approx([1, 4 / 3, 2, 4])
     assert score("fpgm", module, groups) == pytest.approx([0] * 4)
     for layer in (module.make, module.deep, module.read):
         nn.init.zeros_(layer.weight)

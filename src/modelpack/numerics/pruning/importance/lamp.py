@@ -1,7 +1,9 @@
 """Importance ``lamp``: a channel's share in the energy of its equals and betters, which can be compared between layers.
 
 Lee et al., Layer-adaptive Sparsity for the Magnitude-based Pruning, ICLR 2021, who score single weights within a layer;
-here a block of channels takes the place of the weight, and a group that of the layer.
+here a block of channels takes the place of the weight, and a group that of the layer. Channels are few and much alike,
+so that the plain share says little but how many are left, and would leave all groups equally many; times the number of
+blocks, it leaves groups whose blocks are all alike the same share.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ if TYPE_CHECKING:
 
 
 def lamp(module: nn.Module, groups: Iterable[Group]) -> list[list[float]]:
-    """Score blocks by their squared norm over that of all blocks of the group which are not smaller; the best has 1."""
-    return [_shares(energies(module, group)).tolist() for group in groups]
+    """Score blocks by their squared norm over the sum of those no smaller, times the number of blocks."""
+    return [(_shares(energies(module, group)) * len(group.blocks)).tolist() for group in groups]
 
 
 def _shares(values: Tensor) -> Tensor:
