@@ -249,6 +249,14 @@ def test_taylor_says_what_it_judges(tmp_path, loss, says):
             run_stage(tmp_path, prune, wanted, model=source, data={"train": tokens(labels=False)})
 
 
+@pytest.mark.parametrize("loss", ["outputs", "task"])
+def test_importance_needs_rows(tmp_path, loss):
+    source = imported(tmp_path, "cnn", nets.IMAGE)
+    wanted = {"macs": 0.7, "importance": "fisher", "data": "train", "loss": loss}
+    with pytest.raises(StageError, match="hold no rows"):
+        run_stage(tmp_path, prune, wanted, model=source, data={"train": images(0)})
+
+
 def test_settings_are_checked():
     with pytest.raises(ValidationError, match="taylor needs data"):
         PruneConfig.model_validate({"macs": 0.5, "importance": "taylor"})

@@ -178,3 +178,50 @@ def test_what_cannot_be_followed_is_left_alone_with_a_reason(kind, free):
         assert plan.flaw(plan.stripped(module, 0), [chosen], FEED) == ""
     assert set(found.left) - {"head"}
     assert all(found.left.values())
+
+
+class Headed(nn.Module):
+    """Attention that keeps the width of all heads beside their number, as BERT does."""
+
+    def __init__(self, width, heads):
+        super().__init__()
+        self.num_heads, self.head_size, self.all_head_size = heads, width // heads, width
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, x):
+        def split(y):
+            return y.view(*y.shape[:2], self.num_heads, self.head_size).transpose(1, 2)
+
+        query, key, value = split(self.query(x)), split(self.key(x)), split(self.value(x))
+        mixed = ((query @ key.transpose(-1, -2)).softmax(-1) @ value).transpose(1, 2)
+        return self.out(mixed.reshape(*x.shape[:2], self.all_head_size))
+
+
+class Mixed(nn.Module):
+    """Attention of two habits between layers that can and that cannot be pruned: no one trial suits them all."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nets.Attention(16, 4)
+        self.headed = Headed(16, 4)
+        self.first, self.second = nn.Linear(16, 24), nn.Linear(24, 16)
+        self.fixed, self.head = nn.Linear(16, 16), nn.Linear(16, 3)
+
+    def forward(self, x):
+        x = x + self.headed(x + self.inner(x, torch.ones(x.shape[:2])))
+        x = x + self.second(functional.relu(self.first(x)))
+        x = self.fixed(x[:, 0]).view(len(x), 4, 4).transpose(1, 2).reshape(len(x), 16)
+        return self.head(functional.relu(x))
+
+
+def test_sound_groups_are_found_among_unsound_ones():
+    torch.manual_seed(0)
+    module, feed = Mixed().eval(), {"x": torch.randn(2, 5, 16)}
+    found = sound.candidates(module, feed, frozenset(), 0)
+    heads = {group.name.partition(".")[0]: {c.name for c in group.counters} for group in found.groups if group.heads}
+    assert heads == {"inner": {"num_heads"}, "headed": {"num_heads", "all_head_size"}}
+    assert "first" in {group.name for group in found.groups}
+    assert "fixed" in found.left
+    pruned = pruning.prune(module, feed, targets.of_params(0.7), pruning.Worth("l1"))
+    assert pruned.module.headed.all_head_size == pruned.module.headed.query.out_features
+    assert pruned.module(**feed).shape == (2, 3)
