@@ -142,7 +142,7 @@ def test_features_are_compared_at_real_positions_only():
     assert float(plan.loss(seen, told, asked)) == pytest.approx(float((s - t).square().mean() / t.var(correction=0)))
     wide = Seen({}, {Tap("b"): torch.randn(2, 3, 9, generator=generator)})
     projected = features.planned([("a", "b")], seen, wide, asked)
-    assert projected.projections["0"].weight.shape == (9, 4)
+    assert projected.projections.made["0"].weight.shape == (9, 4)
     # Four rows of four features can tell three positions apart.
     assert float(projected.loss(seen, wide, asked).detach()) < 0.05
     other = Seen({}, {Tap("b"): torch.randn(2, 5, 9, generator=generator)})

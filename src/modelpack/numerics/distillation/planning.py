@@ -142,7 +142,7 @@ def _together(
         alpha=wish.alpha,
         mask=wish.mask,
         taps=(mine, theirs),
-        learned=next((modules for modules in learned if len(modules)), None),
+        learned=next(iter(learned), None),
     )
 
 

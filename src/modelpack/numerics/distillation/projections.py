@@ -12,10 +12,28 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from modelpack.numerics.distillation.question import Question
 
 _RIDGE = 1e-3
 """Penalty on the weights, in units of the mean variance of the student's features."""
+
+
+class Projections(nn.Module):
+    """Some projections, called as one module, for only a module that is called can lie in parts with several processes.
+
+    Attributes:
+        axes: Name → the dimension whose width it changes.
+    """
+
+    def __init__(self, made: Mapping[str, nn.Linear], axes: Mapping[str, int]) -> None:
+        super().__init__()
+        self.made, self.axes = nn.ModuleDict(made), dict(axes)
+
+    def forward(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Project features by the names of their projections; their width is the last dimension."""
+        return {name: self.made[name](value) for name, value in given.items()}
 
 
 def width_axis(student: Tensor, teacher: Tensor) -> int | None:

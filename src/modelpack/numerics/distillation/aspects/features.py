@@ -10,12 +10,13 @@ import torch
 from modelpack.errors import StageError, listed
 from modelpack.numerics.distillation import projections
 from modelpack.numerics.distillation.distances import relative_error
+from modelpack.numerics.distillation.projections import Projections
 from modelpack.numerics.distillation.taps import Tap
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from modelpack.numerics.distillation.question import Question
     from modelpack.numerics.distillation.taps import Seen
@@ -31,12 +32,10 @@ class Features:
     Attributes:
         pairs: What is compared with what.
         projections: By place in `pairs`, what brings a student's features to the width of the teacher's.
-        axes: By place in `pairs`, the dimension of these widths.
     """
 
     pairs: Sequence[Pair]
-    projections: nn.ModuleDict
-    axes: dict[str, int]
+    projections: Projections | None = None
 
     def loss(self, student: Seen, teacher: Seen, question: Question) -> Tensor:
         """Average over pairs.
@@ -44,24 +43,24 @@ class Features:
         Raises:
             StageError: When the shapes of a pair do not fit each other.
         """
+        axes = self.projections.axes if self.projections is not None else {}
+        narrow = {name: student.inner[Tap(self.pairs[int(name)][0])] for name in axes}
+        narrow = {name: question.kept_along(value, axes[name]) for name, value in narrow.items()}
+        wide = self.projections(narrow) if self.projections is not None else {}
         found = []
-        for place, (mine, theirs) in enumerate(self.pairs):
-            given, wanted = student.inner[Tap(mine)], teacher.inner[Tap(theirs)]
-            key = str(place)
-            if key in self.projections:
-                given = self.projections[key](question.kept_along(given, self.axes[key]))
-                wanted = question.kept_along(wanted, self.axes[key])
-            elif given.shape == wanted.shape:
-                given, wanted = question.kept(given), question.kept(wanted)
+        for place, pair in enumerate(self.pairs):
+            name, mine, theirs = str(place), student.inner[Tap(pair[0])], teacher.inner[Tap(pair[1])]
+            given = wide[name] if name in wide else question.kept(mine)
+            wanted = question.kept_along(theirs, axes[name]) if name in wide else question.kept(theirs)
             if given.shape != wanted.shape:
-                raise unfit((mine, theirs), given, wanted)
+                raise unfit(pair, mine, theirs)
             found.append(relative_error(given, wanted))
         return torch.stack(found).mean()
 
     def remarks(self) -> list[str]:
         """Name the pairs, and count the projections."""
         told = listed(mine if mine == theirs else f"{mine} with {theirs}" for mine, theirs in self.pairs)
-        through = f", {len(self.projections)} of them through learned projections" if len(self.projections) else ""
+        through = f", {len(self.projections.axes)} of them through learned projections" if self.projections else ""
         return [f"compares the features of {len(self.pairs)} pairs of modules{through}: {told}"]
 
 
@@ -71,8 +70,7 @@ def planned(pairs: Sequence[Pair], student: Seen, teacher: Seen, question: Quest
     Raises:
         StageError: When the shapes of a pair differ in more than one dimension.
     """
-    made = torch.nn.ModuleDict()
-    axes = {}
+    made, axes = {}, {}
     for place, (mine, theirs) in enumerate(pairs):
         given, wanted = student.inner[Tap(mine)], teacher.inner[Tap(theirs)]
         if given.shape == wanted.shape:
@@ -82,7 +80,7 @@ def planned(pairs: Sequence[Pair], student: Seen, teacher: Seen, question: Quest
             raise unfit((mine, theirs), given, wanted)
         made[str(place)] = projections.fitted(given, wanted, axis, question)
         axes[str(place)] = axis
-    return Features(tuple(pairs), made, axes)
+    return Features(tuple(pairs), Projections(made, axes) if made else None)
 
 
 def unfit(pair: Pair, student: Tensor, teacher: Tensor) -> StageError:
