@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -78,7 +78,8 @@ def timeless(history):
 
 
 @given(ASKED, st.integers(1, 24), st.booleans())
-@settings(max_examples=15, deadline=None)
+@example({"epochs": 1, "rate": 0.02, "optimizer": "sgd", "precision": "float16"}, 2, False)  # overflows at first
+@settings(max_examples=12, deadline=None)
 def test_where_a_training_stops_changes_nothing(asked, at, judged):
     if not judged:
         asked = {**asked, "patience": None}

@@ -32,7 +32,8 @@ def build(student: nn.Module, learned: nn.Module | None, schedule: Schedule) -> 
         groups.append({"params": extra, "weight_decay": 0.0, "scale": 1.0})
     if schedule.optimizer == "sgd":
         momentum = schedule.momentum
-        return torch.optim.SGD(groups, lr=schedule.rate, momentum=momentum, nesterov=momentum > 0, fused=True)
+        # Not fused: that kernel leaves the momentum unset when float16 overflows in the first step.
+        return torch.optim.SGD(groups, lr=schedule.rate, momentum=momentum, nesterov=momentum > 0, foreach=True)
     return torch.optim.AdamW(groups, lr=schedule.rate, fused=True)
 
 
