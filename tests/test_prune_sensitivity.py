@@ -110,6 +110,10 @@ def test_the_least_borne_come_first():
     groups = (Bearing("a", 4, (0.9, 0.5)), Bearing("b", 4, (0.9, 0.1)), Bearing("c", 4, (1.0, 1.0)))
     found = Sensitivity("accuracy", 10, 1.0, (0.25, 0.5), groups)
     assert [item.group for item in found.worst(2)] == ["b", "a"]
+    close = Sensitivity(
+        "sqnr_db", 10, None, (0.25, 0.5), (Bearing("a", 4, (200.0, 1.0)), Bearing("b", 4, (30.0, 30.0)))
+    )
+    assert [item.group for item in close.worst(1)] == ["a"], "what nobody notices makes up for nothing"
     assert json.loads(json.dumps(found.to_json()))["groups"][1] == {"group": "b", "units": 4, "values": [0.9, 0.1]}
 
 
@@ -128,7 +132,7 @@ def test_the_stage_records_it_and_names_the_most_sensitive(tmp_path, labels):
     told = pruned.manifest.record["results"]["sensitivity"]
     assert (told["measure"], told["rows"]) == ("accuracy" if labels else "sqnr_db", 40)
     assert all(len(group["values"]) == len(told["ratios"]) == 4 for group in told["groups"])
-    worst = min(told["groups"], key=lambda group: sum(group["values"]))["group"]
+    worst = min(told["groups"], key=lambda group: sum(min(value, 40) for value in group["values"]))["group"]
     assert any(getattr(event, "text", "").startswith(f"most sensitive: {worst}") for event in events)
     assert any("invented rows" in text for text in pruned.manifest.record["warnings"])
     plain = run_stage(tmp_path / "plain", prune, {"macs": 0.6}, model=source)

@@ -243,6 +243,20 @@ def test_layers_and_blocks_are_listed_with_whatever_is_told_of_them():
     assert "Tables" not in found.text
 
 
+def test_heat_spans_what_can_be_told_apart():
+    groups = [
+        {"group": name, "units": 4, "values": values} for name, values in (("a", [200.0, 40.0]), ("b", [20.0, -9.0]))
+    ]
+    drawn = page.render(about(sensitivity={"measure": "sqnr_db", "rows": 4, "ratios": [0.1, 0.5], "groups": groups}))
+    assert re.findall(r'class="heat h(\d)">([^<]+)<', drawn) == [
+        ("4", "20.0 dB"), ("7", "-9.0 dB"), ("0", "200.0 dB"), ("0", "40.0 dB"),
+    ]  # fmt: skip
+    drawn = page.render(about(sensitivity=SENSITIVITY))
+    assert re.findall(r'class="heat h(\d)">([^<]+)<', drawn) == [
+        ("1", "90.0 %"), ("7", "25.0 %"), ("0", "98.0 %"), ("0", "97.0 %"),
+    ]  # fmt: skip
+
+
 def test_steps_of_gradual_pruning_are_listed():
     rows = [{"step": 1, "wanted": 0.5, "kept": 0.513, "loss": 0.25, "epochs": 2}]
     found = read(about(schedule=rows))

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 _LEVELS = 8
 """Shades of a heat map, in the style sheet."""
 
+_DECIBELS = (0.0, 40.0)
+"""From outputs that hold as much noise as signal to outputs whose noise nobody notices."""
+
 _NAMES = {"accuracy": "Accuracy", "sqnr_db": "Signal to noise of the outputs"}
 
 
@@ -92,10 +95,14 @@ class _Heat:
     worst: float
     best: float
 
+    def harm(self, value: float) -> float:
+        """Give 0 for the best and 1 for the worst, and for what lies beyond."""
+        return min(max((self.best - value) / (self.best - self.worst or 1.0), 0.0), 1.0)
+
     def cell(self, value: float | None) -> Content:
         if value is None:
             return "–"
-        level = round((_LEVELS - 1) * (self.best - value) / (self.best - self.worst or 1.0))
+        level = round((_LEVELS - 1) * self.harm(value))
         return element("span", figure(self.measure, value), class_=f"heat h{level}")
 
     def curve(self, points: Sequence[tuple[float, float]]) -> Content:
@@ -112,8 +119,9 @@ def sensitivity(value: Any) -> Markup | None:
     known = [item for _, values in found for item in values if item is not None]
     if not known or any(len(values) != len(shares) for _, values in found):
         return None
-    heat = _Heat(measure, min(known), max([*known, *([whole] if whole is not None else [])]))
-    found.sort(key=lambda pair: sum(item for item in pair[1] if item is not None))
+    best = max([*known, *([whole] if whole is not None else [])])
+    heat = _Heat(measure, *_DECIBELS) if measure == "sqnr_db" else _Heat(measure, min(known), best)
+    found.sort(key=lambda pair: sum(heat.harm(item) for item in pair[1] if item is not None), reverse=True)
     body = [
         [
             element("code", text(row.get("group"))),

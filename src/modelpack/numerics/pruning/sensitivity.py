@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 RATIOS = (0.1, 0.25, 0.5, 0.75)
 """Shares of a group's units that go."""
 
+_CLOSE = 40.0
+"""Decibels beyond which being closer is worth nothing."""
+
 Sample = tuple[dict[str, Tensor], Tensor | None]
 """Inputs, and the truth where there is one."""
 
@@ -67,7 +70,8 @@ class Sensitivity:
 
     def worst(self, count: int) -> list[Bearing]:
         """Give the groups that bear least."""
-        return sorted(self.groups, key=lambda item: sum(item.values))[:count]
+        most = 1.0 if self.measure == "accuracy" else _CLOSE
+        return sorted(self.groups, key=lambda item: sum(min(value, most) for value in item.values))[:count]
 
     def to_json(self) -> dict[str, Any]:
         """Give it as a JSON object."""
