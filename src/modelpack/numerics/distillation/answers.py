@@ -194,6 +194,10 @@ class Answers:
 
     def _give_up(self, why: str) -> None:
         self.use.off = why
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the files; the next question opens them again."""
         if self._shelf is not None:
             self._shelf.close()
             self._shelf = None

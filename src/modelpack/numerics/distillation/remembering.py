@@ -54,6 +54,9 @@ def _rows(data: Rows | None) -> int:
 
 
 def remembered(lesson: Lesson) -> Use | None:
-    """Give what memory was good for; None where a lesson has none."""
+    """Say at the end what memory was good for, and let go of it; None where a lesson has none."""
     teacher = lesson.objective.teacher if isinstance(lesson.objective, Imitation) else None
-    return teacher.use if isinstance(teacher, Answers) and teacher.memory is not None else None
+    if not isinstance(teacher, Answers) or teacher.memory is None:
+        return None
+    teacher.close()
+    return teacher.use

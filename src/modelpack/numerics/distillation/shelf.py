@@ -18,6 +18,7 @@ import mmap
 import os
 import shutil
 import struct
+import weakref
 import zlib
 from typing import TYPE_CHECKING
 
@@ -81,6 +82,7 @@ class Shelf:
         self._directory, self._limit = directory, limit
         self._index, self._own = _taken(directory)
         self._data = os.open(self._own.data, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._closing = weakref.finalize(self, _let_go, self._index, self._data)
         self._volumes = {self._own.index.name: self._own}
         self._settle()
         self._refresh()
@@ -100,8 +102,7 @@ class Shelf:
 
     def close(self) -> None:
         """Let go of the volume."""
-        os.close(self._index)
-        os.close(self._data)
+        self._closing()
 
     def find(self, keys: Sequence[bytes]) -> list[memoryview] | None:
         """Give the items of all keys, or None where one is absent."""
@@ -198,6 +199,11 @@ def _used(directory: Path) -> float:
         return directory.stat().st_mtime
     except FileNotFoundError:  # another process removed it
         return 0.0
+
+
+def _let_go(*handles: int) -> None:
+    for handle in handles:
+        os.close(handle)
 
 
 def _append(handle: int, content: bytes) -> None:
