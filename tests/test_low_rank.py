@@ -16,7 +16,6 @@ import nets
 from modelpack.errors import StageError
 from modelpack.numerics import low_rank as numerics
 from modelpack.numerics import macs, models, structure
-from modelpack.numerics.low_rank import layers as finding
 from modelpack.numerics.low_rank import ranks, spectra
 from modelpack.numerics.low_rank.layers import Layer
 from modelpack.numerics.randomness import seeded
@@ -67,7 +66,7 @@ def doubled(feed):
 
 
 def split(module, feed, *, rows=None, convolutions="auto", kept=(), **wanted):
-    found = finding.find(module, feed, kept, convolutions)
+    found = numerics.find(module, feed, kept, convolutions)
     evidence = numerics.Evidence(rows, None, "cpu") if rows is not None else None
     return numerics.split(module, feed, found, numerics.decompose(module, found.layers, evidence), **wanted)
 
@@ -118,15 +117,45 @@ def test_shared_read_and_computed_weights_stay():
     with seeded(0):
         odd = Odd().eval()
     feed = {"x": torch.randn(4, 32)}
-    found = finding.find(odd, feed)
+    found = numerics.find(odd, feed)
     assert [layer.path for layer in found.layers] == ["plain"]
     assert found.layers[0].cost == 2 * 4 * 32 * 32
     assert "AttributeError" in found.left["read"]
     assert found.left["idle"] == "the model never calls it"
     assert found.left["one"] == "it shares its weights with 'two'"
     assert found.left["two"] == "it shares its weights with 'one'"
-    assert "Parametrized" in found.left["normed"]
+    assert "computed" in found.left["normed"]
     assert found.left["small"] == "its halves would not be smaller"
+
+
+class Padded(nn.Conv2d):
+    """A convolution that pads by its own code, as TensorFlow's "same" does."""
+
+    def forward(self, x):
+        return super().forward(functional.pad(x, (0, 1, 0, 1)))
+
+
+class Scaled(nn.Linear):
+    """A layer that does more by its weights than multiply."""
+
+    def forward(self, x):
+        return super().forward(x) * self.weight.norm()
+
+
+def test_subclasses_are_split_where_their_code_bears_it():
+    with seeded(0):
+        net = nn.Sequential(Padded(4, 16, 3), nn.Flatten(), Scaled(16 * 36, 16)).eval()
+    x = torch.randn(2, 4, 7, 7)
+    found = numerics.find(net, {"x": x})
+    assert [(layer.path, layer.form) for layer in found.layers] == [("0", "channel")]
+    assert found.left == {"2": "Scaled does something of its own with its weights"}
+    thin(net[0], 6)
+    wanted = net(x)
+    numerics.split(net, {"x": x}, found, numerics.decompose(net, found.layers, None), energy=0.999999)
+    assert isinstance(net[0][0], Padded)
+    assert type(net[0][1]) is nn.Conv2d
+    assert (net[0][0].out_channels, net[0][0].weight.shape[0]) == (8, 8)
+    assert torch.allclose(net(x), wanted, rtol=1e-3, atol=1e-4)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -192,7 +221,7 @@ def test_the_mean_of_what_columns_add_goes_into_the_bias():
         net = nn.Sequential(nn.Conv2d(4, 6, 3)).double().eval()
     x = torch.ones(2, 4, 7, 7, dtype=torch.float64) * 3
     wanted = net(x)
-    layer = next(item for item in finding.find(net, {"x": x}, convolutions="spatial").layers)
+    layer = next(item for item in numerics.find(net, {"x": x}, convolutions="spatial").layers)
     spectrum = spectra.of_outputs(net, [layer], [{"x": x.numpy()}], None, "cpu")[layer]
     made = structure.halves(net[0], "spatial", 1)
     spectra.fill(made, layer, spectrum, net[0].bias)
@@ -205,7 +234,7 @@ def test_columns_and_rows_of_kernels_are_the_best_such_product(stride):
     with seeded(0):
         net = nn.Sequential(nn.Conv2d(6, 8, (3, 5), stride=stride, padding=(1, 2)).double().eval())
     feed = {"x": torch.randn(2, 6, 9, 9, dtype=torch.float64)}
-    found = finding.find(net, feed, convolutions="spatial")
+    found = numerics.find(net, feed, convolutions="spatial")
     assert [layer.form for layer in found.layers] == ["spatial"]
     layer, weight = found.layers[0], net[0].weight.detach()
     spectrum = spectra.of_weights(net, layer)
@@ -271,7 +300,7 @@ def test_the_model_gets_the_work_it_may_have_or_hears_the_nearest():
 def test_a_head_of_many_classes_is_seen_through_its_inputs():
     with seeded(0):
         net = nn.Sequential(nn.Linear(16, 500))
-    layer = finding.find(net, {"x": torch.randn(2, 16)}).layers[0]
+    layer = numerics.find(net, {"x": torch.randn(2, 16)}).layers[0]
     seen = spectra.of_outputs(net, [layer], [{"x": np.random.default_rng(0).random((40, 16), np.float32)}], None, "cpu")
     assert seen[layer].second.shape == (500, 16)
     assert torch.allclose(seen[layer].second @ seen[layer].first, net[0].weight.double(), atol=1e-6)
@@ -279,7 +308,7 @@ def test_a_head_of_many_classes_is_seen_through_its_inputs():
 
 def test_padded_positions_do_not_count():
     module = nets.encoder().eval()
-    layer = next(item for item in finding.find(module, sentences_feed()).layers if item.path == "layers.0.fc1")
+    layer = next(item for item in numerics.find(module, sentences_feed()).layers if item.path == "layers.0.fc1")
     ids = np.random.default_rng(0).integers(0, 50, (6, 12))
     mask = np.ones_like(ids)
     mask[:, 5:] = 0

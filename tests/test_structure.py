@@ -211,7 +211,7 @@ def test_layers_at_several_places_or_with_code_of_their_own_are_refused():
     module.hooked.register_forward_hook(lambda *_: None)
     for path, says in [
         ("one", "several places"),
-        ("normed", "Parametrized"),
+        ("normed", "computed"),
         ("grouped", "groups"),
         ("hooked", "code of their own"),
     ]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from torch import nn
 
@@ -27,7 +28,7 @@ RECORD = "_modelpack_structure"
 CONTAINERS = (nn.Sequential, nn.ModuleList)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 FACTORED = (nn.Linear, *CONVOLUTIONS)
-"""Layers that can be split; exactly these types, since a subclass may do more than multiply."""
+"""Layers that can be split, and their subclasses, as far as these do nothing else with their weights."""
 
 Form = Literal["channel", "spatial"]
 """How a layer is split: into fewer channels and then a 1×1 layer (Zhang et al. 2015, arXiv 1505.06798), or into a
@@ -148,14 +149,14 @@ def light(module: M) -> M:
 
 def unfit(layer: nn.Module, form: Form) -> str:
     """Say why a layer cannot be split; empty when it can."""
-    if type(layer) not in FACTORED:
+    if not isinstance(layer, FACTORED):
         return f"a layer of the type {type(layer).__name__}"
     if "weight" not in layer._parameters or layer._forward_pre_hooks or layer._forward_hooks:  # noqa: SLF001
         return "its weights are computed, or its outputs are changed, by code of their own"
     if getattr(layer, "groups", 1) != 1:
         return "its channels are in groups"
-    if form == "spatial" and (not isinstance(layer, nn.Conv2d) or 1 in layer.kernel_size):
-        return "it has no kernel of several rows and columns"
+    if form == "spatial" and (type(layer) is not nn.Conv2d or 1 in layer.kernel_size):
+        return "it has no kernel of several rows and columns, or code of its own"
     return ""
 
 
@@ -169,37 +170,41 @@ def full_rank(layer: nn.Module, form: Form) -> int:
 
 def halves(layer: Any, form: Form, rank: int) -> nn.Sequential:
     """Make the two layers that stand for one, with `rank` channels between; their weights are not set."""
-    like = {"device": "meta", "dtype": layer.weight.dtype}
-    biased = layer.bias is not None
-    if isinstance(layer, nn.Linear):
-        made = (
-            nn.Linear(layer.in_features, rank, bias=False, **like),
-            nn.Linear(rank, layer.out_features, bias=biased, **like),
-        )
-    else:
-        one, other = _kernels(layer, form)
+    like: dict[str, Any] = {"device": "meta", "dtype": layer.weight.dtype, "bias": layer.bias is not None}
+    if form == "spatial":
+        column, row = _lines(layer)
         like["padding_mode"] = layer.padding_mode
-        made = (
-            type(layer)(layer.in_channels, rank, **one, bias=False, **like),
-            type(layer)(rank, layer.out_channels, **other, bias=biased, **like),
-        )
+        first = nn.Conv2d(layer.in_channels, rank, **column, **{**like, "bias": False})
+        second: nn.Module = nn.Conv2d(rank, layer.out_channels, **row, **like)
+    elif isinstance(layer, nn.Linear):
+        first, second = _fewer(layer, "out_features", rank), nn.Linear(rank, layer.out_features, **like)
+    else:
+        kind = next(kind for kind in CONVOLUTIONS if isinstance(layer, kind))
+        first, second = _fewer(layer, "out_channels", rank), kind(rank, layer.out_channels, 1, **like)
     # Made without memory first, so that the weights, which are put in later, draw no random numbers.
-    pair = nn.Sequential(*made).to_empty(device=layer.weight.device).train(layer.training)
-    return pair.requires_grad_(bool(layer.weight.requires_grad))
+    pair = nn.Sequential(first.to_empty(device=layer.weight.device), second.to_empty(device=layer.weight.device))
+    return pair.train(layer.training).requires_grad_(bool(layer.weight.requires_grad))
 
 
-def _kernels(layer: Any, form: Form) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Give the kernel, stride, padding and dilation of both halves of a convolution."""
-    neutral = {"kernel_size": 1, "stride": 1, "padding": 0, "dilation": 1}
-    whole = {name: getattr(layer, name) for name in neutral}
-    if form == "channel":
-        return whole, neutral
-    one, other = {}, {}
-    for name, value in whole.items():
-        column, row = (value, value) if isinstance(value, str) else value  # padding "same" and "valid" are texts
-        one[name] = value if isinstance(value, str) else (column, neutral[name])
-        other[name] = value if isinstance(value, str) else (neutral[name], row)
-    return one, other
+def _fewer(layer: Any, outputs: str, rank: int) -> Any:
+    """Copy a layer with fewer outputs and no bias, and with what a subclass of it does to its inputs."""
+    copied = light(layer)
+    setattr(copied, outputs, rank)
+    copied.weight = nn.Parameter(torch.empty((rank, *layer.weight.shape[1:]), dtype=layer.weight.dtype, device="meta"))
+    copied.bias = None
+    return copied
+
+
+def _lines(layer: nn.Conv2d) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Give the kernel, stride, padding and dilation of a column and of a row of a convolution."""
+    column: dict[str, Any] = {}
+    row: dict[str, Any] = {}
+    for name, neutral in {"kernel_size": 1, "stride": 1, "padding": 0, "dilation": 1}.items():
+        value = getattr(layer, name)
+        alike = isinstance(value, str)  # padding "same" and "valid" are texts, and hold for both
+        column[name] = value if alike else (value[0], neutral)
+        row[name] = value if alike else (neutral, value[1])
+    return column, row
 
 
 def _at(module: nn.Module, path: str) -> nn.Module:

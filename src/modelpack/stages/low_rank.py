@@ -70,7 +70,7 @@ def low_rank(config: LowRankConfig, job: Job) -> None:
     feed = models.example(module, job.inputs, 2, job.seed, job.device)
     module = module.to(job.device)
     before = models.parameter_count(module)
-    found = numerics.layers.find(module, feed, kept(module, config.keep), config.convolutions)
+    found = numerics.find(module, feed, kept(module, config.keep), config.convolutions)
     parts = numerics.decompose(
         module,
         found.layers,

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from modelpack.errors import StageError
 from modelpack.numerics import macs, structure
-from modelpack.numerics.low_rank import layers, ranks, spectra
+from modelpack.numerics.low_rank import layers, ranks, spectra, trial
 from modelpack.numerics.low_rank.layers import Convolutions, Found
 from modelpack.numerics.structure import Factor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     import torch
     from torch import Tensor, nn
@@ -58,6 +58,23 @@ class Split:
     table: list[dict[str, Any]]
     left: Mapping[str, str]
     macs: float
+
+
+def find(
+    module: nn.Module, feed: Mapping[str, Tensor], kept: Collection[str] = (), convolutions: Convolutions = "auto"
+) -> Found:
+    """List the layers that can be split, each of them tried.
+
+    Args:
+        module: In evaluation mode; left as it is.
+        feed: Inputs of one forward pass, on the module's device.
+        kept: Paths of modules that must not change.
+        convolutions: How convolutions with a kernel are split.
+
+    Raises:
+        StageError: When the module cannot be copied, or weights are not finite.
+    """
+    return trial.sound(module, feed, layers.find(module, feed, kept, convolutions))
 
 
 def decompose(
@@ -151,4 +168,4 @@ def _made(module: nn.Module, layer: Layer, spectrum: Spectrum, rank: int) -> dic
     }
 
 
-__all__ = ["TOLERANCE", "Convolutions", "Evidence", "Found", "Split", "decompose", "layers", "split"]
+__all__ = ["TOLERANCE", "Convolutions", "Evidence", "Found", "Split", "decompose", "find", "split"]

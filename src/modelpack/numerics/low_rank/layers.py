@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from modelpack.errors import StageError
 from modelpack.numerics import structure
-from modelpack.numerics.calling import Outline, call, outline
-from modelpack.numerics.structure import Factor, Form
+from modelpack.numerics.calling import call
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Mapping
+
+    from modelpack.numerics.structure import Form
 
 Convolutions = Literal["auto", "channel", "spatial", "none"]
 """How convolutions with a kernel are split: ``auto`` in the better of both ways, ``none`` leaves all of them alone."""
@@ -63,16 +63,13 @@ class Found:
 def find(
     module: nn.Module, feed: Mapping[str, Tensor], kept: Collection[str] = (), convolutions: Convolutions = "auto"
 ) -> Found:
-    """List the layers that can be split.
+    """List the layers that could be split, untried.
 
     Args:
         module: In evaluation mode; left as it is.
         feed: Inputs of one forward pass, on the module's device.
         kept: Paths of modules that must not change.
         convolutions: How convolutions with a kernel are split.
-
-    Raises:
-        StageError: When the module cannot be copied.
     """
     places = _places(module, feed)
     shared = _shared(module)
@@ -90,8 +87,7 @@ def find(
             reason = "" if any(way.most for way in ways) else "its halves would not be smaller"
         if reason:
             left[path] = reason
-    sound, flawed = _tried(module, feed, found)
-    return Found(tuple(sound), {**left, **flawed})
+    return Found(tuple(found), left)
 
 
 def _forms(layer: nn.Module, convolutions: Convolutions) -> list[Form]:
@@ -140,7 +136,7 @@ def _places(module: nn.Module, feed: Mapping[str, Tensor]) -> dict[str, tuple[in
     hooks = [
         layer.register_forward_hook(note(path), with_kwargs=True)
         for path, layer in module.named_modules()
-        if type(layer) in structure.FACTORED
+        if isinstance(layer, structure.FACTORED)
     ]
     try:
         with torch.no_grad():
@@ -166,31 +162,3 @@ def _costed(path: str, layer: nn.Module, form: Form, whole: int, between: int) -
         weights=shape.numel(),
         rank_weights=first + second,
     )
-
-
-def _tried(
-    module: nn.Module, feed: Mapping[str, Tensor], layers: Sequence[Layer]
-) -> tuple[list[Layer], dict[str, str]]:
-    """Split layers for a trial; only if the model then fails, one at a time."""
-    wanted = outline(module, feed)
-    once = {layer.path: layer for layer in layers}
-    if not _flaw(module, feed, once.values(), wanted):
-        return list(layers), {}
-    flaws = {path: _flaw(module, feed, [layer], wanted) for path, layer in once.items()}
-    return [layer for layer in layers if not flaws[layer.path]], {path: flaw for path, flaw in flaws.items() if flaw}
-
-
-def _flaw(module: nn.Module, feed: Mapping[str, Tensor], layers: Collection[Layer], wanted: Outline) -> str:
-    trial = structure.light(module)
-    structure.change(trial, [Factor(path=layer.path, form=layer.form, rank=1) for layer in layers])
-    with torch.no_grad():
-        for layer in layers:
-            for parameter in trial.get_submodule(layer.path).parameters():
-                parameter.zero_()
-    try:
-        found = outline(trial, feed)
-    except StageError as error:
-        return error.what
-    except Exception as error:  # noqa: BLE001  the user's forward may raise anything
-        return f"the model reads it in a way that no other layer can stand for ({type(error).__name__})"
-    return "" if found == wanted else "the outputs would have another form"
