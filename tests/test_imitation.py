@@ -17,6 +17,7 @@ from modelpack.numerics.distillation import attention, matching, projections
 from modelpack.numerics.distillation.aspects import features
 from modelpack.numerics.distillation.question import Question, question
 from modelpack.numerics.distillation.taps import Seen, Tap, Told, untold, watch
+from modelpack.numerics.training.recompute import recomputed
 from modelpack.stages.distill import DistillConfig, distill
 from modelpack.stages.model import model
 from modelpack.stages.recover import RecoverConfig, recover
@@ -85,6 +86,21 @@ def test_a_path_that_cannot_be_tapped_says_why(path, says):
         watch(module, {"x": torch.zeros(2, 3, 4)}, [Tap(path)])
     assert not any(child._forward_hooks for child in module.modules())
     assert watch(module, {"x": torch.zeros(2, 3, 4)}, [Tap("pair")]).inner[Tap("pair")].shape == (2, 3, 4)
+
+
+def test_values_inside_blocks_that_are_computed_again_have_the_same_gradients():
+    student, given = nets.encoder(), feed(tokens())
+    taps = [Tap("layers.0"), Tap("layers.1.attention.query")]
+
+    def gradients():
+        seen = watch(student, given, taps)
+        loss = seen.outputs["embedding"].square().mean() + sum(value.square().mean() for value in seen.inner.values())
+        return torch.autograd.grad(loss, [student.words.weight, student.layers[1].attention.query.weight])
+
+    plain = gradients()
+    with recomputed(student):
+        again = gradients()
+    assert all(torch.allclose(one, other) for one, other in zip(plain, again, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -396,6 +412,7 @@ def test_settings_are_checked():
         {"distance": {"a": "hinton"}},
         {"temperature": 0},
         {"mask": ""},
+        {"imitate": ["features"], "compile": True},
     ):
         for config in (DistillConfig, RecoverConfig):
             with pytest.raises(ValidationError):

@@ -80,4 +80,7 @@ class ImitationConfig(DistanceConfig):
         for name in ("features", "relations"):
             if getattr(self, name) and name not in self.imitate:
                 raise ValueError(f"`{name}` does nothing: add {name} to `imitate`, or leave it out")
+        inside = sorted({"features", "relations"} & set(self.imitate))
+        if inside and getattr(self, "compile", False):
+            raise ValueError(f"`compile` hides what {' and '.join(inside)} compare: leave one of them out")
         return self
