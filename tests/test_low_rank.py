@@ -129,10 +129,15 @@ def test_shared_read_and_computed_weights_stay():
 
 
 class Padded(nn.Conv2d):
-    """A convolution that pads by its own code, as TensorFlow's "same" does."""
+    """A convolution that pads by its own code, as TensorFlow's "same" does, and centres its inputs."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.centre = nn.BatchNorm2d(self.in_channels)
+        self.centre.running_mean.fill_(0.5)
 
     def forward(self, x):
-        return super().forward(functional.pad(x, (0, 1, 0, 1)))
+        return super().forward(functional.pad(self.centre(x), (0, 1, 0, 1)))
 
 
 class Scaled(nn.Linear):
@@ -146,11 +151,12 @@ def test_subclasses_are_split_where_their_code_bears_it():
     with seeded(0):
         net = nn.Sequential(Padded(4, 16, 3), nn.Flatten(), Scaled(16 * 36, 16)).eval()
     x = torch.randn(2, 4, 7, 7)
-    found = numerics.find(net, {"x": x})
-    assert [(layer.path, layer.form) for layer in found.layers] == [("0", "channel")]
-    assert found.left == {"2": "Scaled does something of its own with its weights"}
     thin(net[0], 6)
     wanted = net(x)
+    found = numerics.find(net, {"x": x})
+    assert torch.equal(net(x), wanted)
+    assert [(layer.path, layer.form) for layer in found.layers] == [("0", "channel")]
+    assert found.left == {"2": "Scaled does something of its own with its weights"}
     numerics.split(net, {"x": x}, found, numerics.decompose(net, found.layers, None), energy=0.999999)
     assert isinstance(net[0][0], Padded)
     assert type(net[0][1]) is nn.Conv2d

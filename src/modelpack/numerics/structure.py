@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from torch import nn
 
@@ -170,27 +169,32 @@ def full_rank(layer: nn.Module, form: Form) -> int:
 
 def halves(layer: Any, form: Form, rank: int) -> nn.Sequential:
     """Make the two layers that stand for one, with `rank` channels between; their weights are not set."""
-    like: dict[str, Any] = {"device": "meta", "dtype": layer.weight.dtype, "bias": layer.bias is not None}
+    # Made without memory first, so that the weights, which are put in later, draw no random numbers.
+    like: dict[str, Any] = {"device": "meta", "dtype": layer.weight.dtype}
+    biased, device = layer.bias is not None, layer.weight.device
     if form == "spatial":
         column, row = _lines(layer)
         like["padding_mode"] = layer.padding_mode
-        first = nn.Conv2d(layer.in_channels, rank, **column, **{**like, "bias": False})
-        second: nn.Module = nn.Conv2d(rank, layer.out_channels, **row, **like)
+        first = nn.Conv2d(layer.in_channels, rank, **column, bias=False, **like).to_empty(device=device)
+        second: nn.Module = nn.Conv2d(rank, layer.out_channels, **row, bias=biased, **like)
     elif isinstance(layer, nn.Linear):
-        first, second = _fewer(layer, "out_features", rank), nn.Linear(rank, layer.out_features, **like)
+        first = _fewer(layer, "out_features", rank)
+        second = nn.Linear(rank, layer.out_features, bias=biased, **like)
     else:
         kind = next(kind for kind in CONVOLUTIONS if isinstance(layer, kind))
-        first, second = _fewer(layer, "out_channels", rank), kind(rank, layer.out_channels, 1, **like)
-    # Made without memory first, so that the weights, which are put in later, draw no random numbers.
-    pair = nn.Sequential(first.to_empty(device=layer.weight.device), second.to_empty(device=layer.weight.device))
-    return pair.train(layer.training).requires_grad_(bool(layer.weight.requires_grad))
+        first = _fewer(layer, "out_channels", rank)
+        second = kind(rank, layer.out_channels, 1, bias=biased, **like)
+    second = second.to_empty(device=device)
+    for parameter in (*first.parameters(recurse=False), *second.parameters(recurse=False)):
+        parameter.requires_grad_(layer.weight.requires_grad)
+    return nn.Sequential(first, second).train(layer.training)
 
 
 def _fewer(layer: Any, outputs: str, rank: int) -> Any:
-    """Copy a layer with fewer outputs and no bias, and with what a subclass of it does to its inputs."""
+    """Copy a layer with fewer outputs and no bias, and with all that a subclass of it does to its inputs."""
     copied = light(layer)
     setattr(copied, outputs, rank)
-    copied.weight = nn.Parameter(torch.empty((rank, *layer.weight.shape[1:]), dtype=layer.weight.dtype, device="meta"))
+    copied.weight = nn.Parameter(layer.weight.new_empty((rank, *layer.weight.shape[1:])))
     copied.bias = None
     return copied
 

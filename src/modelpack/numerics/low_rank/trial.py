@@ -49,8 +49,9 @@ def _flaw(module: nn.Module, feed: Mapping[str, Tensor], layers: Collection[Laye
     structure.change(trial, [Factor(path=layer.path, form=layer.form, rank=1) for layer in layers])
     with torch.no_grad():
         for layer in layers:
-            for parameter in trial.get_submodule(layer.path).parameters():
-                parameter.zero_()
+            for half in trial.get_submodule(layer.path).children():
+                for parameter in half.parameters(recurse=False):  # what lies deeper is the module's own
+                    parameter.zero_()
     try:
         found = outline(trial, feed)
     except StageError as error:
