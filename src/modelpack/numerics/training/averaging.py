@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from modelpack.numerics.training import tensors
+from modelpack.numerics.training import crew, tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,8 +29,8 @@ class Average:
         current: list[Tensor] = []
         for name, tensor in tensors.named(self._module):
             if tensor.is_floating_point():
-                averaged.append(self.values[name])
-                current.append(tensor.detach())
+                averaged.append(crew.part(self.values[name]))
+                current.append(crew.part(tensor.detach()))
             else:
                 self.values[name].copy_(tensor)
         torch._foreach_lerp_(averaged, current, 1 - decay)

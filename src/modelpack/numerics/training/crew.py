@@ -121,6 +121,14 @@ def stacked(row: Tensor) -> Tensor:
     return torch.stack(_all(row)) if size() > 1 else row[None]
 
 
+def total(tensor: Tensor) -> Tensor:
+    """Add up the tensors of all processes, of one shape and without gradient."""
+    added = tensor.contiguous().clone()
+    if size() > 1:
+        dist.all_reduce(added)
+    return added
+
+
 def _all(mine: Tensor) -> list[Tensor]:
     found = [torch.empty_like(mine) for _ in range(size())]
     dist.all_gather(found, mine.contiguous())
@@ -156,7 +164,7 @@ def fill(tensor: Tensor, value: Tensor) -> None:
 def dealt_like(value: Tensor, pattern: Tensor) -> Tensor:
     """Give a value the device of a pattern, and its parts to the processes as the pattern has them."""
     moved = value.to(pattern.device)
-    if not _in_parts(pattern):
+    if not _in_parts(pattern) or _in_parts(moved):
         return moved
     from torch.distributed.tensor import distribute_tensor
 

@@ -11,7 +11,6 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from modelpack.numerics.training import crew, sharing
@@ -74,7 +73,7 @@ class _Normalized(torch.autograd.Function):
         ctx: Any, values: Tensor, weight: Tensor | None, bias: Tensor | None, settings: tuple[float, bool]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         eps, counts = settings
-        flat = values.detach().float()
+        flat = _precise(values.detach())
         axes, shape = _axes(values)
         number = float(values.numel() // values.shape[1]) if counts else 0.0
         variance, mean = torch.var_mean(flat, axes, correction=0)
@@ -98,11 +97,10 @@ class _Normalized(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, *_unused: Tensor) -> tuple[Tensor | None, ...]:
         values, weight, mean, scale = ctx.saved_tensors
         axes, shape = _axes(values)
-        slope = gradient.float()
-        normal = (values.float() - mean.view(shape)) * scale.view(shape)
+        slope = _precise(gradient)
+        normal = (_precise(values) - mean.view(shape)) * scale.view(shape)
         for_bias, for_weight = slope.sum(axes), (slope * normal).sum(axes)
-        both = torch.cat([for_bias, for_weight])
-        dist.all_reduce(both)
+        both = crew.total(torch.cat([for_bias, for_weight]))
         along, across = ((part / ctx.count * ctx.counts).view(shape) for part in both.chunk(2))
         back = (slope - along - normal * across) * scale.view(shape)
         back = back * weight.view(shape) if weight is not None else back
@@ -112,6 +110,11 @@ class _Normalized(torch.autograd.Function):
             for_bias.to(mean.dtype) if ctx.biased else None,
             None,
         )
+
+
+def _precise(values: Tensor) -> Tensor:
+    """Give values of half precision as float32, in which sums over a batch are exact enough."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _axes(values: Tensor) -> tuple[list[int], list[int]]:

@@ -12,7 +12,7 @@ import contextvars
 import itertools
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -154,11 +154,43 @@ def variance(values: Tensor) -> Tensor:
     share = current()
     if share is None:
         return values.var(correction=0)
-    count = float(values.numel()) if share.rows else 0.0
-    mine = torch.stack([values.new_tensor(count), values.mean(), values.var(correction=0)])
+    mine = values.new_zeros(3)
+    if share.rows and values.numel():
+        mine = torch.stack([values.new_tensor(float(values.numel())), values.mean(), values.var(correction=0)])
     counts, means, variances = crew.stacked(mine).double().unbind(1)
+    if not counts.sum():
+        return values.new_tensor(0.0)
     mean = (counts * means).sum() / counts.sum()
     return ((counts * (variances + (means - mean) ** 2)).sum() / counts.sum()).float()
+
+
+def everyone(values: Tensor) -> Tensor:
+    """Give the values ``[rows, …]`` of all rows of the batch, in their order; gradients flow back to whose they are."""
+    share = current()
+    if share is None:
+        return values
+    gathered: Tensor = _Gathered.apply(values, share.rows)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+class _Gathered(torch.autograd.Function):
+    """The rows of all processes; every process's loss of them adds to the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, rows: int) -> Tensor:
+        counts = [count for (count,) in crew.compared([rows])]
+        ctx.start, ctx.rows, ctx.shape = sum(counts[: crew.rank()]), rows, values.shape
+        padded = values.new_zeros((max(counts), *values.shape[1:]))
+        padded[:rows] = values[:rows]
+        parts = crew.stacked(padded.flatten()).reshape(-1, *padded.shape)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        total = crew.total(gradient)
+        mine = gradient.new_zeros(ctx.shape)
+        mine[: ctx.rows] = total[ctx.start : ctx.start + ctx.rows]
+        return mine, None
 
 
 def held(values: Tensor) -> int:

@@ -107,7 +107,8 @@ def _shard(module: nn.Module, device: torch.device) -> None:
     mesh = init_device_mesh(device.type, (crew.size(),))
     for block in _blocks(module):
         fully_shard(block, mesh=mesh)
-    fully_shard(module, mesh=mesh)
+    # Left whole after a forward pass, as torch would, its values could be neither read nor set between passes.
+    fully_shard(module, mesh=mesh, reshard_after_forward=True)
 
 
 def _blocks(module: nn.Module) -> list[nn.Module]:

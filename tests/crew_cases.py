@@ -1,0 +1,182 @@
+"""What the processes of the tests of crews compute; each case is called in every one of them, and gives JSON."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+import nets
+from modelpack.artifact import Artifact
+from modelpack.errors import StageError
+from modelpack.numerics.training import crew, norms, sharing
+from modelpack.stages.distill import distill
+from support import Rows, run_stage
+
+torch.set_num_threads(1)
+COUNTS = (7, 2, 1)
+
+
+def lay(rows: int) -> list[dict[str, np.ndarray]]:
+    """Batches of one column; the last ones leave processes without rows."""
+    generator = np.random.default_rng(0)
+    return [{"x": generator.standard_normal((count, 3, 4, 4))} for count in (*COUNTS, rows)]
+
+
+def talk() -> dict:
+    """What processes tell each other."""
+    mine = crew.rank()
+    tensors = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(True), "c": torch.zeros(0, 4)}
+    shown = crew.shown(tensors if mine == 0 else None)
+    return {
+        "told": crew.told({"x": [1, None, "é"]} if mine == 0 else None),
+        "shown": all(torch.equal(shown[name], value) for name, value in tensors.items()),
+        "compared": crew.compared([mine, 5]),
+        "summed": crew.summed({"a": 1.5, **({"b": 2.0} if mine == 0 else {"never": 9.0})}),
+        "turns": [[len(batch["x"]), counts] for batch, counts in sharing.in_turn(lay(5)[:3])],
+        "shares": [[len(batch["x"]), share.rows, share.of] for batch, share in sharing.dealt(lay(5))],
+        "total": crew.total(torch.tensor([1.0 + mine])).tolist(),
+    }
+
+
+def disagree(kind: str) -> str:
+    """Data that are not the same everywhere."""
+    given = lay(5)
+    if crew.rank() == 1:
+        if kind == "early":
+            given = given[:2]
+        elif kind == "fewer":
+            given[1] = {"x": given[1]["x"][:1]}
+        else:
+            given[1]["x"] = given[1]["x"] + 1
+    try:
+        for _ in sharing.dealt(given):
+            pass
+    except StageError as error:
+        return str(error)
+    return ""
+
+
+def normalize(layer: str, momentum: float | None, affine: bool) -> dict:
+    """How far a synchronized batch norm, and the losses that look at all rows, are from those of one process."""
+    torch.manual_seed(0)
+    one = nn.Sequential(nn.Conv2d(3, 5, 1), nn.BatchNorm2d(5, momentum=momentum, affine=affine), nn.Tanh()).double()
+    if layer == "1d":
+        one = nn.Sequential(
+            nn.Flatten(), nn.Linear(48, 5), nn.BatchNorm1d(5, momentum=momentum, affine=affine)
+        ).double()
+    many = copy.deepcopy(one)
+    worst: dict[str, float] = {}
+    given = [batch for batch in lay(4) if len(batch["x"]) > 1]
+
+    def loss(module, x):
+        y = module(x)
+        alike = sharing.everyone(y.flatten(1))
+        return (y**3).mean() + y.flatten(1).std(1).mean() + (alike @ alike.T).square().mean()
+
+    for batch, (rows, share) in zip(given, sharing.dealt(given), strict=True):
+        whole, part = torch.from_numpy(batch["x"]), torch.from_numpy(rows["x"])
+        one.zero_grad()
+        many.zero_grad()
+        wanted = loss(one, whole)
+        wanted.backward()
+        with norms.synchronized(many), sharing.taking(share):
+            found = loss(many, part) * share.weight
+            spread = sharing.variance(part)
+            found.backward()
+        differences = {"loss": crew.total(found.detach()[None]) / crew.size() - wanted.detach()}
+        differences["variance"] = spread - whole.float().var(correction=0)
+        for (name, a), b in zip(one.named_parameters(), many.parameters(), strict=True):
+            differences[name] = a.grad - crew.total(b.grad) / crew.size()
+        for (name, a), b in zip(one.named_buffers(), many.buffers(), strict=True):
+            differences[name] = a - b
+        for name, value in differences.items():
+            worst[name] = max(worst.get(name, 0.0), float(value.abs().max()))
+    assert all("forward" not in vars(module) for module in many.modules())
+    return worst
+
+
+def small() -> dict:
+    """All of the above, in one go."""
+    return {
+        "talk": talk(),
+        "disagree": {kind: disagree(kind) for kind in ("early", "fewer", "other")},
+        "2d": normalize("2d", 0.1, True),
+        "1d": normalize("1d", None, False),
+    }
+
+
+class Double(nn.Module):
+    """A net that computes in float64, so that rounding does not hide what differs."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net.double()
+
+
+class DoubleCnn(Double):
+    def forward(self, image):
+        return self.net(image.double())
+
+
+class DoubleEncoder(Double):
+    def forward(self, input_ids, attention_mask):
+        return self.net(input_ids, attention_mask)
+
+
+def cnn(width: int = 16) -> nn.Module:
+    """The small CNN in float64."""
+    return DoubleCnn(nets.cnn(width))
+
+
+def encoder(hidden: int = 64) -> nn.Module:
+    """The small encoder in float64."""
+    return DoubleEncoder(nets.encoder(hidden=hidden))
+
+
+def images(count: int) -> Rows:
+    """Images whose label can be learnt."""
+    generator = np.random.default_rng(count)
+    label = generator.integers(0, 10, count)
+    image = generator.standard_normal((count, 1, 16, 16)) + label[:, None, None, None] / 5
+    return Rows({"image": image.astype(np.float32), "label": label}, 12)
+
+
+def texts(count: int) -> Rows:
+    """Tokens, some of which are hidden."""
+    generator = np.random.default_rng(count)
+    mask = (np.arange(9) < generator.integers(2, 10, (count, 1))).astype(np.int64)
+    return Rows({"input_ids": generator.integers(0, 50, (count, 9)), "attention_mask": mask}, 12)
+
+
+CASES = {
+    # 49 rows in batches of 12: the last one has a row for one process alone, and joins the batch before it.
+    "cnn": (images, 49, {"alpha": 0.5, "average": 0.9}),
+    "encoder": (texts, 43, {"accumulate": 2}),
+}
+
+
+def trained(root: str, models: dict) -> dict:
+    """Train students in both ways, each process in stores of its own."""
+    return {parallel: train(root, models, parallel) for parallel in ("ddp", "fsdp")}
+
+
+def train(root: str, models: dict, parallel: str) -> dict:
+    """Train a student of each case."""
+    found = {}
+    for name in CASES:
+        source, rows, settings = CASES[name]
+        settings = {"ema" if key == "average" else key: value for key, value in settings.items()}
+        made = run_stage(
+            Path(root) / f"{name}-{parallel}-{crew.size()}-{crew.rank()}",
+            distill,
+            {"data": "train", "eval_data": "val", "epochs": 2, "lr": 1e-2, "parallel": parallel, **settings},
+            model=Artifact.load(Path(models[name][0])),
+            steps={"model": Artifact.load(Path(models[name][1]))},
+            data={"train": source(rows), "val": source(rows - 8)},
+        )
+        found[name] = {"id": made.id, "path": str(made.path), "history": made.manifest.record["results"]["history"]}
+    return found
