@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from modelpack.errors import StageError
 from modelpack.numerics.randomness import chained, reseed, seeded
-from modelpack.numerics.training import crew, layout, sharing, tensors
+from modelpack.numerics.training import crew, layout, precision, sharing, tensors
 from modelpack.numerics.training.batches import head, split
 from modelpack.numerics.training.checkpoint import Checkpoints, Progress
 from modelpack.numerics.training.judging import evaluate
@@ -230,7 +230,10 @@ class Course:
         Raises:
             StageError: Always.
         """
-        then = "lower lr, or use precision: float32"
+        full = precision.dtype(self.lesson) is torch.float32
+        then = (
+            "lower `lr`, " + ("" if full else "use `precision: float32`, ") + "or look for NaN or infinity in the data"
+        )
         if self.progress.best_epoch:
             kept = self.checkpoints.keep(self.best, self.progress.best_epoch)
             then += f"; the weights of epoch {self.progress.best_epoch}, the best so far, are in {kept}"
