@@ -176,7 +176,7 @@ def halves(layer: Any, form: Form, rank: int) -> nn.Sequential:
         column, row = _lines(layer)
         like["padding_mode"] = layer.padding_mode
         first = nn.Conv2d(layer.in_channels, rank, **column, bias=False, **like).to_empty(device=device)
-        second: nn.Module = nn.Conv2d(rank, layer.out_channels, **row, bias=biased, **like)
+        second: Any = nn.Conv2d(rank, layer.out_channels, **row, bias=biased, **like)
     elif isinstance(layer, nn.Linear):
         first = _fewer(layer, "out_features", rank)
         second = nn.Linear(rank, layer.out_features, bias=biased, **like)
@@ -185,8 +185,9 @@ def halves(layer: Any, form: Form, rank: int) -> nn.Sequential:
         first = _fewer(layer, "out_channels", rank)
         second = kind(rank, layer.out_channels, 1, bias=biased, **like)
     second = second.to_empty(device=device)
-    for parameter in (*first.parameters(recurse=False), *second.parameters(recurse=False)):
-        parameter.requires_grad_(layer.weight.requires_grad)
+    for new in (first.weight, second.weight, second.bias):
+        if new is not None:
+            new.requires_grad_(layer.weight.requires_grad)
     return nn.Sequential(first, second).train(layer.training)
 
 

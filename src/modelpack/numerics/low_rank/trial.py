@@ -49,9 +49,11 @@ def _flaw(module: nn.Module, feed: Mapping[str, Tensor], layers: Collection[Laye
     structure.change(trial, [Factor(path=layer.path, form=layer.form, rank=1) for layer in layers])
     with torch.no_grad():
         for layer in layers:
-            for half in trial.get_submodule(layer.path).children():
-                for parameter in half.parameters(recurse=False):  # what lies deeper is the module's own
-                    parameter.zero_()
+            pair: Any = trial.get_submodule(layer.path)
+            # Nothing else: a subclass shares the rest with the module.
+            for tensor in (pair[0].weight, pair[1].weight, pair[1].bias):
+                if tensor is not None:
+                    tensor.zero_()
     try:
         found = outline(trial, feed)
     except StageError as error:
