@@ -102,8 +102,8 @@ def twin():
         return Twin().eval()
 
 
-def run(module, feed, keep, watch, worth=None):
-    target, log = latency.of_latency(keep, watch, clock=lambda: 0.0)
+def run(module, feed, keep, watch, worth=None, told=None):
+    target, log = latency.of_latency(keep, watch, told.append if told is not None else print, clock=lambda: 0.0)
     return pruning.prune(module, feed, target, worth or Worth("l2")), log
 
 
@@ -111,11 +111,14 @@ def test_a_latency_is_met_though_a_part_of_the_time_never_shrinks():
     feed, module = {"x": torch.randn(2, 16)}, twin()
     before = {name: value.clone() for name, value in module.state_dict().items()}
     watch = Stopwatch(overhead=1500.0)
-    found, log = run(module, feed, 0.7, watch)
+    lines = []
+    found, log = run(module, feed, 0.7, watch, told=lines)
     whole, part = watch.timer(module)(), watch.timer(found.module)()
     assert part / whole == pytest.approx(0.7, rel=latency.TOLERANCE)
     assert found.fraction == pytest.approx(part / whole) == log.measured
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert len(lines) == len(log.trials)
+    assert lines[-1].endswith(f"of the multiply-accumulates take {log.trials[-1]['measured']:.1%} of the time")
     told = log.to_json()
     assert told["original_ms"] == pytest.approx(whole)
     assert told["exports"] == 1 + len(told["trials"]) <= 1 + latency.TRIALS

@@ -42,7 +42,7 @@ def latency(keep: float, data: str | None, job: Job) -> tuple[Target, Log]:
     inputs, _ = runtime.signature(job.source)
     feed = rows.sample(inputs, 1, job.seed) if data is None else next(rows.feeds(job.data[data].batches(), inputs, 1))
     outputs = job.source.read_json("signature.json")["outputs"]
-    return timed.of_latency(keep, Exports(inputs, outputs, feed, job.device, job.seed))
+    return timed.of_latency(keep, Exports(inputs, outputs, feed, job.device, job.seed), job.note)
 
 
 def report(log: Log, job: Job) -> None:
