@@ -203,7 +203,8 @@ def _named(annotation: Any, metadata: list[Any]) -> str:
         if isinstance(kind, type) and issubclass(kind, InputPath):
             return several + ("paths" if several else "path")
         if isinstance(kind, type) and issubclass(kind, UserCode):
-            return several + "file.py:callable"
+            words = [word for word in _leaves(annotation) if isinstance(word, str)]
+            return several + " | ".join([*words, "file.py:callable"])
     return ""
 
 

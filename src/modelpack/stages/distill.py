@@ -11,7 +11,7 @@ from modelpack.stages.students import StudentConfig
 from modelpack.stages.training import TrainingConfig, prepare
 
 
-class DistillConfig(TrainingConfig, ImitationConfig, StudentConfig, FloatScheduleConfig):
+class DistillConfig(FloatScheduleConfig, TrainingConfig, ImitationConfig, StudentConfig):
     """Who teaches whom what, and how long."""
 
 
@@ -29,7 +29,7 @@ def distill(config: DistillConfig, job: Job) -> None:
     """Train a student to give what its teacher gives, and the truth where the data have it."""
     from modelpack.numerics import training as loop
 
-    student = students.begin(config, job, config.teacher)
+    student = students.begin(config, job)
     lesson = prepare(config, job, student)
     trained = loop.train(student, lesson, job.scratch)
     students.end(config, job, student)

@@ -12,7 +12,7 @@ from modelpack.stages.schedule_config import FloatScheduleConfig
 from modelpack.stages.training import LessonConfig, prepare, rows
 
 
-class RecoverConfig(LessonConfig, ImitationConfig, FloatScheduleConfig):
+class RecoverConfig(FloatScheduleConfig, LessonConfig, ImitationConfig):
     """What the model is healed with."""
 
     teacher: TorchRef = Field("model", description="The step whose outputs are restored; 'model' is the original.")

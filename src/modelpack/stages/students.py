@@ -10,6 +10,7 @@ from modelpack.bind import Arguments, InputPath, UserCode
 from modelpack.errors import StageError
 from modelpack.stage import Job, StageConfig
 from modelpack.stages import remarks
+from modelpack.stages.training import TeacherConfig
 
 
 class OwnStudent(StageConfig):
@@ -25,7 +26,7 @@ class OwnStudent(StageConfig):
     )
 
 
-class StudentConfig(StageConfig):
+class StudentConfig(TeacherConfig):
     """Who learns."""
 
     student: OwnStudent | None = Field(
@@ -49,13 +50,12 @@ class StudentConfig(StageConfig):
         return self.student is not None or self.keep_layers is not None
 
 
-def begin(config: StudentConfig, job: Job, teacher: str) -> Any:
+def begin(config: StudentConfig, job: Job) -> Any:
     """Make the student, in evaluation mode on the job's device.
 
     Args:
         config: Says which.
         job: Its model is the student, or what the student is made of.
-        teacher: Name of the step whose outputs a student of its own gives.
 
     Raises:
         StageError: When it cannot be built, or the model has no such layers.
@@ -69,7 +69,7 @@ def begin(config: StudentConfig, job: Job, teacher: str) -> Any:
             feed = models.example(models.load(job.source), job.inputs, 2, job.seed, job.device)
             student = depth.thinned(student, feed, config.keep_layers).eval()
         return student
-    return _own(config.student, job, teacher)
+    return _own(config.student, job, config.teacher)
 
 
 def _own(student: OwnStudent, job: Job, teacher: str) -> Any:

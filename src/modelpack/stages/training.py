@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from modelpack.bind import UserCode
-from modelpack.stage import DataRef, Job, TorchRef
+from modelpack.stage import DataRef, Job, StageConfig, TorchRef
 from modelpack.stages import remarks
 from modelpack.stages.answers_config import AnswersConfig, remembering
 from modelpack.stages.imitation_config import DistanceConfig, ImitationConfig
@@ -21,12 +21,16 @@ TaskSetting = Literal["auto", "cross_entropy", "language_modelling", "multi_labe
 _SMOOTHED = ("auto", "cross_entropy", "language_modelling", "multi_label")
 
 
-class LessonConfig(ScheduleConfig, DistanceConfig, AnswersConfig):
-    """Who teaches, on which rows, and how long."""
+class TeacherConfig(StageConfig):
+    """Who teaches, and on which rows."""
 
     teacher: TorchRef = Field("model", description="The step whose model is imitated; 'model' is the original.")
     data: DataRef = Field(description="Rows to learn from.")
     eval_data: DataRef | None = Field(None, description="Rows that judge each epoch; the best epoch is kept.")
+
+
+class LessonConfig(ScheduleConfig, AnswersConfig, DistanceConfig, TeacherConfig):
+    """Who teaches, on which rows, and how long."""
 
     @model_validator(mode="after")
     def _judged(self) -> Self:
@@ -36,8 +40,8 @@ class LessonConfig(ScheduleConfig, DistanceConfig, AnswersConfig):
         return self
 
 
-class TrainingConfig(LessonConfig):
-    """Who teaches what, and how long."""
+class TaskConfig(TeacherConfig):
+    """What the truth says, and what that counts beside the teacher."""
 
     target: str = Field("label", min_length=1, description="Column of the truth, where the data have one.")
     output: str = Field("", description="Output that the truth is about; the first one when empty.")
@@ -58,6 +62,10 @@ class TrainingConfig(LessonConfig):
         if self.label_smoothing and self.task not in _SMOOTHED:
             raise ValueError("`label_smoothing` needs a task with classes or labels: leave it out")
         return self
+
+
+class TrainingConfig(LessonConfig, TaskConfig):
+    """Who teaches what, and how long."""
 
 
 def prepare(config: LessonConfig, job: Job, student: Any = None) -> Lesson:
