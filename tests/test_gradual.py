@@ -226,6 +226,10 @@ def test_only_pruning_at_once_leaves_something_to_recover(tmp_path):
     recipe.write_text(RECIPE.format(more=", importance: taylor"))
     with pytest.raises(RecipeError, match="'prune' leaves the model unrecovered"):
         load(recipe)
+    recipe.write_text(RECIPE.format(more=", schedule: {steps: 1}"))
+    with pytest.raises(RecipeError) as caught:
+        load(recipe)
+    assert [problem.message for problem in caught.value.problems] == ["'steps' should be greater than 1"]
     assert recover.pays == prune.owes == {"unrecovered"}
 
 

@@ -46,8 +46,8 @@ def check_order(steps: Sequence[Step], allow: set[str]) -> list[Problem]:
 
 
 def _settled(step: Step) -> Iterable[str]:
-    """List the debts that a step pays itself; settings that could not be read pay none."""
-    return step.stage.settles(step.config) if isinstance(step.config, step.stage.config) else ()
+    """List the debts that a step pays itself; with settings that could not be read, it might pay any."""
+    return step.stage.settles(step.config) if isinstance(step.config, step.stage.config) else step.stage.owes
 
 
 def _unpaid(debt: str, who: Step) -> Problem:
