@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from modelpack.errors import listed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    from torch import Tensor, nn
 
     from modelpack.numerics.quantization.layers import Layer
     from modelpack.numerics.training import Lesson, Trained
@@ -22,7 +20,7 @@ def invented(names: set[str | None], job: Job) -> None:
         job.warn(f"'{name}' holds invented rows: what is learnt from them says little about real ones")
 
 
-def size(module: nn.Module, feed: Mapping[str, Tensor], job: Job) -> None:
+def size(module: Any, feed: Mapping[str, Any], job: Job) -> None:
     """Record how many parameters a model has, and how much work one row is.
 
     Args:
