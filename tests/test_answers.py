@@ -148,6 +148,13 @@ def test_outputs_that_are_not_made_of_rows_are_given_as_they_are(tmp_path, outpu
     assert answers.use.off == "its outputs are not made of rows"
 
 
+def test_inputs_without_a_common_number_of_rows_go_to_the_teacher_as_they_are(tmp_path):
+    answers = remembering(tmp_path, lambda inputs: {"out": inputs["x"] * inputs["scale"]})
+    batch = {"x": rows(5), "scale": torch.ones(6)}
+    assert same(answers(batch), {"out": batch["x"]})
+    assert "number of rows" in answers.use.off
+
+
 def test_a_full_room_keeps_what_it_holds_and_says_what_it_could_not(tmp_path):
     data, teacher = rows(), Teacher()
     limit = 5000
@@ -295,15 +302,15 @@ def artifacts(tmp_path_factory):
     return student_and_teacher(tmp_path_factory.mktemp("artifacts"))
 
 
-@pytest.mark.parametrize("augment", [None, AUGMENTED])
-def test_what_is_learnt_is_the_same_with_and_without_memory_and_in_the_next_run(tmp_path, artifacts, augment):
-    change = {"augment": augment, "eval_data": "val"}
+@pytest.mark.parametrize("change", [{}, {"augment": AUGMENTED}, {"precision": "bfloat16"}])
+def test_what_is_learnt_is_the_same_with_and_without_memory_and_in_the_next_run(tmp_path, artifacts, change):
+    change = {**change, "eval_data": "val"}
     val = unlabelled(50, seed=1)
     kept = trained(tmp_path / "kept", artifacts, change, val=val)
     plain = trained(tmp_path / "plain", artifacts, {**change, "cache": "off"}, val=val)
     assert kept.id == plain.id
     assert figures(kept) == figures(plain)
-    variants = 2 if augment else 1
+    variants = 2 if "augment" in change else 1
     assert cache(kept)["rows"] == 96 * variants + 50
     # Judged 4 times, on 2 batches; 3 epochs of 3 batches; all asked once, and 2 again for a trial.
     assert cache(kept)["remembered"] == 4 * 2 + 3 * 3 - (2 + 3 * variants) - 2

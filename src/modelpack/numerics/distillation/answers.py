@@ -127,6 +127,7 @@ class Answers:
         begun = time.perf_counter()
         names = coding.keys(inputs, self.rows) if self.memory is not None and not self.use.off else None
         if self.memory is None or names is None:
+            self.use.off = self.use.off or "the model's inputs differ in their number of rows"
             return self._asked(inputs)
         items, found = None, None
         with self._disk(self.memory):

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modelpack import canonical
 from modelpack.numerics.distillation.shelf import KEY
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ def keys(inputs: Mapping[str, Tensor], rows: int) -> list[bytes] | None:
     device = next(iter(inputs.values())).device.type
     precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     shapes = [[name, str(value.dtype), *value.shape[1:]] for name, value in inputs.items()]
-    prefix = hashlib.blake2b(canonical.encode([rows, str(precision), shapes]), digest_size=KEY)
+    prefix = hashlib.blake2b(json.dumps([rows, str(precision), shapes]).encode(), digest_size=KEY)
     columns = [flat(value, count).numpy() for value in inputs.values()]
     found = []
     for row in range(count):
