@@ -154,7 +154,7 @@ def texts(count: int) -> Rows:
 
 CASES = {
     # 49 rows in batches of 12: the last one has a row for one process alone, and joins the batch before it.
-    "cnn": (images, 49, {"alpha": 0.5, "average": 0.9}),
+    "cnn": (images, 49, {"alpha": 0.5, "ema": 0.9}),
     "encoder": (texts, 43, {"accumulate": 2}),
 }
 
@@ -167,9 +167,7 @@ def trained(root: str, models: dict) -> dict:
 def train(root: str, models: dict, parallel: str) -> dict:
     """Train a student of each case."""
     found = {}
-    for name in CASES:
-        source, rows, settings = CASES[name]
-        settings = {"ema" if key == "average" else key: value for key, value in settings.items()}
+    for name, (source, rows, settings) in CASES.items():
         made = run_stage(
             Path(root) / f"{name}-{parallel}-{crew.size()}-{crew.rank()}",
             distill,
