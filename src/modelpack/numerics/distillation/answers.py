@@ -124,10 +124,12 @@ class Answers:
     def __call__(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Answer a batch."""
         self.use.batches += 1
+        if self.memory is None or self.use.off:
+            return self._asked(inputs)
         begun = time.perf_counter()
-        names = coding.keys(inputs, self.rows) if self.memory is not None and not self.use.off else None
-        if self.memory is None or names is None:
-            self.use.off = self.use.off or "the model's inputs differ in their number of rows"
+        names = coding.keys(inputs, self.rows)
+        if names is None:
+            self._give_up("the model's inputs differ in their number of rows")
             return self._asked(inputs)
         items, found = None, None
         with self._disk(self.memory):
