@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -18,7 +17,6 @@ from modelpack.numerics import models, structure
 from modelpack.numerics.calling import call, outline
 from modelpack.numerics.pruning import blocks, depth
 from modelpack.numerics.randomness import seeded
-from modelpack.stages.export import export
 from modelpack.stages.prune import PruneConfig, prune
 from support import Rows, run_stage
 from test_models import feed_for, imported, outputs, reloaded, same
@@ -310,16 +308,6 @@ def test_the_stage_drops_what_is_named_and_then_channels_go_too(tmp_path):
     assert outputs(module, feed_for(source))["output"].shape == (3, 10)
     with pytest.raises(StageError, match="keep: no module matches 'blok1'"):
         run_stage(tmp_path, prune, {"depth": 0.5, "keep": ["blok1"]}, model=source)
-
-
-def test_a_model_of_fewer_layers_exports_and_answers_alike(tmp_path):
-    source = imported(tmp_path, "encoder", nets.TOKENS, arguments={"layers": 3})
-    pruned = run_stage(tmp_path, prune, {"drop": ["layers.1"]}, model=source)
-    exported = run_stage(tmp_path, export, {}, model=pruned)
-    session = onnxruntime.InferenceSession(exported.file("model.onnx"), providers=["CPUExecutionProvider"])
-    feed = feed_for(pruned)
-    (logits,) = session.run(["logits"], {name: value.numpy() for name, value in feed.items()})
-    assert np.allclose(logits, outputs(models.load(pruned), feed)["logits"], atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -370,9 +370,11 @@ def test_the_stage_splits_saves_and_reports(tmp_path, wanted, with_data):
     assert ("positions where 'attention_mask' is 0 did not count" in told) is with_data
 
 
-def test_a_split_model_exports_is_pruned_and_learns(tmp_path):
+def test_a_model_with_fewer_blocks_and_split_layers_exports_is_pruned_and_learns(tmp_path):
     source = imported(tmp_path, "cnn", nets.IMAGE)
-    made = run_stage(tmp_path, low_rank, {"macs": 0.8}, model=source)
+    shallow = run_stage(tmp_path, prune, {"drop": ["block1"]}, model=source)
+    made = run_stage(tmp_path, low_rank, {"macs": 0.8}, model=shallow)
+    assert [item.operation for item in structure.made(models.load(made))][:2] == ["bypass", "factor"]
     feed = feed_for(made)
     exported = run_stage(tmp_path, export, {}, model=made)
     session = onnxruntime.InferenceSession(exported.file("model.onnx"), providers=["CPUExecutionProvider"])
