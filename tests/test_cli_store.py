@@ -218,11 +218,14 @@ def test_rollback_moves_current_and_back(shell):
 
 def test_gc_keeps_the_current_run_and_says_what_is_freed(shell):
     before = sum(path.stat().st_size for path in (shell.store / "artifacts").rglob("*") if path.is_file())
+    (shell.store / "shared" / "answers").mkdir()
+    (shell.store / "shared" / "answers" / "0000.data").write_bytes(bytes(1000))
     dry = shell("gc", "--keep", 0, "--dry-run", "--json").json
     assert (len(dry["removed"]), dry["kept"], dry["dry_run"]) == (1, 3, True)
     done = shell("gc", "--keep", 0, "--json").json
     after = sum(path.stat().st_size for path in (shell.store / "artifacts").rglob("*") if path.is_file())
-    assert done["bytes"] == dry["bytes"] == before - after > 0
+    assert done["bytes"] == dry["bytes"] == before - after + 1000 > 1000
+    assert not list((shell.store / "shared").iterdir())
     assert shell("verify").code == 0
     assert shell("show", "tiny@2:copy").code == 0
     gone = shell("rollback", "tiny", 1)

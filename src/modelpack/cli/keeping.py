@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,6 +10,9 @@ from modelpack.cli import pages
 from modelpack.cli.call import Call
 from modelpack.cli.command import complete_run
 from modelpack.errors import UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def rollback(
@@ -53,11 +56,13 @@ def gc(
     def keeping() -> set[str]:
         return call.runs.kept(keep)
 
-    sizes = {
-        path.name: sum(item.lstat().st_size for item in path.rglob("*") if item.is_file())
-        for path in store.collect(keeping, dry_run=True)
-    }
+    sizes = {path.name: _size(path) for path in store.collect(keeping, dry_run=True)}
+    spared = _size(store.shared)
     removed = list(sizes) if dry_run else [path.name for path in store.collect(keeping)]
-    freed = sum(sizes.get(name, 0) for name in removed)
+    freed = spared + sum(sizes.get(name, 0) for name in removed)
     document = {"removed": removed, "bytes": freed, "kept": len(store.artifacts()), "dry_run": dry_run}
     call.result(document, lambda: pages.collected(document))
+
+
+def _size(directory: Path) -> int:
+    return sum(item.lstat().st_size for item in directory.rglob("*") if item.is_file())
