@@ -11,8 +11,10 @@ from modelpack.errors import StageError
 from modelpack.numerics.training import Rows as Picked
 from modelpack.numerics.training.augmentation import Augmentation, Replaced, Wanted, draws
 from modelpack.numerics.training.batches import TRUTH
+from modelpack.stages.distill import distill
 from modelpack.tensors import TensorSpec
-from support import Rows
+from support import Rows, run_stage
+from test_distill import history, patterns, run, student_and_teacher
 
 EVERYTHING = {
     "flip": True, "shift": 0.2, "scale": 0.4, "rotate": 15, "brightness": 0.3, "contrast": 0.3, "cutout": 0.3, "mixup": 0.3,
@@ -219,3 +221,21 @@ def test_draws_are_even_and_of_other_names_others(seed, variant):
     assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 0.2
     assert abs(np.corrcoef(one[:, 0], one[:, 1])[0, 1]) < 0.35
     assert not np.array_equal(one, draws.for_rows(rows, seed, variant + 1).uniform("one", -1, 3, 4))
+
+
+def test_labels_go_with_gentle_changes_and_not_with_mixtures(tmp_path):
+    student, teacher = student_and_teacher(tmp_path)
+    events = []
+    with pytest.raises(StageError, match="mixture of two rows"):
+        run_stage(
+            tmp_path, distill, {"data": "train", "augment": {"mixup": 0.2}},
+            model=student, steps={"model": teacher}, data={"train": patterns(64)}, collect=events,
+        )  # fmt: skip
+    assert not any(getattr(event, "label", "").startswith("epoch") for event in events)
+    losses = []
+    for place, change in enumerate((None, {"shift": 0.1}, {"shift": 0.1, "variants": 1}, {"shift": 0.2})):
+        settings = {"data": "train", "epochs": 1, "augment": change}
+        made = run(tmp_path / str(place), student, teacher, settings, train=patterns(64))
+        losses.append(history(made)[-1]["loss"])
+    assert losses[1] == losses[2]  # the first variant is the first variant, however many there are
+    assert len(set(losses)) == 3
