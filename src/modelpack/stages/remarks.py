@@ -51,7 +51,7 @@ def answers(lesson: Lesson, job: Job) -> None:
     from modelpack.numerics import distillation
 
     use = distillation.remembered(lesson)
-    if use is not None:
+    if use is not None and use.batches:
         job.result("teacher_cache", use.to_json())
         for text in use.remarks():
             (job.warn if use.failed else job.note)(text)
