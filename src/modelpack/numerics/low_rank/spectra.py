@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from modelpack.numerics.low_rank.layers import Layer
     from modelpack.numerics.rows import Feed
 
+_PIECE = 2**16
+"""Positions that are looked at together: large images have millions."""
+
 _THEN = "keep it by `keep`, or mend the model or the data"
 
 
@@ -133,13 +136,14 @@ class _Moments:
         values = output if self.linear else output.movedim(1, -1)
         if real is not None and values.ndim == real.ndim + 1 and values.shape[:-1] == real.shape:
             values = values[torch.from_numpy(real).to(values.device)]
-        rows = values.flatten(0, -2).double()
-        if self.bias is not None and self.columns is None:
-            rows = rows - self.bias.detach().double()
-        rows = rows if self.basis is None else rows @ self.basis
-        self.square += rows.mT @ rows
-        self.sum += rows.sum(0)
-        self.count += len(rows)
+        for piece in torch.split(values.flatten(0, -2), _PIECE):
+            rows = piece.double()
+            if self.bias is not None and self.columns is None:
+                rows = rows - self.bias.detach().double()
+            rows = rows if self.basis is None else rows @ self.basis
+            self.square += rows.mT @ rows
+            self.sum += rows.sum(0)
+            self.count += len(rows)
 
     def spectrum(self, path: str) -> Spectrum:
         """Give the principal directions of all rows; around their mean where a bias can take it up."""
