@@ -16,7 +16,7 @@ from torch.nn import functional
 import nets
 from modelpack.errors import StageError
 from modelpack.numerics import kernels, macs, models, pruning
-from modelpack.numerics.pruning import Rounding, Worth, rounding, scope, targets
+from modelpack.numerics.pruning import Evidence, Rounding, Worth, rounding, scope, targets
 from modelpack.numerics.pruning.groups import Group
 from modelpack.numerics.pruning.search import Search
 from modelpack.numerics.pruning.surgery import Member
@@ -98,14 +98,15 @@ def test_what_adapts_becomes_finer_down_to_single_channels():
 @given(units=st.integers(1, 200), unit=st.integers(1, 4), step=st.sampled_from([1, 2, 4, 8, 16]), data=st.data())
 def test_allowed_widths_are_multiples_and_leave_something(units, unit, step, data):
     removable = data.draw(st.integers(0, units))
-    found = rounding.allowed(group("a", units, unit=unit), step, removable)
+    least = data.draw(st.floats(0, 1))
+    found = rounding.allowed(group("a", units, unit=unit), step, removable, least)
     assert found[0] == 0
     assert list(found) == sorted(set(found))
     for lost in found[1:]:
         assert units - lost > 0
         assert lost <= removable
         assert (units - lost) * unit % step == 0
-        assert units - lost >= 0.05 * units
+        assert units - lost >= least * units
 
 
 @given(
@@ -162,6 +163,25 @@ def test_a_choice_costs_few_passes_however_many_groups_there_are(monkeypatch):
     pruned = pruning.prune(nets.cnn().eval(), IMAGE, targets.of_macs(0.5), Worth("l2"))
     assert len(pruned.rounding) == 5  # groups: once each was tried alone, four passes a time
     assert len(passes) <= 10
+
+
+def test_no_group_becomes_a_bottleneck_unless_the_target_needs_it():
+    torch.manual_seed(0)
+    module = nets.cnn(width=32).eval()
+    with torch.no_grad():  # worth far less than any other
+        module.block1.expand.weight.mul_(1e-3)
+        module.block1.depthwise.weight.mul_(1e-3)
+        module.block1.project.weight.mul_(1e-3)
+
+    def left(share, keep=()):
+        judged = Evidence([IMAGE], lambda net, batch: net(**batch).square().sum())
+        worth = Worth("taylor", evidence=judged)
+        pruned = pruning.prune(module, IMAGE, targets.of_macs(share), worth, keep=keep)
+        return pruned.module.block1.expand.out_channels / 128
+
+    for share in (0.4, 0.5):
+        assert left(share) == pytest.approx(rounding.welcome_share(share), abs=1 / 128)
+    assert left(0.75, ["block2", "block3", "stem", "down"]) < rounding.welcome_share(0.75)
 
 
 def test_size_is_that_of_the_file(tmp_path):

@@ -10,7 +10,7 @@ from modelpack.numerics.pruning.plan import Removal
 from modelpack.numerics.pruning.search import Search
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import nn
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from modelpack.numerics.pruning.rounding import Rounding
     from modelpack.numerics.pruning.scope import Scope
     from modelpack.numerics.pruning.targets import Meter, Target
+
+    Space = tuple[tuple[int, ...], list[tuple[int, ...]]]
+    """By group: what its channels are a multiple of, and how many units it may lose."""
 
 _ATTEMPTS = 6
 """Times that a choice is measured at most, where estimates are not exact."""
@@ -77,10 +80,10 @@ class Ranking:
             for group, units, count in zip(self.groups, self.units, counts, strict=True)
         )
 
-    def allowed(self, steps: Sequence[int]) -> list[tuple[int, ...]]:
-        """List by group how many units may go."""
+    def allowed(self, steps: Sequence[int], least: float) -> list[tuple[int, ...]]:
+        """List by group how many units may go, where a share of `least` stays."""
         removable = [sum(key != float("inf") for key in keys) for keys in self.keys]
-        return [rounding.allowed(*each) for each in zip(self.groups, steps, removable, strict=True)]
+        return [rounding.allowed(*each, least) for each in zip(self.groups, steps, removable, strict=True)]
 
 
 def rank(module: nn.Module, groups: Sequence[Group], worth: Worth, meter: Meter) -> Ranking:
@@ -119,15 +122,28 @@ def choose(module: nn.Module, ranking: Ranking, target: Target, meter: Meter, ro
     Returns:
         The choice; the nearest possible one when the target cannot be met.
     """
-    finest: Rounding | None = rounded
     found: list[Choice] = []
     scales = _Scales(module, ranking, target, meter)
-    while finest is not None and not scales.spent:
-        found.append(_nearest(scales, finest.steps(ranking.groups)))
+    for steps, allowed in _spaces(ranking, target, meter, rounded):
+        if found and scales.spent:
+            break
+        found.append(_nearest(scales, steps, allowed))
         if target.met(found[-1].fraction):
             return found[-1]
-        finest = finest.finer()
     return min(found, key=lambda choice: abs(choice.fraction - target.keep))
+
+
+def _spaces(ranking: Ranking, target: Target, meter: Meter, rounded: Rounding) -> Iterator[Space]:
+    """List what may be chosen from, the most welcome first: no bottlenecks, then whole blocks of channels."""
+    for least in (rounding.welcome_share(target.keep), rounding.LEAST_SHARE):
+        finest: Rounding | None = rounded
+        while finest is not None:
+            steps = finest.steps(ranking.groups)
+            allowed = ranking.allowed(steps, least)
+            # What even the narrowest choice does not reach need not be measured, as long as there is a narrower one.
+            if least == rounding.LEAST_SHARE or meter.estimate(tuple(most[-1] for most in allowed)) <= target.keep:
+                yield steps, allowed
+            finest = finest.finer()
 
 
 class _Scales:
@@ -142,6 +158,12 @@ class _Scales:
     def spent(self) -> bool:
         return len(self._known) >= self.target.trials
 
+    @property
+    def sought(self) -> float:
+        """The estimate to aim at, after all that was measured so far."""
+        tries = [(self.meter.estimate(counts), found) for counts, found in self._known.items()]
+        return aim.following(tries, self.target.keep) if tries else self.target.keep
+
     def weigh(self, counts: Counts) -> float | None:
         """Give what stays; None where that is not known and no more may be measured."""
         if counts not in self._known:
@@ -151,20 +173,18 @@ class _Scales:
         return self._known[counts]
 
 
-def _nearest(scales: _Scales, steps: tuple[int, ...]) -> Choice:
+def _nearest(scales: _Scales, steps: tuple[int, ...], allowed: list[tuple[int, ...]]) -> Choice:
     """Search by estimates, measure, and aim as much higher or lower as the estimate was wrong."""
     ranking, target = scales.ranking, scales.target
-    search = Search(ranking.keys, ranking.allowed(steps), scales.meter.estimate)
-    tried: dict[Counts, aim.Try] = {}
-    sought = target.keep
+    search = Search(ranking.keys, allowed, scales.meter.estimate)
+    tried: dict[Counts, float] = {}
     while len(tried) < _ATTEMPTS:
-        counts = search.run(sought, target.tolerance / 4)
+        counts = search.run(scales.sought, target.tolerance / 4)
         found = scales.weigh(counts) if counts not in tried else None
         if found is None:
             break
-        tried[counts] = (sought, found)
+        tried[counts] = found
         if target.met(found):
             break
-        sought = aim.following(list(tried.values()), target.keep)
-    best = min(tried, key=lambda counts: abs(tried[counts][1] - target.keep))
-    return Choice(ranking.removals(best), tried[best][1], steps)
+    best = min(tried, key=lambda counts: abs(tried[counts] - target.keep))
+    return Choice(ranking.removals(best), tried[best], steps)

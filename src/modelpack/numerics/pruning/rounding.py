@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from modelpack.numerics.pruning.groups import Group
 
-_LEAST_SHARE = 0.05
+LEAST_SHARE = 0.05
 """Share of every group that always stays: a layer that loses all but one channel is a hole, not a layer."""
 
 _CHOICES = 8
@@ -45,14 +45,27 @@ class Rounding:
         return Rounding(self.width // 2, True) if self.adapts and self.width > 1 else None
 
 
-def allowed(group: Group, step: int, removable: int) -> tuple[int, ...]:
+def welcome_share(keep: float) -> float:
+    """Give the share of its units that a group keeps unless the target needs more: half of its part.
+
+    If all groups shrank alike, a cost in proportion to two widths would leave each the square root of what stays. A
+    group far narrower than that is a bottleneck, which no training widens again.
+
+    Args:
+        keep: Fraction of the cost that stays.
+    """
+    return max(LEAST_SHARE, math.sqrt(keep) / 2)
+
+
+def allowed(group: Group, step: int, removable: int, least: float) -> tuple[int, ...]:
     """List how many units a group may lose, ascending from 0.
 
     Args:
         group: The group.
         step: Channels that stay are a multiple of this, unless all stay.
         removable: Units that may go at most.
+        least: Share of the units that stays at least; one does in any case.
     """
-    most = min(group.units - max(1, math.ceil(group.units * _LEAST_SHARE)), removable)
+    most = min(group.units - max(1, math.ceil(group.units * least)), removable)
     fits = (lost for lost in range(1, most + 1) if (group.units - lost) * group.unit_width % step == 0)
     return (0, *fits)
