@@ -74,7 +74,7 @@ def test_decoupled_distillation_weighs_the_right_class_and_the_others_apart(seed
     hit[rows, right] = True
     pair = [np.stack([value[rows, right], 1 - value[rows, right]], 1) for value in (p, q)]
     others = [(value[~hit] / np.repeat(1 - value[rows, right], classes - 1)).reshape(6, -1) for value in (p, q)]
-    expected = (divergence(*pair) + 8 * divergence(*others)) * temperature**2
+    expected = (divergence(*pair) + 8 * divergence(*others)) / 9 * temperature**2
     task = tasks.CrossEntropy() if labelled else None
     found = apart(student, teacher, task, "dkd", temperature, asked(truth) if labelled else None)
     assert found == pytest.approx(expected, rel=2e-3, abs=1e-4)
