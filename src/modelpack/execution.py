@@ -1,4 +1,4 @@
-"""One step after another, through the store: the only caller of a stage's functions."""
+"""One step after another, through the store: the only caller of a stage's functions, but for the workers of a crew."""
 
 from __future__ import annotations
 

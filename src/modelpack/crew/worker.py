@@ -60,8 +60,7 @@ def main() -> int:
 
 
 def _train(order: Order, rank: int, say: Writer) -> Job:
-    import torch
-
+    from modelpack.numerics import training
     from modelpack.numerics.training import crew
 
     device = order.place(rank)
@@ -69,7 +68,7 @@ def _train(order: Order, rank: int, say: Writer) -> Job:
     meeting = (os.environ["MASTER_ADDR"], port, opens)
     with (
         _aloud(say if rank == 0 else None),
-        crew.enrolled(rank, order.size, torch.device(device), meeting, order.wait),
+        crew.enrolled(rank, order.size, training.device(device), meeting, order.wait),
         tempfile.TemporaryDirectory(dir=order.notes) as spare,
     ):
 
