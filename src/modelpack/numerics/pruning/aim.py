@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Try = tuple[float, float]
-"""A fraction that was aimed at, and the one that was measured."""
+"""A fraction that was estimated, and the one that was measured."""
 
 _WHOLE: Try = (1.0, 1.0)
 _MARGIN = 0.1
