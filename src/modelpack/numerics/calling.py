@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Mapping
+from types import MethodType
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +15,7 @@ from modelpack.errors import StageError
 from modelpack.numerics import signatures
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 _NAMES = "_modelpack_outputs"
 
@@ -50,7 +52,7 @@ def name_outputs(module: nn.Module, names: tuple[str, ...]) -> None:
 
 
 def _by_keyword(module: nn.Module, feed: Mapping[str, Tensor]) -> bool:
-    parameters = inspect.signature(module.forward).parameters.values()
+    parameters = _parameters(module.forward)
     named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     if set(feed) <= named:
         return True
@@ -61,6 +63,19 @@ def _by_keyword(module: nn.Module, feed: Mapping[str, Tensor]) -> bool:
         and inspect.Parameter.VAR_POSITIONAL not in kinds
         and positions < len(feed)
     )
+
+
+def _parameters(forward: Callable[..., object]) -> Sequence[inspect.Parameter]:
+    """Give the parameters of a function or a bound method; those of a method are looked up once."""
+    if not isinstance(forward, MethodType):
+        return list(inspect.signature(forward).parameters.values())
+    found = _of_function(forward.__func__)
+    return found if found and found[0].kind is inspect.Parameter.VAR_POSITIONAL else found[1:]
+
+
+@functools.lru_cache(maxsize=64)
+def _of_function(function: Callable[..., object]) -> tuple[inspect.Parameter, ...]:
+    return tuple(inspect.signature(function).parameters.values())
 
 
 def _flatten(value: object, name: str) -> Iterator[tuple[str, Tensor]]:
