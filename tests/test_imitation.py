@@ -17,6 +17,7 @@ from modelpack.numerics.distillation import attention, matching, projections
 from modelpack.numerics.distillation.aspects import features
 from modelpack.numerics.distillation.question import Question, question
 from modelpack.numerics.distillation.taps import Seen, Tap, Told, untold, watch
+from modelpack.numerics.training import checkpoint
 from modelpack.numerics.training.recompute import recomputed
 from modelpack.stages.distill import DistillConfig, distill
 from modelpack.stages.model import model
@@ -301,6 +302,30 @@ def test_a_student_of_its_own_is_built_trained_and_rebuilt(tmp_path):
     assert list(found) == list(wanted) == list(made.read_json("signature.json")["outputs"])
     lines = history(made)
     assert lines[-1]["score"] > 0.8 * lines[0]["score"]  # scores are negative distances
+
+
+class Interrupted(list):
+    """Ends a run in its second epoch."""
+
+    def append(self, event):
+        if getattr(event, "label", "").startswith("epoch 2 ") and event.done == 1:
+            raise KeyboardInterrupt
+        super().append(event)
+
+
+def test_projections_go_on_where_an_interrupted_run_left_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "PAUSE", 0)
+    monkeypatch.setattr(checkpoint, "COST", 0)
+    teacher = imported(tmp_path, "encoder", nets.TOKENS)
+    settings = {"data": "text", "epochs": 2, "imitate": ["features"], "student": {"factory": "narrow.py:build"}}
+    shared = {"model": teacher, "steps": {"model": teacher}, "data": {"text": tokens()}, "base": narrow(tmp_path)}
+    straight = run_stage(tmp_path / "1", distill, settings, **shared)
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(tmp_path / "2", distill, settings, **shared, collect=Interrupted())
+    events = []
+    resumed = run_stage(tmp_path / "2", distill, settings, **shared, collect=events)
+    assert any("continued after" in text for text in notes(events))
+    assert resumed.id == straight.id
 
 
 def test_a_student_whose_outputs_differ_is_refused_before_it_is_trained(tmp_path):
