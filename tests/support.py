@@ -71,6 +71,8 @@ def run_stage(
         inputs = {
             name: TensorSpec.model_validate(spec) for name, spec in model.read_json("signature.json")["inputs"].items()
         }
+    if inputs is None:
+        inputs = dict(getattr(config, "inputs", None) or {})  # of a stage that brings a model in
     with store.claim(canonical.digest(work)) as scratch, store.draft() as draft:
         current = Job(
             model=model,
