@@ -12,6 +12,7 @@ from torch import nn
 import nets
 from modelpack.artifact import Artifact
 from modelpack.errors import StageError
+from modelpack.numerics.fake_quantization import rounding
 from modelpack.numerics.training import crew, norms, sharing
 from modelpack.stages.distill import distill
 from support import Rows, run_stage
@@ -99,11 +100,25 @@ def normalize(layer: str, momentum: float | None, affine: bool) -> dict:
     return worst
 
 
+def follow() -> list:
+    """Ranges that follow the activations of all rows, after each batch."""
+    found = []
+    for share in (100.0, 99.0):
+        module = rounding.ObservedBytes(share, pace=1.0)
+        module.follow(10)
+        for batch, part in sharing.dealt(lay(4)):
+            with norms.synchronized(module), sharing.taking(part):
+                module(torch.from_numpy(batch["x"]))
+            found.append([float(module.low), float(module.high)])
+    return found
+
+
 def small() -> dict:
     """All of the above, in one go."""
     return {
         "talk": talk(),
         "disagree": {kind: disagree(kind) for kind in ("early", "fewer", "other")},
+        "follow": follow(),
         "2d": normalize("2d", 0.1, True),
         "1d": normalize("1d", None, False),
     }

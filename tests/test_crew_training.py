@@ -65,6 +65,15 @@ def test_batch_norms_and_losses_of_all_rows_are_those_of_one_process(layer, smal
     assert worst[0] == worst[1]
 
 
+def test_ranges_follow_the_activations_of_all_rows(small):
+    first, second = (said["follow"] for said in small)
+    assert first == second
+    widest = [[float(batch["x"].min()), float(batch["x"].max())] for batch in crew_cases.lay(4)]
+    assert first[: len(widest)] == [pytest.approx(bounds, rel=1e-6) for bounds in widest]
+    for (low, high), (least, most) in zip(first[len(widest) :], widest, strict=True):
+        assert least - 1e-6 <= low < high <= most + 1e-6
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """A student and a teacher for each case."""

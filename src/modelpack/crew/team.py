@@ -144,4 +144,4 @@ def _environment(workers: int, network: str) -> dict[str, str]:
     chosen = {"TORCH_CPP_LOG_LEVEL": "ERROR"}  # its hints are for who wrote the loop
     if network:
         chosen |= {"GLOO_SOCKET_IFNAME": network, "NCCL_SOCKET_IFNAME": network}
-    return {**chosen, **os.environ, **threads, **paths}
+    return {**chosen, **threads, **os.environ, **paths}

@@ -8,12 +8,16 @@ Bengio et al. 2013, arXiv 1308.3432) and stop where a value was clipped.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from modelpack.numerics.grid import SMALLEST_SCALE
+
+Reach = Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor]]
+"""Gives bounds for bounds: the widest of several, or their mean."""
 
 BYTE = (0, 255)
 SIGNED = (-127, 127)
@@ -62,6 +66,7 @@ class ObservedBytes(nn.Module):
     Attributes:
         share: Per cent of the values that the range holds, the rest cut evenly at both ends.
         pace: Part of the way that one step moves the range.
+        reach: Makes the bounds of a whole batch of those of its rows here, where processes share one.
     """
 
     low: Tensor
@@ -72,6 +77,7 @@ class ObservedBytes(nn.Module):
     def __init__(self, share: float, pace: float = 0.01) -> None:
         super().__init__()
         self.share, self.pace, self.watching = share, pace, True
+        self.reach: Reach = _own
         for name in ("low", "high"):
             self.register_buffer(name, torch.zeros(()))
         for name in ("seen", "left"):
@@ -112,9 +118,14 @@ class ObservedBytes(nn.Module):
     @torch.no_grad()
     def _move(self, values: Tensor) -> None:
         pace = self.pace * (self.left > 0)
-        for bound, now in zip((self.low, self.high), _bounds(values, self.share), strict=True):
+        bounds = self.reach(*_bounds(values, self.share), self.share == 100)
+        for bound, now in zip((self.low, self.high), bounds, strict=True):
             bound.add_((now - bound) * pace)
         self.left.sub_(1).clamp_(min=0)
+
+
+def _own(low: Tensor, high: Tensor, _widest: bool) -> tuple[Tensor, Tensor]:
+    return low, high
 
 
 def _bounds(values: Tensor, share: float) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from modelpack.numerics.fake_quantization.rounding import ObservedBytes
 from modelpack.numerics.training import crew, sharing
 
 if TYPE_CHECKING:
@@ -21,7 +22,12 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def synchronized(module: nn.Module) -> Iterator[None]:
-    """Let a module's batch norms normalize by the whole batch while its rows are dealt out to a crew."""
+    """Let a module see the whole batch while its rows are dealt out to a crew.
+
+    Batch norms normalize by it, and what follows the range of an activation follows that of all rows.
+    """
+    following = [layer for layer in module.modules() if isinstance(layer, ObservedBytes) and crew.size() > 1]
+    alone = [layer.reach for layer in following]
     layers = [
         layer
         for layer in module.modules()
@@ -29,11 +35,15 @@ def synchronized(module: nn.Module) -> Iterator[None]:
     ]
     for layer in layers:
         layer.forward = MethodType(_forward, layer)  # type: ignore[method-assign]
+    for observer in following:
+        observer.reach = sharing.extremes
     try:
         yield
     finally:
         for layer in layers:
             del layer.forward
+        for observer, reach in zip(following, alone, strict=True):
+            observer.reach = reach
 
 
 def _forward(layer: nn.modules.batchnorm._BatchNorm, values: Tensor) -> Tensor:

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from modelpack.errors import StageError
+from modelpack.numerics.training import crew
+
 if TYPE_CHECKING:
     from modelpack.numerics.training.lesson import Lesson
 
@@ -31,5 +34,12 @@ def autocast(lesson: Lesson) -> contextlib.AbstractContextManager[object]:
 
 
 def scaler(lesson: Lesson) -> torch.amp.GradScaler:
-    """Give what keeps the gradients of float16 from vanishing; it does nothing for other types."""
-    return torch.amp.GradScaler(lesson.device.type, enabled=dtype(lesson) is torch.float16)
+    """Give what keeps the gradients of float16 from vanishing; it does nothing for other types.
+
+    Raises:
+        StageError: For float16 where each process has a part of the gradients and cannot see whether all are finite.
+    """
+    scaled = dtype(lesson) is torch.float16
+    if scaled and lesson.schedule.parallel == "fsdp" and crew.size() > 1:
+        raise StageError("parallel fsdp cannot train in float16", then="set precision: bfloat16, or parallel: ddp")
+    return torch.amp.GradScaler(lesson.device.type, enabled=scaled)

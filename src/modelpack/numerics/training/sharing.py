@@ -164,6 +164,18 @@ def variance(values: Tensor) -> Tensor:
     return ((counts * (variances + (means - mean) ** 2)).sum() / counts.sum()).float()
 
 
+def extremes(low: Tensor, high: Tensor, widest: bool) -> tuple[Tensor, Tensor]:
+    """Give the bounds of all rows of the batch: the widest of the parts', or their mean by rows; of shape ()."""
+    share = current()
+    if share is None:
+        return low, high
+    rows = crew.stacked(torch.stack([low.new_tensor(float(share.rows)), low, high]))
+    counts, lows, highs = rows[rows[:, 0] > 0].unbind(1)
+    if widest:
+        return lows.min(), highs.max()
+    return (counts * lows).sum() / counts.sum(), (counts * highs).sum() / counts.sum()
+
+
 def everyone(values: Tensor) -> Tensor:
     """Give the values ``[rows, …]`` of all rows of the batch, in their order; gradients flow back to whose they are."""
     share = current()
