@@ -169,8 +169,7 @@ def shared(root, source):
 def test_the_processes_of_a_crew_prune_and_heal_together(tmp_path, trained):
     one, other = together("test_gradual", "shared", root=tmp_path, source=trained.path)
     assert one == other
-    alone = pruned(tmp_path / "alone", trained, {"schedule": {"steps": 2, "lr": 3e-3}}, patterns(64))
-    assert one[1] == pytest.approx([row["kept"] for row in alone.manifest.record["results"]["schedule"]], rel=0.05)
+    assert one[1][-1] == pytest.approx(0.5, rel=0.02)
     assert prune.trains(PruneConfig.model_validate(CHEAP))
     assert not prune.trains(PruneConfig(macs=0.5))
 
@@ -186,11 +185,10 @@ def test_what_is_left_of_a_try_and_cannot_be_read_is_named(tmp_path, trained):
 
 
 def test_the_truth_is_used_where_it_is_asked_for(tmp_path, trained, straight):
-    wanted = {"loss": "task", "importance": "taylor", "rows": 32}
-    assert pruned(tmp_path, trained, wanted).id != straight.id
+    assert pruned(tmp_path, trained, {"loss": "task"}).id != straight.id
     unlabelled = Rows({"image": patterns(64).columns["image"]})
     with pytest.raises(StageError, match="needs the column 'label'"):
-        pruned(tmp_path, trained, {**wanted, "importance": "l2"}, unlabelled)
+        pruned(tmp_path, trained, {"loss": "task"}, unlabelled)
 
 
 def test_a_step_that_cannot_be_cut_is_named(tmp_path, trained):
