@@ -43,7 +43,7 @@ def evaluate(student: nn.Module, lesson: Lesson) -> dict[str, float]:
     numbers = crew.summed(counts)
     means = {name: total / numbers[name] for name, total in crew.summed(totals).items() if numbers[name]}
     if SCORE not in means:
-        raise StageError("the evaluation data hold no rows")
+        raise StageError("the evaluation data hold no rows that count")
     if not math.isfinite(means[SCORE]):
         raise StageError(
             f"the score on the evaluation data is {means[SCORE]}",
