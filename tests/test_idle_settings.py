@@ -3,6 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
+from modelpack.stages.prune import PruneConfig
 from modelpack.stages.quantize_config import QuantizeConfig
 
 
@@ -26,3 +27,11 @@ def test_labels_are_for_accuracy_alone():
     with pytest.raises(ValidationError, match="`labels` does nothing"):
         QuantizeConfig.model_validate({"data": "rows", "budget": {"sqnr_db": 20, "labels": "kind"}})
     assert QuantizeConfig.model_validate({"data": "rows", "budget": {"accuracy_drop": 0.01, "labels": "kind"}})
+
+
+@pytest.mark.parametrize("idle", [{"data": "rows"}, {"rows": 64}, {"loss": "task"}])
+def test_importance_of_weights_alone_reads_nothing(idle):
+    (setting,) = idle
+    with pytest.raises(ValidationError, match=f"`{setting}` does nothing with importance l1: take taylor or fisher"):
+        PruneConfig.model_validate({"macs": 0.5, "importance": "l1", **idle})
+    assert PruneConfig.model_validate({"macs": 0.5, "importance": "taylor", "data": "rows", **idle})

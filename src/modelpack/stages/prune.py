@@ -101,6 +101,19 @@ class PruneConfig(StageConfig):
         return self
 
     @model_validator(mode="after")
+    def _used(self) -> Self:
+        judged, whole = self.importance in JUDGED, self.depth is not None or bool(self.drop)
+        users = {
+            "data": judged or whole or self.sensitivity or self.schedule or self.latency,
+            "rows": judged or whole,
+            "loss": judged or self.schedule,
+        }
+        for name, used in users.items():
+            if name in self.model_fields_set and getattr(self, name) is not None and not used:
+                raise ValueError(f"`{name}` does nothing with importance {self.importance}: take taylor or fisher")
+        return self
+
+    @model_validator(mode="after")
     def _heals(self) -> Self:
         if self.schedule is None:
             return self
