@@ -104,7 +104,7 @@ class _Watch:
             code = self.team.ended()
             if code is not None:
                 self._listen()
-                if code != 0 and not self.failed:
+                if not self.failed and (code != 0 or self.result is None):
                     raise self._end(None, code, self.team.failure(), list(self.team.printed()))
             time.sleep(LOOK)
         self.job.metrics.update(self.result["metrics"])
