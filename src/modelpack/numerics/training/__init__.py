@@ -39,7 +39,7 @@ def remarks(trained: Trained, lesson: Lesson) -> list[str]:
     if lesson.held_out is not None:
         epochs, done = lesson.schedule.epochs, trained.history[-1]["epoch"]
         if done < epochs:
-            found.append(f"ended after epoch {done} of {epochs}: none was better for {lesson.schedule.patience}")
+            found.append(f"ended after epoch {done} of {epochs}: no better score since epoch {trained.best_epoch}")
         found.append(f"kept epoch {trained.best_epoch} of {done}, the best on the evaluation data")
     if lesson.schedule.epochs and not lesson.data.fits:
         found.append("the data are too large to shuffle at once: rows were shuffled within windows of 512 MiB")
