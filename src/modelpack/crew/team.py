@@ -138,7 +138,8 @@ class Team:
 
 def _environment(workers: int, network: str) -> dict[str, str]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = dict.fromkeys(_THREADS, str(max(1, cores // workers)))
+    share = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // workers)))
+    threads = dict.fromkeys(_THREADS, share)
     # The working directory may hold files that shadow libraries: workers find modules where this process does.
     paths = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     chosen = {"TORCH_CPP_LOG_LEVEL": "ERROR"}  # its hints are for who wrote the loop
