@@ -265,6 +265,40 @@ def test_a_restart_is_told():
     assert job.warnings == []  # a circumstance of this run, not of the artifact
 
 
+class FakeLink:
+    """A host that says what it is told to."""
+
+    name, number = "10.0.0.2", 1
+
+    def __init__(self, said):
+        self.said = said
+
+    def told(self):
+        said, self.said = self.said, []
+        return said
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ({"rank": 0, "line": {"done": {"metrics": {}}}}, "cannot be understood"),
+        ({"rank": 1, "line": {"event": {"event": "note"}}}, "cannot be understood"),
+        ({"rank": "1", "line": {}}, "cannot be understood"),
+        ({"ended": "0"}, "cannot be understood"),
+        (
+            {"ended": 1, "failure": {"workers": {"0": -11}}, "printed": ["x"]},
+            "rank 1 on 10.0.0.2 was killed by signal 11",
+        ),
+        ({"rank": 1, "line": {"error": {"type": "StageError", "what": "no", "where": ""}}}, "rank 1 on 10.0.0.2: no"),
+    ],
+)
+def test_what_another_host_says_is_about_its_own_workers(body, says):
+    job = Job(None, {}, Path(), Path(), Path(), step="distill")
+    watch = _Watch(Crew(nnodes=2, links=[FakeLink([body])]), job, FakeTeam([], None))
+    with pytest.raises(StageError, match=says):
+        watch.until_done()
+
+
 def gathered(desk, other, **crew):
     """Let two commands meet in this process; gives what each raised, or the links."""
     listener, _ = network.opened("127.0.0.1", 0)

@@ -29,6 +29,8 @@ LOOK = 0.05
 """Seconds between two looks at what the workers said."""
 _SETTLE = 0.5
 """Seconds in which a second worker may tell what went wrong, after a first one did."""
+_OWN = {"event", "print"}
+"""Lines that only the first worker writes, which is this host's."""
 AGAIN = "the last checkpoint is kept: the same command goes on from there"
 
 
@@ -116,12 +118,27 @@ class _Watch:
             self._line(rank, line)
         for link in self.crew.links:
             for body in link.told():
-                if isinstance(body.get("line"), dict):
-                    self._line(int(body["rank"]), body["line"])
-                elif body.get("ended") == 0:
-                    self.finished.add(link.number)
-                elif "ended" in body and not self.failed:
-                    raise self._end(link, int(body["ended"]), body["failure"], body["printed"])
+                self._from(link, body)
+
+    def _from(self, link: Link, body: Mapping[str, Any]) -> None:
+        """Take in what another host says about its own workers.
+
+        Raises:
+            StageError: When they ended badly, or it says anything else.
+        """
+        match body:
+            case {"rank": int(rank), "line": dict(line)} if self._host(rank) == link.number and not _OWN & set(line):
+                self._line(rank, line)
+            case {"ended": 0}:
+                self.finished.add(link.number)
+            case {"ended": int(code), "failure": dict(failure), "printed": list(printed)}:
+                if not self.failed:
+                    raise self._end(link, code, failure, printed)
+            case _:
+                raise StageError("it said something that cannot be understood", where=link.name)
+
+    def _host(self, rank: int) -> int:
+        return rank // self.crew.nproc
 
     def _line(self, rank: int, line: dict[str, Any]) -> None:
         if "event" in line:
@@ -149,7 +166,7 @@ class _Watch:
 
     def _who(self, rank: int) -> str:
         links = self.crew.links
-        host = "this host" if rank < self.crew.nproc else links[rank // self.crew.nproc - 1].name
+        host = "this host" if self._host(rank) == 0 else links[self._host(rank) - 1].name
         return f"rank {rank} on {host}" if links else f"rank {rank}"
 
     def _failure(self) -> Exception:
