@@ -9,6 +9,7 @@ trained are those of ``recipes/fashion``; digits are moved, but not mirrored.
 from __future__ import annotations
 
 import argparse
+import gzip
 import subprocess
 import sys
 import tarfile
@@ -34,7 +35,8 @@ def fetch(output: Path) -> None:
                 if member.isfile() and member.name.endswith("-ubyte"):
                     content = archive.extractfile(member)
                     assert content is not None, "a regular file"
-                    (output / Path(member.name).name).write_bytes(content.read())
+                    packed = gzip.compress(content.read(), mtime=0)
+                    (output / f"{Path(member.name).name}.gz").write_bytes(packed)
 
 
 def main() -> None:
@@ -45,7 +47,7 @@ def main() -> None:
     options = parser.parse_args()
     output = HERE / "data"
     output.mkdir(exist_ok=True)
-    if not (output / "train-images-idx3-ubyte").exists():
+    if not (output / "train-images-idx3-ubyte.gz").exists():
         fetch(output)
     import data
     import train

@@ -11,35 +11,36 @@ FOLDER = Path("/usr/share/datasets/fashion-mnist")
 VALIDATION_ROWS = 5000
 
 
-def _idx(name: str) -> np.ndarray:
+def _idx(path: Path) -> np.ndarray:
     """Read an IDX file of bytes: two zeros, the type 8, the number of axes, big-endian sizes, the values."""
     try:
-        content = gzip.decompress((FOLDER / name).read_bytes())
+        content = gzip.decompress(path.read_bytes())
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{FOLDER / name} is missing: apt-get install dataset-fashion-mnist") from error
+        raise FileNotFoundError(f"{path} is missing: apt-get install dataset-fashion-mnist") from error
     if content[:3] != b"\0\0\x08":
-        raise ValueError(f"{FOLDER / name} is no IDX file of bytes")
+        raise ValueError(f"{path} is no IDX file of bytes")
     axes = content[3]
     sizes = np.frombuffer(content, ">i4", axes, offset=4)
     return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(sizes)
 
 
-def _rows(part: str, rows: slice) -> dict[str, np.ndarray]:
-    images = _idx(f"{part}-images-idx3-ubyte.gz")[rows, None]
-    labels = _idx(f"{part}-labels-idx1-ubyte.gz")[rows]
+def rows(part: str, chosen: slice, folder: Path = FOLDER) -> dict[str, np.ndarray]:
+    """Give some rows of a folder's ``train`` or ``t10k``."""
+    images = _idx(folder / f"{part}-images-idx3-ubyte.gz")[chosen, None]
+    labels = _idx(folder / f"{part}-labels-idx1-ubyte.gz")[chosen]
     return {"image": images.astype(np.float32) / 255, "label": labels.astype(np.int64)}
 
 
 def train() -> dict[str, np.ndarray]:
     """Give 55,000 training rows: `image` (rows, 1, 28, 28) float32 from 0 to 1, and `label` (rows,) int64."""
-    return _rows("train", slice(None, -VALIDATION_ROWS))
+    return rows("train", slice(None, -VALIDATION_ROWS))
 
 
 def validation() -> dict[str, np.ndarray]:
     """Give the last 5,000 rows of the training file, on which epochs are compared."""
-    return _rows("train", slice(-VALIDATION_ROWS, None))
+    return rows("train", slice(-VALIDATION_ROWS, None))
 
 
 def test() -> dict[str, np.ndarray]:
     """Give the 10,000 test rows, on which nothing is chosen."""
-    return _rows("t10k", slice(None))
+    return rows("t10k", slice(None))
