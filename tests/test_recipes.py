@@ -188,21 +188,20 @@ def test_the_quickstart_keeps_its_promises_and_gives_the_same_artifacts_twice(tm
     }
 
 
-def test_an_idx_file_is_read_by_its_header_and_anything_else_is_refused(tmp_path, monkeypatch):
+def test_an_idx_file_is_read_by_its_header_and_anything_else_is_refused(tmp_path):
     data = module("fashion/data.py")
-    monkeypatch.setattr(data, "FOLDER", tmp_path)
     pixels = np.arange(7 * 28 * 28, dtype=np.uint32).astype(np.uint8)
     header = b"\0\0\x08\x03" + np.array([7, 28, 28], ">i4").tobytes()
     (tmp_path / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + pixels.tobytes()))
     (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(b"\0\0\x08\x01\0\0\0\x07" + bytes(range(7))))
-    rows = data.test()
+    rows = data.rows("t10k", slice(None), tmp_path)
     assert np.array_equal(rows["image"].reshape(-1), pixels.astype(np.float32) / 255)
     assert rows["label"].tolist() == list(range(7))
     (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(b"\0\0\x0d\x01\0\0\0\x07" + bytes(28)))
     with pytest.raises(ValueError, match="no IDX file of bytes"):
-        data.test()
+        data.rows("t10k", slice(None), tmp_path)
     with pytest.raises(FileNotFoundError, match="apt-get install dataset-fashion-mnist"):
-        data.train()
+        data.rows("train", slice(None), tmp_path)
 
 
 @pytest.mark.fashion
