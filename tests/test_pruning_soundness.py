@@ -166,7 +166,36 @@ class Halves(nn.Module):
         return self.head(functional.relu(self.join(x)).mean((2, 3)))
 
 
-@pytest.mark.parametrize(("kind", "free"), [(Late, {"hidden"}), (Halves, {"join"})])
+class Gated(nn.Module):
+    """A gated unit as one call, behind which there are half as many channels as the trace believes."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide, self.join, self.head = nn.Conv2d(3, 32, 1), nn.Conv2d(16, 12, 1), nn.Linear(12, 3)
+
+    def forward(self, x):
+        return self.head(functional.relu(self.join(functional.glu(self.wide(x), 1))).mean((2, 3)))
+
+
+class Repeated(nn.Module):
+    """Heads of which several ask the same key: the trace loses sight of what it repeats."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.key, self.out = nn.Linear(4, 16), nn.Linear(4, 8), nn.Linear(16, 12)
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, x):
+        x = x.flatten(2).transpose(1, 2)[..., :1] * torch.ones(4)
+        query, key = (part.unflatten(2, (-1, 4)).transpose(1, 2) for part in (self.query(x), self.key(x)))
+        key = key.repeat_interleave(2, 1)
+        mixed = ((query @ key.transpose(-1, -2)).softmax(-1) @ key).transpose(1, 2).flatten(2)
+        return self.head(functional.relu(self.out(mixed)).mean(1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "free"), [(Late, {"hidden"}), (Halves, {"join"}), (Gated, {"join"}), (Repeated, {"out"})]
+)
 def test_what_cannot_be_followed_is_left_alone_with_a_reason(kind, free):
     torch.manual_seed(0)
     found = sound.candidates(kind().eval(), FEED, frozenset(), 0)

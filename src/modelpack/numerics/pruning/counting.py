@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from modelpack.numerics import macs
-from modelpack.numerics.pruning.surgery import MATRICES, is_depthwise
+from modelpack.numerics.pruning.surgery import MATRICES, channels_of, is_depthwise
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -193,10 +193,7 @@ class _Widths:
 
     def of_outputs(self, path: str) -> tuple[Width, ...]:
         layer = self._modules[path]
-        size = int(getattr(layer, "out_features" if isinstance(layer, nn.Linear) else "out_channels"))
-        return self._width(size, path, "both" if is_depthwise(layer) else "out")
+        return self._width(channels_of(layer, "out"), path, "both" if is_depthwise(layer) else "out")
 
     def _inputs(self, path: str) -> tuple[Width, ...]:
-        layer = self._modules[path]
-        size = int(getattr(layer, "in_features" if isinstance(layer, nn.Linear) else "in_channels"))
-        return self._width(size, path, "in")
+        return self._width(channels_of(self._modules[path], "in"), path, "in")

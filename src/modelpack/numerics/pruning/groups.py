@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from modelpack.numerics.pruning import tracing
-from modelpack.numerics.pruning.surgery import MATRICES, Member, Side, is_depthwise, parts_of, twin
+from modelpack.numerics.pruning.surgery import MATRICES, Member, Side, channels_of, is_depthwise, parts_of, twin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +30,10 @@ HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "nhead",
 
 UNREAD = "no layer that can shrink reads it"
 """Why a group is no group: its channels are outputs, or go into something that cannot be cut."""
+
+
+UNFOLLOWED = "what becomes of its channels cannot be followed"
+"""Why a group is no group: the trace loses sight of them, or says what cannot be."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,7 @@ def find(module: nn.Module, feed: Mapping[str, Tensor], keep: frozenset[str]) ->
     for root, links in tracing.closures(graph):
         name = names[root]
         if links is None:
-            left[name] = "its dependencies have no end"
+            left[name] = UNFOLLOWED
             continue
         members = tuple(_members(links, names, graph))
         reason = _forbidden(members, traced, keep)
@@ -166,6 +170,7 @@ def _side(target: Any, handler: Any) -> Side:
 
 
 def _forbidden(members: Sequence[Member], module: nn.Module, keep: frozenset[str]) -> str:
+    """Say why a group must stay whole; empty when it need not."""
     modules = dict(module.named_modules())
     for member in members:
         owner = member.path.rpartition(".")[0] if member.side == "tensor" else member.path
@@ -175,15 +180,24 @@ def _forbidden(members: Sequence[Member], module: nn.Module, keep: frozenset[str
         opaque = next((modules[path] for path in around if isinstance(modules[path], tracing.OPAQUE)), None)
         if opaque is not None:
             return f"'{owner}' belongs to a {type(opaque).__name__}, which is left alone"
-        if isinstance(modules[owner], MATRICES) and "weight" not in dict(
-            modules[owner].named_parameters(recurse=False)
-        ):
-            return f"the weight of '{owner}' is computed from other tensors (such as by weight_norm)"
-        if isinstance(modules[owner], nn.LayerNorm):
-            return f"'{owner}' normalises over it; removing channels would change all others"
+        reason = _unfit(owner, modules[owner], member)
+        if reason:
+            return reason
     if not any(member.side == "in" for member in members):
         return UNREAD
     return ""
+
+
+def _unfit(path: str, layer: nn.Module, member: Member) -> str:
+    """Say why a layer can lose none of the indices that it is said to lose."""
+    if isinstance(layer, nn.LayerNorm):
+        return f"'{path}' normalises over it; removing channels would change all others"
+    if not isinstance(layer, MATRICES):
+        return ""
+    if "weight" not in dict(layer.named_parameters(recurse=False)):
+        return f"the weight of '{path}' is computed from other tensors (such as by weight_norm)"
+    last = max((index for indices in member.places for index in indices), default=0)
+    return UNFOLLOWED if last >= channels_of(layer, member.side) else ""
 
 
 def _group(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from modelpack.numerics.pruning import groups as grouping
-from modelpack.numerics.pruning.surgery import MATRICES
+from modelpack.numerics.pruning.surgery import MATRICES, channels_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -55,6 +55,5 @@ def changes(before: nn.Module, after: nn.Module) -> list[dict[str, Any]]:
     return rows
 
 
-def _widths(layer: Any) -> list[int]:
-    kind = "features" if isinstance(layer, nn.Linear) else "channels"
-    return [int(getattr(layer, f"in_{kind}")), int(getattr(layer, f"out_{kind}"))]
+def _widths(layer: nn.Module) -> list[int]:
+    return [channels_of(layer, "in"), channels_of(layer, "out")]

@@ -76,7 +76,8 @@ class _Trial:
 
     @staticmethod
     def _some(group: Group, most: float, generator: torch.Generator) -> Removal:
-        units = group.ranked([0.0] * len(group.blocks))
+        # Blocks of a unit are matched by chance too: by their order they might belong together where they need not.
+        units = group.ranked(torch.rand(len(group.blocks), generator=generator).tolist())
         # Shares differ from group to group, so that two that must shrink by the same number do not pass by chance.
         share = most * float(torch.rand(1, generator=generator))
         order = torch.randperm(len(units), generator=generator).tolist()

@@ -68,6 +68,12 @@ def parts_of(layer: nn.Module) -> int:
     return int(getattr(layer, "groups", 1))
 
 
+def channels_of(layer: Any, side: Side) -> int:
+    """Give how many channels or features one of `MATRICES` reads (side ``in``), or makes."""
+    kind = "features" if isinstance(layer, nn.Linear) else "channels"
+    return int(getattr(layer, f"{'in' if side == 'in' else 'out'}_{kind}"))
+
+
 def remove(module: nn.Module, drops: Mapping[tuple[str, Side, int], Iterable[int]]) -> None:
     """Remove indices from layers, in place.
 
@@ -113,7 +119,6 @@ class _Cuts:
 
     def matrix(self, layer: Any, side: Side, dropped: list[int]) -> None:
         """Cut a linear or convolutional layer on one side, or a depthwise one on both."""
-        kind = "features" if isinstance(layer, nn.Linear) else "channels"
         if side == "both":
             if not layer.groups == layer.in_channels == layer.out_channels:
                 raise UncutError("a depthwise convolution with several outputs per channel")
@@ -123,13 +128,14 @@ class _Cuts:
             return
         groups = parts_of(layer)
         leading = "in" if isinstance(layer, _TRANSPOSED) else "out"
-        total = int(getattr(layer, f"{side}_{kind}"))
+        total = channels_of(layer, side)
         per_part = [sum(index // (total // groups) == part for index in dropped) for part in range(groups)]
         if len(set(per_part)) != 1:
             raise UncutError("the parts of a grouped convolution would differ in size")
         self.tensor(layer, "weight", 0 if side == leading else 1, dropped, parts=1 if side == leading else groups)
         if side == "out":
             self.tensor(layer, "bias", 0, dropped)
+        kind = "features" if isinstance(layer, nn.Linear) else "channels"
         setattr(layer, f"{side}_{kind}", total - len(dropped))
 
     def channels(self, layer: Any, dropped: list[int]) -> None:

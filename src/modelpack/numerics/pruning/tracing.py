@@ -112,7 +112,10 @@ def _leaf(value: object) -> object:
 
 
 def closures(graph: Any) -> Iterator[tuple[nn.Module, list[Link] | None]]:
-    """Follow the dependencies of every layer's output channels, each set of coupled layers once; None for too many."""
+    """Follow the dependencies of every layer's output channels, each set of coupled layers once.
+
+    None stands for links that have no end, or lose sight of the channels that they come from.
+    """
     seen: set[Any] = set()
     widest = max((max(item.shape) for item in graph.model.parameters() if item.ndim), default=0)
     for module in list(graph.module2node):
@@ -141,7 +144,8 @@ def _closure(node: Any, handler: Any, width: int, widest: int) -> list[Link] | N
             for mapping in dependency.index_mapping:
                 indices = mapping(indices) if mapping is not None else indices
             total += len(indices)
-            if len(indices) > _MOST_GROWTH * widest or total > _MOST_INDICES:
+            lost = any(item.root_idx is None for item in indices)  # as behind heads that are repeated for others
+            if lost or len(indices) > _MOST_GROWTH * widest or total > _MOST_INDICES:
                 return None
             following = Link(
                 dependency.target, dependency.handler, tuple(Index(item.idx, item.root_idx) for item in indices)
