@@ -69,6 +69,13 @@ def test_the_version_is_told(shell):
             "error: Invalid value for 'N': Input should be a valid integer, unable to parse string as an integer\n  `modelpack rollback --help` explains it\n",
         ),
         (
+            ["verify", "--target", "foo"],
+            (
+                "error: Invalid value for '--target': 'foo' is not one of 'auto', 'vnni', 'amx', 'avx2', 'neon', 'cuda'\n"
+                "  `modelpack verify --help` explains it\n"
+            ),
+        ),
+        (
             ["show"],
             (
                 "error: {store}: no run has succeeded in this store\n"
@@ -180,6 +187,36 @@ def test_what_quantizing_cost_is_told_where_no_step_evaluates():
     found = changes([first, StepRun("quantize", "quantize", "onnx", "b", "b", False, 1.0, told)])
     assert [(item.metric, item.after) for item in found] == list(told.items())
     assert [quantities.figure(item.metric, item.after) for item in found] == ["100 B", "98.0 %", "30.0 dB"]
+
+
+def told(*steps):
+    """Tell what became of the size over steps, each an id, a kind and the step that it reads; each model is smaller."""
+    runs = []
+    for place, (name, kind, read) in enumerate(steps):
+        metrics = {"model_bytes": 1000 - 100 * place} if kind in ("torch", "onnx") else {}
+        runs.append(StepRun(name, name, kind, f"<{name}>", name, False, 1.0, metrics, f"<{read}>" * bool(read)))
+    return {item.metric: (item.before, item.after) for item in changes(runs)}
+
+
+@pytest.mark.parametrize(
+    ("last", "size"),
+    [
+        ([], 700),
+        ([("side", "onnx", "model")], 600),  # nothing says which of both is meant: the last one
+        ([("bench", "report", "small"), ("side", "onnx", "model")], 700),
+        ([("side", "onnx", "model"), ("bench", "report", "small")], 700),
+        ([("bench", "report", "export"), ("half", "onnx", "small")], 500),
+        ([("bench", "report", "side"), ("image", "image", "small"), ("side", "onnx", "model")], 700),
+    ],
+)
+def test_what_stands_beside_the_way_to_the_result_is_not_the_result(last, size):
+    steps = [
+        ("model", "torch", ""),
+        ("prune", "torch", "model"),
+        ("export", "onnx", "prune"),
+        ("small", "onnx", "export"),
+    ]
+    assert told(*steps, *last)["model_bytes"] == (1000, size)
 
 
 def test_rows_inside_a_result_are_a_table_with_units_and_short_digests():

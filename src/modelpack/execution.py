@@ -59,6 +59,7 @@ class Execution:
             cached,
             seconds,
             self._metrics(artifact),
+            self.made[step.reads].id if step.reads else "",
         )
 
     def _metrics(self, artifact: Artifact) -> dict[str, Any]:

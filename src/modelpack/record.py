@@ -16,7 +16,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StepRun:
-    """One step of a run: what it was, and the artifact it ended with."""
+    """One step of a run: what it was, and the artifact it ended with.
+
+    Attributes:
+        id: The step's id in the recipe.
+        stage: The stage's name.
+        kind: Of the artifact.
+        artifact: Its id.
+        fingerprint: Hash of what was asked for.
+        cached: Whether the store had it already.
+        seconds: How long the step took in this run.
+        metrics: Its figures.
+        reads: Id of the artifact that it read; empty when it read none, or the record is of an older version.
+    """
 
     id: str
     stage: str
@@ -26,6 +38,7 @@ class StepRun:
     cached: bool
     seconds: float
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    reads: str = ""
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,7 @@ def _made(artifact: Artifact) -> StepRun:
         cached=False,
         seconds=float(record.get("seconds", 0.0)),
         metrics={**size, **artifact.metrics},
+        reads=artifact.manifest.work.get("model") or "",
     )
 
 

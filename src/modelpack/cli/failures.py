@@ -72,7 +72,7 @@ def _described(error: BaseException) -> tuple[dict[str, Any], int]:
     if hasattr(error, "format_message"):  # typer's own usage errors
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "modelpack"
-        told = error.format_message()
+        told = error.format_message().replace(": Value error, ", ": ")  # what checked it is no news to its user
         early = context is not None and context.parent is None and "option" in told
         then = (
             "options come after the command, as in `modelpack runs --json`" if early else f"`{path} --help` explains it"

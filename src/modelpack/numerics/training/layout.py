@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from modelpack.numerics.calling import call
+from modelpack.numerics.silence import quiet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -54,7 +55,8 @@ def _on_cpu(module: nn.Module) -> bool:
 
 def _works(module: nn.Module, example: Mapping[str, Tensor]) -> bool:
     """Train a copy on an example, as a test."""
-    with contextlib.suppress(Exception):  # whatever a user's forward() raises, the module is trained as it was made
+    # Whatever a user's forward() raises, the module is trained as it was made; what it prints would be there twice.
+    with contextlib.suppress(Exception), quiet():
         trial = copy.deepcopy(module).train()
         _arrange(trial, torch.channels_last)
         outputs = call(trial, {name: value.clone() for name, value in example.items()})

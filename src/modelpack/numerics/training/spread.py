@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from modelpack.numerics.silence import quiet
 from modelpack.numerics.training import crew, norms, sharing, tensors
 
 if TYPE_CHECKING:
@@ -37,10 +38,10 @@ class Pupil:
     student: nn.Module
     called: nn.Module
 
-    def losses(self, inputs: dict[str, Tensor], truth: Tensor | None, share: Share) -> dict[str, Tensor]:
+    def losses(self, inputs: dict[str, Tensor], beside: dict[str, Tensor], share: Share) -> dict[str, Tensor]:
         """Give the losses of this process's rows, each weighed by its share of the batch."""
         with sharing.taking(share):
-            parts: dict[str, Tensor] = self.called(inputs, truth)
+            parts: dict[str, Tensor] = self.called(inputs, beside)
         return {name: value * share.weight for name, value in parts.items()}
 
 
@@ -52,8 +53,8 @@ class _Asked(nn.Module):
         self.student, self.learned = student, objective.learned
         self.ask = objective.losses
 
-    def forward(self, inputs: dict[str, Tensor], truth: Tensor | None) -> dict[str, Tensor]:
-        parts = self.ask(self.student, inputs, truth)
+    def forward(self, inputs: dict[str, Tensor], beside: dict[str, Tensor]) -> dict[str, Tensor]:
+        parts = self.ask(self.student, inputs, beside)
         return {name: value if name == "loss" else value.detach() for name, value in parts.items()}
 
 
@@ -83,7 +84,8 @@ def spread(student: nn.Module, objective: Objective, parallel: Parallel, device:
             yield Pupil(student, called)
     else:
         crew.align(student)
-        parts = copy.deepcopy(student)
+        with quiet():  # of what torch keeps of a trace
+            parts = copy.deepcopy(student)
         student.cpu()
         with norms.synchronized(parts):
             _shard(parts, device)
