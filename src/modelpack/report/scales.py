@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -62,7 +63,7 @@ def scale(values: Iterable[float], start: float, end: float, *, exact: bool = Fa
     """
     found = list(values) or [0.0, 1.0]
     low, high = min(found), max(found)
-    if log and low > 0 and high / low > WIDE:
+    if log and low >= sys.float_info.min and high / low > WIDE:  # of smaller ones no power of ten is left
         first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
         stride = max(1, (last - first) // 4)
         return Scale(
