@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from modelpack.numerics.calling import call
 from modelpack.numerics.training import Lesson, Rows, Schedule, train
-from modelpack.numerics.training.batches import split
+from modelpack.numerics.training.batches import TRUTH, split
 from modelpack.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -43,12 +43,11 @@ class Labels:
 
     learned: nn.Module | None = None
 
-    def losses(self, student: nn.Module, inputs: dict[str, Tensor], truth: Tensor | None) -> dict[str, Tensor]:
+    def losses(self, student: nn.Module, inputs: dict[str, Tensor], beside: dict[str, Tensor]) -> dict[str, Tensor]:
         """Give the cross entropy."""
-        assert truth is not None
-        return {"loss": functional.cross_entropy(call(student, inputs)["output"], truth)}
+        return {"loss": functional.cross_entropy(call(student, inputs)["output"], beside[TRUTH])}
 
-    def judge(self, student: nn.Module, inputs: dict[str, Tensor], truth: Tensor | None) -> dict[str, Any]:
+    def judge(self, student: nn.Module, inputs: dict[str, Tensor], beside: dict[str, Tensor]) -> dict[str, Any]:
         """Judge nothing: what judging costs is another question."""
         raise NotImplementedError
 
@@ -137,10 +136,10 @@ def bare(student: nn.Module, data: Rows, epochs: int, order: torch.memory_format
     optimizer = torch.optim.AdamW(student.parameters(), lr=RATE, weight_decay=schedule.decay, fused=True)
     total, done = 0.0, 0
     for _ in range(epochs):
-        for inputs, truth in ready:
+        for inputs, beside in ready:
             optimizer.param_groups[0]["lr"] = RATE * schedule.fraction(done / (epochs * len(ready)))
             optimizer.zero_grad(set_to_none=True)
-            loss = functional.cross_entropy(student(*inputs.values()), truth)
+            loss = functional.cross_entropy(student(*inputs.values()), beside[TRUTH])
             loss.backward()
             nn.utils.clip_grad_norm_(student.parameters(), CLIP)
             optimizer.step()

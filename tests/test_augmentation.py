@@ -187,6 +187,7 @@ def test_tokens_are_replaced_by_others_of_their_row():
         ({"image": np.ones((4, 3, 8, 8), np.uint8)}, {"cutout": 0.1}, "only images"),
         ({"image": pictures(4, 32, 32, 3)}, {"contrast": 0.1}, "only images"),
         ({"image": pictures(4), TRUTH: np.ones((4, 9, 11), np.int64)}, {"shift": 0.1}, "says something of places"),
+        ({"image": pictures(4), " map": np.ones((4, 9, 11))}, {"flip": True}, "the column 'map' has the shape"),
         ({"image": pictures(4), TRUTH: np.ones(4, np.int64)}, {"mixup": 0.1}, "mixture of two rows"),
         ({"ids": np.ones((4, 8), np.int64)}, {"mixup": 0.1}, "'ids' holds no floats"),
         ({"ids": np.ones((4, 8), np.int64)}, {"tokens": Replaced("idx", 0.1)}, "no input 'idx'"),

@@ -23,7 +23,7 @@ from modelpack.stages.distill import DistillConfig, distill
 from modelpack.stages.model import model
 from modelpack.stages.recover import RecoverConfig, recover
 from support import Rows, run_stage
-from test_distill import history, patterns, run
+from test_distill import accuracy, history, patterns, run
 from test_models import imported, outputs
 
 torch.set_num_threads(1)
@@ -150,7 +150,7 @@ def test_a_projection_begins_as_the_regression_of_the_teachers_features(axis, sh
 
 def test_features_are_compared_at_real_positions_only():
     mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
-    asked = question({"mask": mask}, None, "mask")
+    asked = question({"mask": mask}, {}, "mask")
     generator = torch.Generator().manual_seed(0)
     given, wanted = torch.randn(2, 3, 4, generator=generator), torch.randn(2, 3, 4, generator=generator)
     seen, told = Seen({}, {Tap("a"): given}), Seen({}, {Tap("b"): wanted})
@@ -371,11 +371,22 @@ def test_a_student_of_fewer_layers_starts_as_its_teacher(tmp_path):
         )
 
 
-def test_ones_own_task_is_learnt_and_judged(tmp_path):
+def weighed(count, seed):
+    """Patterns, half of whose labels are wrong and count for nothing."""
+    rows = patterns(count, seed)
+    counts = np.random.default_rng(seed).random(count) < 0.5
+    label = np.where(counts, rows.columns["label"], (rows.columns["label"] + 1) % 10)
+    unread = {"name": np.array([f"row {number}" for number in range(count)])}
+    return Rows({**rows.columns, "label": label, "weight": counts.astype(np.float32), **unread})
+
+
+def test_ones_own_task_has_all_columns_of_numbers_and_is_learnt_and_judged(tmp_path):
     (tmp_path / "own.py").write_text(
         "from torch.nn import functional\n"
         "def loss(outputs, columns):\n"
-        "    return functional.cross_entropy(outputs['output'], columns['label'].long())\n"
+        "    assert set(columns) == {'image', 'label', 'weight'}, set(columns)\n"
+        "    each = functional.cross_entropy(outputs['output'], columns['label'], reduction='none')\n"
+        "    return (each * columns['weight']).mean()\n"
     )
     net = imported(tmp_path, "cnn", nets.IMAGE, arguments={"width": 8})
     settings = {"data": "train", "eval_data": "val", "epochs": 6, "alpha": 0, "lr": 5e-3, "task": "own.py:loss"}
@@ -385,10 +396,14 @@ def test_ones_own_task_is_learnt_and_judged(tmp_path):
         settings,
         model=net,
         steps={"model": net},
-        data={"train": patterns(), "val": patterns(64, 1)},
+        data={"train": weighed(192, 0), "val": weighed(64, 1)},
         base=tmp_path,
     )
     assert made.metrics["eval_loss"] < 0.8 * -history(made)[0]["score"]
+    assert accuracy(made, patterns(64, 1)) > 0.6  # of the labels that count
+    for idle in ("target", "output"):
+        with pytest.raises(ValidationError, match=f"`{idle}` does nothing"):
+            DistillConfig.model_validate({**settings, idle: "label"}, context={"base": tmp_path})
     before = DistillConfig.model_validate(settings, context={"base": tmp_path}).task.canonical()
     (tmp_path / "own.py").write_text((tmp_path / "own.py").read_text().replace("label", "klass"))
     after = DistillConfig.model_validate(settings, context={"base": tmp_path}).task.canonical()

@@ -18,6 +18,7 @@ from modelpack.numerics.distillation.aspects.outputs import ALL, Outputs
 from modelpack.numerics.distillation.question import question
 from modelpack.numerics.distillation.taps import Seen
 from modelpack.numerics.distillation.tasks.own import Own
+from modelpack.numerics.training.batches import TRUTH
 
 torch.set_num_threads(1)
 SEEDS = st.integers(0, 2**31)
@@ -44,7 +45,7 @@ def asked(truth=None, mask=None, inputs=None):
     """A question about two rows, or as many as the truth has."""
     rows = len(truth) if truth is not None else 2
     given = {"x": torch.zeros(rows, 1), **({"mask": mask} if mask is not None else {}), **(inputs or {})}
-    return question(given, truth, "mask" if mask is not None else None)
+    return question(given, {} if truth is None else {TRUTH: truth}, "mask" if mask is not None else None)
 
 
 def apart(student, teacher, task=None, distance=None, temperature=4.0, asking=None):
@@ -259,8 +260,8 @@ def test_ones_own_task_gets_outputs_and_columns():
         return ((outputs["output"] - columns["price"]) ** 2 * columns["x"]).mean()
 
     output, truth = draw(0, 3, 1).requires_grad_(), draw(1, 3, 1)
-    task = Own(weighed, "price", "own.py:weighed")
-    asking = asked(truth, inputs={"x": torch.tensor([[1.0], [2.0], [3.0]])})
+    task = Own(weighed, "own.py:weighed")
+    asking = question({"x": torch.tensor([[1.0], [2.0], [3.0]])}, {" price": truth}, None)
     expected = float(((exact(output.detach()) - exact(truth)) ** 2 * [[1], [2], [3]]).mean())
     assert float(task.loss({"output": output}, asking).detach()) == pytest.approx(expected, rel=1e-5)
     with torch.no_grad():
@@ -279,7 +280,7 @@ def test_ones_own_task_gets_outputs_and_columns():
 )
 def test_ones_own_task_that_is_wrong_is_blamed(function, says):
     with pytest.raises(StageError, match=f"own.py:f: {says}"):
-        Own(function, "label", "own.py:f").loss({"output": draw(0, 2, 3).requires_grad_()}, asked(torch.zeros(2)))
+        Own(function, "own.py:f").loss({"output": draw(0, 2, 3).requires_grad_()}, asked(torch.zeros(2)))
 
 
 @settings(max_examples=15, deadline=None)

@@ -23,7 +23,7 @@ from modelpack.numerics.calling import call
 from modelpack.numerics.randomness import chained
 from modelpack.numerics.training import Lesson, Rows, Schedule, layout, tensors, train
 from modelpack.numerics.training.averaging import Average
-from modelpack.numerics.training.batches import _cuts
+from modelpack.numerics.training.batches import TRUTH, _cuts
 from modelpack.numerics.training.depth import blocks, depths
 from modelpack.numerics.training.optimizer import build
 from modelpack.numerics.training.recompute import recomputed
@@ -44,11 +44,12 @@ class Squares:
 
     learned: nn.Module | None = None
 
-    def losses(self, student, inputs, truth):
-        return {"loss": functional.mse_loss(call(student, inputs)["output"], truth)}
+    def losses(self, student, inputs, beside):
+        return {"loss": functional.mse_loss(call(student, inputs)["output"], beside[TRUTH])}
 
-    def judge(self, student, inputs, truth):
-        return {"score": (-float(self.losses(student, inputs, truth)["loss"]) * len(truth), len(truth))}
+    def judge(self, student, inputs, beside):
+        rows = len(beside[TRUTH])
+        return {"score": (-float(self.losses(student, inputs, beside)["loss"]) * rows, rows)}
 
     def figure(self, score):
         return "eval_loss", -score
@@ -119,7 +120,7 @@ def test_the_training_follows_the_optimizer_written_out(tmp_path):
             for group in optimizer.param_groups:
                 group["lr"] = 0.03 * settings.fraction(done / (2 * data.steps))
             optimizer.zero_grad()
-            functional.mse_loss(own(torch.tensor(batch["x"])), torch.tensor(batch[" truth"])).backward()
+            functional.mse_loss(own(torch.tensor(batch["x"])), torch.tensor(batch[TRUTH])).backward()
             nn.utils.clip_grad_norm_(own.parameters(), 0.5)
             optimizer.step()
             done += 1
@@ -188,7 +189,7 @@ def test_the_average_is_what_is_judged_and_kept(tmp_path):
     assert not same(plain, averaged, atol=1e-3)
     assert [line["loss"] for line in one.history[1:]] == [line["loss"] for line in other.history[1:]]
     score = -sum(
-        functional.mse_loss(averaged(torch.tensor(batch["x"])), torch.tensor(batch[" truth"])).item() * 8
+        functional.mse_loss(averaged(torch.tensor(batch["x"])), torch.tensor(batch[TRUTH])).item() * 8
         for batch in held_out.picked()
     )
     assert other.score == pytest.approx(score / 24)
@@ -313,8 +314,8 @@ def test_a_loss_that_is_no_number_is_told_with_the_weights_that_are_kept(tmp_pat
     class Spoilt(Squares):
         steps = 0
 
-        def losses(self, student, inputs, truth):
-            found = super().losses(student, inputs, truth)
+        def losses(self, student, inputs, beside):
+            found = super().losses(student, inputs, beside)
             self.steps += student.training
             return {"loss": found["loss"] * (math.nan if self.steps == 14 else 1)}
 
@@ -329,9 +330,9 @@ def test_a_loss_that_is_no_number_is_told_with_the_weights_that_are_kept(tmp_pat
 
 def test_weights_that_are_no_numbers_are_told(tmp_path):
     class Steep(Squares):
-        def losses(self, student, inputs, truth):
+        def losses(self, student, inputs, beside):
             zero = (student[2].bias * 0).sum()
-            return {"loss": super().losses(student, inputs, truth)["loss"] + zero.abs().sqrt()}
+            return {"loss": super().losses(student, inputs, beside)["loss"] + zero.abs().sqrt()}
 
     with pytest.raises(StageError, match="no finite numbers any longer after epoch 1"):
         trained(tmp_path, Schedule(1, 0.01, clip=0), objective=Steep(), data=numbers(8, 8))

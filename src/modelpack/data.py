@@ -36,7 +36,7 @@ class DataSource(Protocol):
     """Rows of named tensors, read batch by batch.
 
     A batch is a dict of arrays with equal first dimensions: keys named like model inputs are fed to the model,
-    `label` (or a step's `target:`) is the truth, other keys are ignored.
+    `label` (or a step's `target:`) is the truth, others are for tasks that users write.
     """
 
     def __len__(self) -> int:

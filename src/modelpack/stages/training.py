@@ -61,6 +61,9 @@ class TaskConfig(TeacherConfig):
             raise ValueError("with task none and alpha 0 there is nothing to learn")
         if self.label_smoothing and self.task not in _SMOOTHED:
             raise ValueError("`label_smoothing` needs a task with classes or labels: leave it out")
+        for setting in ("target", "output"):
+            if isinstance(self.task, UserCode) and setting in self.model_fields_set:
+                raise ValueError(f"`{setting}` does nothing: your function gets all outputs and columns; leave it out")
         return self
 
 
@@ -105,11 +108,13 @@ def prepare(config: LessonConfig, job: Job, student: Any = None) -> Lesson:
 
 
 def rows(config: LessonConfig, job: Job, name: str) -> Rows:
-    """Name the rows of a data entry, with the column of the truth where it counts."""
+    """Name the rows of a data entry, with the column of the truth where it counts; all columns for the user's task."""
     from modelpack.numerics import training as loop
 
-    target = config.target if isinstance(config, TrainingConfig) and config.task != "none" else None
-    return loop.Rows(job.data[name].batches, job.inputs, target)
+    read, task = job.data[name].batches, config.task if isinstance(config, TrainingConfig) else "none"
+    if isinstance(task, UserCode):
+        return loop.Rows(read, job.inputs, None, beside=True)
+    return loop.Rows(read, job.inputs, config.target if isinstance(config, TrainingConfig) and task != "none" else None)
 
 
 def _task(config: TrainingConfig, job: Job, data: Rows, teacher: Any) -> Task | None:
@@ -119,7 +124,7 @@ def _task(config: TrainingConfig, job: Job, data: Rows, teacher: Any) -> Task | 
     if config.task == "none":
         return None
     if isinstance(config.task, UserCode):
-        return distillation.Own(config.task.load(), config.target, config.task.reference)
+        return distillation.Own(config.task.load(), config.task.reference)
     found = distillation.task_for(
         data,
         teacher,

@@ -51,13 +51,13 @@ class Imitation:
     taps: tuple[tuple[Tap, ...], tuple[Tap, ...]] = field(default=((), ()))
     learned: nn.Module | None = None
 
-    def losses(self, student: nn.Module, inputs: dict[str, Tensor], truth: Tensor | None) -> dict[str, Tensor]:
+    def losses(self, student: nn.Module, inputs: dict[str, Tensor], beside: dict[str, Tensor]) -> dict[str, Tensor]:
         """Compare a student with its teacher and with the truth.
 
         Raises:
             StageError: When they do not fit each other.
         """
-        asked = question(inputs, truth, self.mask)
+        asked = question(inputs, beside, self.mask)
         seen = watch(student, inputs, self.taps[0])
         wanted = untold(self.teacher(inputs), self.taps[1]) if self.imitates else None
         # Products of many features leave the range of float16, and small differences that of bfloat16.
@@ -84,14 +84,14 @@ class Imitation:
         return {"imitation": torch.stack(weighed).sum(), **(found if len(found) > 1 else {})}
 
     def judge(
-        self, student: nn.Module, inputs: dict[str, Tensor], truth: Tensor | None
+        self, student: nn.Module, inputs: dict[str, Tensor], beside: dict[str, Tensor]
     ) -> dict[str, tuple[float, int]]:
         """Judge by the task; without one, by how far the outputs are from the teacher's.
 
         Raises:
             StageError: When the truth that the task needs is not there.
         """
-        asked = question(inputs, truth, self.mask)
+        asked = question(inputs, beside, self.mask)
         seen = Seen(call(student, inputs))
         if self.task is not None:
             return self.task.judge(seen.outputs, asked)

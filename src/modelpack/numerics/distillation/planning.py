@@ -20,7 +20,7 @@ from modelpack.numerics.distillation.imitation import Imitation
 from modelpack.numerics.distillation.question import question
 from modelpack.numerics.distillation.taps import Tap, Told, at, survey, watch
 from modelpack.numerics.quantization.calibration import masks
-from modelpack.numerics.training.batches import split
+from modelpack.numerics.training.batches import TRUTH, split
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -85,7 +85,8 @@ def task_for(
     Raises:
         StageError: When the truth is missing, or cannot be what the task needs.
     """
-    inputs, truth = split(data.labelled(), device)
+    inputs, beside = split(data.labelled(), device)
+    truth = beside.get(TRUTH)
     if name == "auto":
         if truth is None:
             return None
@@ -114,18 +115,18 @@ def imitation(
     """
     if task is None and wish.alpha == 0:
         raise StageError("alpha is 0 and the data hold no truth: there is nothing to learn", then="set alpha")
-    inputs, truth = split(data.labelled(), device)
+    inputs, beside = split(data.labelled(), device)
     compared = Outputs(task, wish.distances, wish.temperature)
     found: dict[Name, tuple[Aspect, Taps]] = {"outputs": (compared, ((), ())), "similarity": (Similarity(), ((), ()))}
     if student is not None:
         with torch.no_grad(), models.blamed("teacher and student cannot be compared"):
             outputs.compatible(call(student, inputs), call(teacher, inputs))
-            found |= _Pair(student, teacher, question(inputs, None, wish.mask)).inner(wish)
+            found |= _Pair(student, teacher, question(inputs, {}, wish.mask)).inner(wish)
     parts = {name: (weight, *found[name]) for name, weight in wish.weights.items()}
     made = replace(_together(parts, teacher, compared, wish), task=task)
     if student is not None:
         with torch.no_grad(), models.blamed("the losses cannot be computed"):
-            made.losses(student, inputs, truth)  # what is wrong with them is better known now than after an epoch
+            made.losses(student, inputs, beside)  # what is wrong with them is better known now than after an epoch
     return made
 
 

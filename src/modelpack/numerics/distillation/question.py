@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 
 from modelpack.errors import StageError
+from modelpack.numerics.training.batches import TRUTH, own_name
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
 IGNORED = -100
@@ -22,13 +25,23 @@ class Question:
 
     Attributes:
         inputs: The model's inputs.
-        truth: The column of the truth, where there is one.
+        beside: The columns beside them, by their keys in a picked batch.
         real: ``[rows, positions]``, false where the mask hides a padded position; None when all positions count.
     """
 
     inputs: dict[str, Tensor]
-    truth: Tensor | None = None
+    beside: Mapping[str, Tensor] = field(default_factory=dict)
     real: Tensor | None = None
+
+    @property
+    def truth(self) -> Tensor | None:
+        """The column of the truth, where there is one."""
+        return self.beside.get(TRUTH)
+
+    @property
+    def columns(self) -> dict[str, Tensor]:
+        """All columns that there are, by their names in the data."""
+        return {**self.inputs, **{own_name(key): column for key, column in self.beside.items()}}
 
     @property
     def known(self) -> Tensor:
@@ -68,14 +81,14 @@ class Question:
         return self.kept(value.movedim(axis, -1)) if value.ndim > 1 else value
 
 
-def question(inputs: dict[str, Tensor], truth: Tensor | None, mask: str | None) -> Question:
+def question(inputs: dict[str, Tensor], beside: Mapping[str, Tensor], mask: str | None) -> Question:
     """Read a batch, whose input `mask` is 1 at real positions and 0 at padded ones.
 
     Raises:
         StageError: When the mask holds anything else, or does not speak of rows and positions.
     """
     if mask is None:
-        return Question(inputs, truth)
+        return Question(inputs, beside)
     given = inputs[mask]
     values = given.reshape(len(given), -1)
     if values.numel() != given.shape[0] * given.shape[-1]:
@@ -88,4 +101,4 @@ def question(inputs: dict[str, Tensor], truth: Tensor | None, mask: str | None) 
             f"the mask '{mask}' holds values other than 0 and 1",
             then="if it does not tell padded positions, say `mask: none`",
         )
-    return Question(inputs, truth, values.bool())
+    return Question(inputs, beside, values.bool())

@@ -13,7 +13,7 @@ from modelpack.numerics.distillation import tasks
 from modelpack.numerics.distillation.question import Question
 from modelpack.numerics.distillation.sensitivity import sensitivity
 from modelpack.numerics.pruning.importance.gradients import Evidence
-from modelpack.numerics.training.batches import TRUTH, limited, split
+from modelpack.numerics.training.batches import TRUTH, apart, limited, split
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,17 +37,17 @@ def gather(data: Rows, limit: int, device: str | torch.device, seed: int) -> tup
         StageError: When the data hold no rows, or lack their target.
     """
     directions = torch.Generator().manual_seed(seed)
-    _, truth = split(data.labelled(), torch.device("cpu"))
+    truth = split(data.labelled(), torch.device("cpu"))[1].get(TRUTH)
     if data.target is not None and truth is None:
         raise StageError(f"loss task needs the column '{data.target}', which the data lack", then="set target")
     task = None if truth is None else tasks.named(tasks.guess(truth))
 
     def loss(module: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        inputs = {name: value for name, value in batch.items() if name != TRUTH}
+        inputs, beside = apart(batch)
         outputs = call(module, inputs)
         if task is None:
             return sensitivity(outputs, directions)
-        return task.loss(outputs, Question(inputs, batch[TRUTH]))
+        return task.loss(outputs, Question(inputs, beside))
 
     words = "the change of the outputs" if task is None else f"the task loss ({task.name}) on the labels"
     return Evidence(limited(data, limit, torch.device(device)), loss), words

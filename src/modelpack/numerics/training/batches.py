@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -21,13 +21,20 @@ if TYPE_CHECKING:
     from modelpack.tensors import TensorSpec
 
 Arrays = dict[str, NDArray[np.generic]]
+Column = TypeVar("Column")
+
+_NUMBERS = "biuf"
+"""Kinds of numpy's types that can be computed with."""
 
 _WINDOW = 512 * 2**20
 """Bytes of rows that are shuffled together and, where all data fit, kept for the next epoch."""
 
 
-TRUTH = " truth"
-"""Key of the truth in a picked batch; no input can have this name."""
+_BESIDE = " "
+"""What begins the keys of columns that are no inputs in a picked batch; no input's name begins so."""
+
+TRUTH = f"{_BESIDE}truth"
+"""Key of the truth, where one column is that."""
 
 
 @dataclass
@@ -38,11 +45,13 @@ class Rows:
         read: Reads all batches once more, from the start.
         inputs: The model's inputs.
         target: Column of the truth; None to leave it out even where the data have it.
+        beside: Whether all columns of numbers that are no inputs come along instead, under their own names.
     """
 
     read: Callable[[], Iterable[Arrays]]
     inputs: Mapping[str, TensorSpec]
     target: str | None
+    beside: bool = False
     window: int = _WINDOW
     _kept: _Window | None = field(default=None, init=False)
     _steps: int | None = field(default=None, init=False)
@@ -60,16 +69,21 @@ class Rows:
         return self._kept is not None
 
     def picked(self) -> Iterator[Arrays]:
-        """Read batches of inputs and truth in the source's order.
+        """Read batches of inputs, and of what is wanted beside them, in the source's order.
 
         Raises:
             StageError: For a missing or unfit column.
         """
         for batch in self.read():
             chosen: Arrays = rows.feed(batch, self.inputs)
-            if self.target is not None and self.target in batch:
-                chosen[TRUTH] = np.asarray(batch[self.target])
-            yield chosen
+            yield chosen | self._columns(batch)
+
+    def _columns(self, batch: Mapping[str, NDArray[np.generic]]) -> Arrays:
+        """Pick what is wanted beside the inputs."""
+        if self.beside:
+            others = {name: np.asarray(column) for name, column in batch.items() if name not in self.inputs}
+            return {f"{_BESIDE}{name}": column for name, column in others.items() if column.dtype.kind in _NUMBERS}
+        return {TRUTH: np.asarray(batch[self.target])} if self.target is not None and self.target in batch else {}
 
     def labelled(self) -> Arrays:
         """Give the first batch, to see whether there is a truth and of what type.
@@ -158,19 +172,28 @@ def head(batch: Arrays, rows: int) -> Arrays:
     return {name: array[:rows].copy() for name, array in batch.items()}
 
 
+def apart(batch: Mapping[str, Column]) -> tuple[dict[str, Column], dict[str, Column]]:
+    """Tell the inputs of a picked batch from the columns beside them."""
+    beside = {name: column for name, column in batch.items() if name.startswith(_BESIDE)}
+    return {name: column for name, column in batch.items() if name not in beside}, beside
+
+
+def own_name(key: str) -> str:
+    """Give the name that a column beside the inputs has in the data."""
+    return key.removeprefix(_BESIDE)
+
+
 def split(
     batch: Mapping[str, NDArray[np.generic]], device: torch.device, *, shared: bool = True
-) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Turn a picked batch into the model's inputs and the truth, on a device.
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Turn a picked batch into the model's inputs and the columns beside them, on a device.
 
     Args:
         batch: The arrays.
         device: Where the tensors are to be.
         shared: Whether others hold the arrays too, so that tensors a module may write into must be copies.
     """
-    tensors = {name: _tensor(array, device, shared) for name, array in batch.items()}
-    truth = tensors.pop(TRUTH, None)
-    return tensors, truth
+    return apart({name: _tensor(array, device, shared) for name, array in batch.items()})
 
 
 def _tensor(array: NDArray[np.generic], device: torch.device, shared: bool) -> Tensor:
@@ -180,13 +203,11 @@ def _tensor(array: NDArray[np.generic], device: torch.device, shared: bool) -> T
 
 
 def limited(data: Rows, limit: int, device: torch.device) -> Iterator[dict[str, Tensor]]:
-    """Read the first rows as tensors on a device, in the source's order: inputs, and the truth where it is wanted."""
+    """Read the first rows as tensors on a device, in the source's order: inputs, and what is wanted beside them."""
     seen = 0
     for batch in data.picked():
-        inputs, labels = split(batch, device)
-        count = min(limit - seen, max(len(value) for value in inputs.values()))
-        taken = {**inputs, **({} if labels is None else {TRUTH: labels})}
-        yield {name: value[:count] for name, value in taken.items()}
-        seen += count
+        taken = {name: _tensor(array, device, shared=True) for name, array in head(batch, limit - seen).items()}
+        yield taken
+        seen += max(len(value) for value in taken.values())
         if seen >= limit:
             return

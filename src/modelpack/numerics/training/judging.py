@@ -34,9 +34,9 @@ def evaluate(student: nn.Module, lesson: Lesson) -> dict[str, float]:
     totals: dict[str, float] = {}
     counts: dict[str, int] = {}
     for batch, counted in sharing.in_turn(lesson.held_out.picked()):
-        inputs, truth = split(batch, lesson.device)
+        inputs, beside = split(batch, lesson.device)
         with models.blamed("the model fails on the evaluation data"), autocast(lesson):
-            found = lesson.objective.judge(student, inputs, truth)
+            found = lesson.objective.judge(student, inputs, beside)
         for name, (more, things) in found.items() if counted else ():
             totals[name] = totals.get(name, 0.0) + more
             counts[name] = counts.get(name, 0) + things

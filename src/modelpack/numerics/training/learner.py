@@ -66,9 +66,9 @@ class Learner:
 
     def backward(self, batch: Arrays, share: Share, total: int) -> dict[str, Tensor]:
         """Add the gradients of a batch's loss, as its part of so many rows, to those that are there."""
-        inputs, truth = split(batch, self._lesson.device, shared=False)
+        inputs, beside = split(batch, self._lesson.device, shared=False)
         with precision.autocast(self._lesson):
-            parts = self._pupil.losses(inputs, truth, share)
+            parts = self._pupil.losses(inputs, beside, share)
         loss = parts["loss"] if share.of == total else parts["loss"] * (share.of / total)
         torch.autograd.backward(self._scaler.scale(loss))
         return parts

@@ -18,20 +18,20 @@ class Objective(Protocol):
     def learned(self) -> nn.Module | None:
         """Modules that are trained with the student and thrown away afterwards, such as projections."""
 
-    def losses(self, student: nn.Module, inputs: dict[str, Tensor], truth: Tensor | None) -> dict[str, Tensor]:
+    def losses(self, student: nn.Module, inputs: dict[str, Tensor], beside: dict[str, Tensor]) -> dict[str, Tensor]:
         """Give the scalar to minimise, averaged over the rows, as ``loss``, and by name the parts it is made of.
 
         Args:
             student: In training mode; called here.
             inputs: Its inputs, on its device.
-            truth: The column of the truth, where there is one.
+            beside: The columns beside them: the truth as `batches.TRUTH`, where there is one, or all.
 
         Raises:
             StageError: When what it needs is not there.
         """
 
     def judge(
-        self, student: nn.Module, inputs: dict[str, Tensor], truth: Tensor | None
+        self, student: nn.Module, inputs: dict[str, Tensor], beside: dict[str, Tensor]
     ) -> dict[str, tuple[float, int]]:
         """Give totals by name, each with the number of things that it is a total of.
 
@@ -40,7 +40,7 @@ class Objective(Protocol):
         Args:
             student: In evaluation mode; called here.
             inputs: Its inputs, on its device.
-            truth: The column of the truth, where there is one.
+            beside: The columns beside them: the truth as `batches.TRUTH`, where there is one, or all.
 
         Raises:
             StageError: When what it needs is not there.

@@ -22,13 +22,12 @@ class Own:
     """What a function of the user's says.
 
     Attributes:
-        function: Takes outputs by name and columns by name, and gives a scalar that is smaller for better students.
-        target: Name that the truth has among the columns, beside the inputs.
+        function: Takes outputs by name and columns by name, those of the inputs and all others that hold numbers, and
+            gives a scalar that is smaller for better students.
         where: How errors name the function.
     """
 
     function: Callable[..., Any]
-    target: str
     where: str
     name: str = "own"
 
@@ -38,7 +37,7 @@ class Own:
         Raises:
             StageError: When it fails, or gives anything but one number.
         """
-        columns = {**question.inputs, **({self.target: question.truth} if question.truth is not None else {})}
+        columns = question.columns
         try:
             value = self.function({name: _wide(value) for name, value in outputs.items()}, columns)
         except ModelpackError:

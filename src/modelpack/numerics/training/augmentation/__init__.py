@@ -18,7 +18,7 @@ from modelpack.errors import StageError, did_you_mean
 from modelpack.numerics.training.augmentation import cutout, draws, geometry, light, mixup, tokens
 from modelpack.numerics.training.augmentation.tokens import Replaced
 from modelpack.numerics.training.augmentation.wanted import Wanted
-from modelpack.numerics.training.batches import TRUTH
+from modelpack.numerics.training.batches import TRUTH, apart, own_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -49,13 +49,13 @@ class Augmentation:
     seed: int
 
     def __call__(self, batch: Arrays, epoch: int) -> Arrays:
-        """Give the rows of a batch as they are in an epoch, counted from 1; the truth stays.
+        """Give the rows of a batch as they are in an epoch, counted from 1; columns beside the inputs stay.
 
         Raises:
-            StageError: When the inputs or the truth do not fit what is wanted.
+            StageError: When the inputs or these columns do not fit what is wanted.
         """
         wanted = self.wanted
-        inputs = {name: column for name, column in batch.items() if name != TRUTH}
+        inputs, _ = apart(batch)
         self.check(batch)
         variant = (epoch - 1) % wanted.variants if wanted.variants else epoch - 1
         numbers = draws.for_rows(list(inputs.values()), self.seed, variant)
@@ -75,39 +75,44 @@ class Augmentation:
         """See whether rows can be changed so.
 
         Raises:
-            StageError: When the inputs or the truth do not fit what is wanted.
+            StageError: When the inputs or the columns beside them do not fit what is wanted.
         """
-        wanted, truth = self.wanted, batch.get(TRUTH)
-        inputs = {name: column for name, column in batch.items() if name != TRUTH}
+        wanted = self.wanted
+        inputs, beside = apart(batch)
         if wanted.images and not _images(inputs):
             raise StageError(
                 f"only images can be augmented so, and {_described(inputs)}",
                 where="augment",
                 then="images are floats of the shape [rows, channels, height, width]; for token ids, use `tokens`",
             )
-        if wanted.moves and truth is not None and truth.ndim > 2:
-            raise StageError(
-                f"the truth has the shape {list(truth.shape[1:])} a row: it says something of places, "
-                "and these would be moved in the images alone",
-                where="augment",
-                then="leave out flip, shift, scale and rotate, or say `task: none`",
-            )
+        for name, column in beside.items() if wanted.moves else ():
+            if column.ndim > 2:
+                raise StageError(
+                    f"{_called(name)} has the shape {list(column.shape[1:])} a row: it says something of places, "
+                    "and these would be moved in the images alone",
+                    where="augment",
+                    then="leave out flip, shift, scale and rotate, or say `task: none`",
+                )
         if wanted.mixup:
-            _check_mixup(inputs, truth)
+            _check_mixup(inputs, beside)
         if wanted.tokens is not None:
             _check_tokens(inputs, wanted.tokens)
 
 
-def _check_mixup(inputs: Arrays, truth: NDArray[np.generic] | None) -> None:
-    if truth is not None:
+def _check_mixup(inputs: Arrays, beside: Arrays) -> None:
+    if beside:
         raise StageError(
-            "the truth says nothing of a mixture of two rows",
+            f"{_called(next(iter(beside)))} says nothing of a mixture of two rows",
             where="augment",
             then="leave mixup out, or say `task: none`: the teacher knows",
         )
     whole = [name for name, column in inputs.items() if not np.issubdtype(column.dtype, np.floating)]
     if whole:
         raise StageError(f"'{whole[0]}' holds no floats, which could be mixed", where="augment", then="leave mixup out")
+
+
+def _called(key: str) -> str:
+    return "the truth" if key == TRUTH else f"the column '{own_name(key)}'"
 
 
 def _check_tokens(inputs: Arrays, wanted: Replaced) -> None:
