@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import nets
 from modelpack.artifact import Artifact
 from modelpack.errors import StageError
 from modelpack.numerics.fake_quantization import rounding
-from modelpack.numerics.training import crew, norms, sharing
+from modelpack.numerics.training import crew, norms, sharing, spread
 from modelpack.stages.distill import distill
 from support import Rows, run_stage
 
@@ -113,12 +114,49 @@ def follow() -> list:
     return found
 
 
+class Sum(nn.Module):
+    """A linear layer whose second part only some batches use; the loss is what it gives, averaged over rows."""
+
+    learned = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.rare = (nn.Linear(48, 1, bias=False).double() for _ in range(2))
+
+    def losses(self, student, inputs, beside):
+        x = inputs["x"].flatten(1)
+        return {"loss": (student.used(x) + (student.rare(x) if len(beside) else 0)).mean()}
+
+
+def exchange() -> dict:
+    """How far gradients are from the mean over rows, before and after the processes exchanged them."""
+    student = Sum()
+    given = [batch for batch in lay(4) if len(batch["x"]) > 1]
+    total = sum(len(batch["x"]) for batch in given)
+    gradients = [torch.from_numpy(batch["x"]).flatten(1).sum(0) / total for batch in given]
+    found = {}
+    with spread.spread(student, student, "ddp", torch.device("cpu")) as pupil:
+        for place, (batch, share) in enumerate(sharing.dealt(given), 1):
+            last = place == len(given)
+            with contextlib.nullcontext() if last else pupil.adding():
+                beside = {} if last else {"rare": torch.ones(1)}
+                loss = pupil.losses({"x": torch.from_numpy(batch["x"])}, beside, share)["loss"]
+                (loss * share.of / total).backward()
+            wanted = {"used": sum(gradients[:place]), "rare": sum(gradients[: min(place, len(given) - 1)])}
+            found[place] = {
+                name: float((getattr(student, name).weight.grad[0] - value).abs().max())
+                for name, value in wanted.items()
+            }
+    return found
+
+
 def small() -> dict:
     """All of the above, in one go."""
     return {
         "talk": talk(),
         "disagree": {kind: disagree(kind) for kind in ("early", "fewer", "other")},
         "follow": follow(),
+        "exchange": exchange(),
         "2d": normalize("2d", 0.1, True),
         "1d": normalize("1d", None, False),
     }

@@ -74,6 +74,15 @@ def test_ranges_follow_the_activations_of_all_rows(small):
         assert least - 1e-6 <= low < high <= most + 1e-6
 
 
+def test_accumulated_gradients_are_exchanged_once_a_step(small):
+    """Also those of a layer that the last batch does not use."""
+    for said in small:
+        *before, last = [max(found.values()) for _, found in sorted(said["exchange"].items())]
+        assert before
+        assert min(before) > 1e-3
+        assert last < 1e-15
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """A student and a teacher for each case."""

@@ -55,8 +55,9 @@ class Learner:
         self.forget()
         total = sum(share.of for _, share in batches)
         sums: dict[str, Tensor] = {}
-        for batch, share in batches:
-            with models.blamed("the model cannot be trained"), memory.explained(self, batch, share):
+        for place, (batch, share) in enumerate(batches, 1):
+            exchange = contextlib.nullcontext() if place == len(batches) else self._pupil.adding()
+            with exchange, models.blamed("the model cannot be trained"), memory.explained(self, batch, share):
                 parts = self.backward(batch, share, total)
             for name, value in parts.items():
                 added = value.detach() * share.of

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from modelpack.numerics.silence import quiet
 from modelpack.numerics.training import crew, norms, sharing, tensors
@@ -44,6 +45,13 @@ class Pupil:
             parts: dict[str, Tensor] = self.called(inputs, beside)
         return {name: value * share.weight for name, value in parts.items()}
 
+    def adding(self) -> contextlib.AbstractContextManager[None]:
+        """Let a replica's gradients add up in this process for as long as this is open; the next one averages them all.
+
+        Where parameters lie in parts, they are averaged each time: whole gradients would take the memory that parts save.
+        """
+        return self.called.no_sync() if isinstance(self.called, DistributedDataParallel) else contextlib.nullcontext()
+
 
 class _Asked(nn.Module):
     """A student and an objective as one module, so that what wraps it sees every tensor that a step trains."""
@@ -72,8 +80,6 @@ def spread(student: nn.Module, objective: Objective, parallel: Parallel, device:
     if crew.size() == 1:
         yield Pupil(student, _Asked(student, objective))
     elif parallel == "ddp":
-        from torch.nn.parallel import DistributedDataParallel
-
         with norms.synchronized(student), warnings.catch_warnings():
             # Of weights of one pixel, which lie alike in both orders of memory.
             warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
