@@ -48,7 +48,7 @@ class Pupil:
     def adding(self) -> contextlib.AbstractContextManager[None]:
         """Let a replica's gradients add up in this process for as long as this is open; the next one averages them all.
 
-        Where parameters lie in parts, they are averaged each time: whole gradients would take the memory that parts save.
+        Where parameters lie in parts, that is done each time: whole gradients would take the memory that parts save.
         """
         return self.called.no_sync() if isinstance(self.called, DistributedDataParallel) else contextlib.nullcontext()
 
