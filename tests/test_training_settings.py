@@ -296,6 +296,15 @@ def test_convolutions_lie_channels_last_while_they_are_trained_where_they_can():
         assert not fits
     with layout.channels_last(perceptron(), {"x": torch.randn(2, 6)}) as fits:
         assert not fits
+    asked = nets.cnn(channels=3).eval()
+    with torch.no_grad():
+        wanted = asked(image["image"])
+        assert layout.settle(asked, image)
+        assert asked.stem.weight.is_contiguous(memory_format=torch.channels_last)
+        assert torch.allclose(asked(image["image"]), wanted, atol=1e-5)
+    flat = Flat().eval()
+    assert not layout.settle(flat, image)
+    assert flat.conv.weight.is_contiguous()
 
 
 def test_training_ends_when_patience_is_over(tmp_path):

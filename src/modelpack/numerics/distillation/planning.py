@@ -20,6 +20,7 @@ from modelpack.numerics.distillation.imitation import Imitation
 from modelpack.numerics.distillation.question import question
 from modelpack.numerics.distillation.taps import Tap, Told, at, survey, watch
 from modelpack.numerics.quantization.calibration import masks
+from modelpack.numerics.training import layout
 from modelpack.numerics.training.batches import TRUTH, split
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def imitation(
     """Plan what is compared, by looking at the first batch.
 
     Args:
-        teacher: In evaluation mode, on the device.
+        teacher: In evaluation mode, on the device; its weights are laid out as they are read fastest.
         student: Likewise; None for one that is yet to be made, of which only outputs can be imitated.
         data: What is learnt from.
         task: What the truth says.
@@ -116,6 +117,7 @@ def imitation(
     if task is None and wish.alpha == 0:
         raise StageError("alpha is 0 and the data hold no truth: there is nothing to learn", then="set alpha")
     inputs, beside = split(data.labelled(), device)
+    layout.settle(teacher, inputs)
     compared = Outputs(task, wish.distances, wish.temperature)
     found: dict[Name, tuple[Aspect, Taps]] = {"outputs": (compared, ((), ())), "similarity": (Similarity(), ((), ()))}
     if student is not None:
