@@ -1,7 +1,7 @@
 """In which order the numbers of images lie in memory: kernels of convolutions read channels last at their fastest.
 
-On a processor a training of convolutions takes 1.2 to 1.5 times as long with channels first. Results are the same but for
-rounding. A model that cannot compute so stays as it was made: ``view`` of what a convolution gave fails then.
+On a processor a training of convolutions takes 1.2 to 1.5 times as long with channels first. Results are the same but
+for rounding. A model that cannot compute so stays as it was made: ``view`` of what a convolution gave fails then.
 """
 
 from __future__ import annotations
