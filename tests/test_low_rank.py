@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional
 
-import nets
 from modelpack.errors import StageError
 from modelpack.numerics import low_rank as numerics
-from modelpack.numerics import macs, models, structure
+from modelpack.numerics import macs
 from modelpack.numerics.low_rank import ranks, spectra
 from modelpack.numerics.low_rank.layers import Layer
 from modelpack.numerics.randomness import seeded
-from modelpack.stages.distill import distill
-from modelpack.stages.export import export
-from modelpack.stages.low_rank import LowRankConfig, low_rank
-from modelpack.stages.prune import prune
-from support import Rows, run_stage
-from test_models import IDS, feed_for, imported, outputs
 
 torch.set_num_threads(1)
 
@@ -90,7 +81,7 @@ def test_layers_of_low_rank_are_split_without_any_loss():
 def test_what_cannot_be_split_stays_with_a_reason():
     module = wide()
     module.fc1.register_forward_hook(lambda *_: None)
-    made = split(module, doubled(PICTURES), energy=0.9, kept=["fc2"])
+    made = split(module, doubled(PICTURES), energy=0.7, kept=["fc2"])
     assert made.left["depthwise"] == "its channels are in groups"
     assert made.left["up"] == "a layer of the type ConvTranspose2d"
     assert made.left["fc2"] == "keep names it"
@@ -125,7 +116,7 @@ def test_shared_read_and_computed_weights_stay():
     assert found.left["one"] == "it shares its weights with 'two'"
     assert found.left["two"] == "it shares its weights with 'one'"
     assert "computed" in found.left["normed"]
-    assert found.left["small"] == "its halves would not be smaller"
+    assert found.left["small"] == "its halves would not be smaller and faster"
 
 
 class Padded(nn.Conv2d):
@@ -164,53 +155,6 @@ def test_subclasses_are_split_where_their_code_bears_it():
     assert torch.allclose(net(x), wanted, rtol=1e-3, atol=1e-4)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(
-    outputs_=st.integers(2, 24),
-    inputs=st.integers(2, 24),
-    rank=st.integers(1, 24),
-    bias=st.booleans(),
-    seed=st.integers(0, 99),
-)
-def test_data_decide_what_is_kept_and_no_weights_of_that_rank_do_better(outputs_, inputs, rank, bias, seed):
-    """Against the closed form: the whitened decomposition, with the mean in the bias where there is one."""
-    rank = min(rank, outputs_, inputs)
-    generator = torch.Generator().manual_seed(seed)
-    net = nn.Sequential(nn.Linear(inputs, outputs_, bias=bias).double())
-    with torch.no_grad():
-        net[0].weight.copy_(torch.randn(outputs_, inputs, generator=generator, dtype=torch.float64))
-    mixing = torch.randn(inputs, inputs, generator=generator, dtype=torch.float64)
-    rows = torch.randn(60, inputs, generator=generator, dtype=torch.float64) @ mixing + 3
-    layer = Layer("0", "channel", min(outputs_, inputs), 2, 1, 2, 1)
-    seen = spectra.of_outputs(net, [layer], [{"x": rows.numpy()}], None, "cpu")[layer]
-    given_ = net(rows)
-    pair = nn.Sequential(nn.Linear(inputs, rank, bias=False), nn.Linear(rank, outputs_, bias=bias)).double()
-    spectra.fill(pair, layer, seen, net[0].bias)
-    error = float((pair(rows) - given_).detach().square().sum())
-    around = rows - rows.mean(0) if bias else rows
-    tail = torch.linalg.svdvals(around @ net[0].weight.detach().mT)[rank:].square().sum()
-    scale = float(given_.detach().square().sum())
-    assert error == pytest.approx(float(tail), abs=1e-9 * scale)
-    assert float(seen.lost()[rank]) == pytest.approx(
-        float(tail) / max(1e-300, float(seen.energies.sum()) * 60), abs=1e-9
-    )
-
-
-@pytest.mark.parametrize("convolutions", ["channel", "spatial", "auto"])
-def test_data_beat_weights_alone_on_these_data_with_convolutions_too(convolutions):
-    generator = torch.Generator().manual_seed(0)
-    basis = torch.randn(3, 3 * 64, generator=generator, dtype=torch.float64)
-    x = (torch.randn(32, 3, generator=generator, dtype=torch.float64) @ basis).view(32, 3, 8, 8)
-    errors = {}
-    for name, rows in (("weights", None), ("data", [{"x": x.numpy()}])):
-        module = wide()
-        wanted = module(x)
-        made = split(module, {"x": x}, rows=rows, keep_macs=0.5, convolutions=convolutions)
-        assert made.macs == pytest.approx(0.5, rel=0.02)
-        errors[name] = float((module(x) - wanted).detach().square().sum())
-    assert errors["data"] < 0.5 * errors["weights"]
-
-
 @pytest.mark.parametrize("wanted", [{"keep_macs": 0.5}, {"energy": 0.7}])
 def test_the_better_way_of_each_convolution_is_chosen(wanted):
     feed, judged = doubled(PICTURES), {}
@@ -221,48 +165,13 @@ def test_the_better_way_of_each_convolution_is_chosen(wanted):
     assert judged["auto"] <= 1.02 * min(judged["channel"], judged["spatial"])
 
 
-def test_the_mean_of_what_columns_add_goes_into_the_bias():
-    """On constant inputs without borders, a spatial split of any rank gives exactly what the layer did."""
-    with seeded(0):
-        net = nn.Sequential(nn.Conv2d(4, 6, 3)).double().eval()
-    x = torch.ones(2, 4, 7, 7, dtype=torch.float64) * 3
-    wanted = net(x)
-    layer = next(item for item in numerics.find(net, {"x": x}, convolutions="spatial").layers)
-    spectrum = spectra.of_outputs(net, [layer], [{"x": x.numpy()}], None, "cpu")[layer]
-    made = structure.halves(net[0], "spatial", 1)
-    spectra.fill(made, layer, spectrum, net[0].bias)
-    assert torch.allclose(made(x), wanted)
-
-
-@pytest.mark.parametrize("stride", [(1, 1), (2, 1), (1, 2)])
-def test_columns_and_rows_of_kernels_are_the_best_such_product(stride):
-    """Against the closed form: the error is the tail of the decomposition of columns by rows."""
-    with seeded(0):
-        net = nn.Sequential(nn.Conv2d(6, 8, (3, 5), stride=stride, padding=(1, 2)).double().eval())
-    feed = {"x": torch.randn(2, 6, 9, 9, dtype=torch.float64)}
-    found = numerics.find(net, feed, convolutions="spatial")
-    assert [layer.form for layer in found.layers] == ["spatial"]
-    layer, weight = found.layers[0], net[0].weight.detach()
-    spectrum = spectra.of_weights(net, layer)
-    rank = layer.most
-    assert rank < layer.full
-    numerics.split(net, feed, found, {layer: spectrum}, energy=1 - float(spectrum.lost()[rank]) - 1e-12)
-    column, row = net[0]
-    together = torch.einsum("rih,orw->oihw", column.weight[..., 0], row.weight[:, :, 0])
-    tail = spectrum.energies[rank:].sum()
-    assert float((together - weight).detach().square().sum()) == pytest.approx(float(tail))
-    assert macs.count(net, feed) == layer.rank_cost * rank
-    expected = functional.conv2d(feed["x"], together, net[0][1].bias, stride, (1, 2))
-    assert torch.allclose(net(feed["x"]), expected)
-
-
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_ranks_share_a_budget_nearly_as_well_as_trying_all_of_them(data):
     sizes = data.draw(st.lists(st.tuples(st.integers(4, 9), st.integers(4, 9)), min_size=1, max_size=3))
     layers, lost = [], {}
     for number, (one, other) in enumerate(sizes):
-        layer = Layer(str(number), "channel", min(one, other), one * other, one + other, one * other, one + other)
+        layer = Layer(str(number), "channel", min(one, other), one * other, one + other, one * other, one + other, 1.0)
         energies = torch.tensor(
             sorted(data.draw(st.lists(st.floats(0.01, 9), min_size=layer.full, max_size=layer.full)), reverse=True),
             dtype=torch.float64,
@@ -303,34 +212,6 @@ def test_the_model_gets_the_work_it_may_have_or_hears_the_nearest():
     assert "set macs" in caught.value.then
 
 
-def test_a_head_of_many_classes_is_seen_through_its_inputs():
-    with seeded(0):
-        net = nn.Sequential(nn.Linear(16, 500))
-    layer = numerics.find(net, {"x": torch.randn(2, 16)}).layers[0]
-    seen = spectra.of_outputs(net, [layer], [{"x": np.random.default_rng(0).random((40, 16), np.float32)}], None, "cpu")
-    assert seen[layer].second.shape == (500, 16)
-    assert torch.allclose(seen[layer].second @ seen[layer].first, net[0].weight.double(), atol=1e-6)
-
-
-def test_padded_positions_do_not_count():
-    module = nets.encoder().eval()
-    layer = next(item for item in numerics.find(module, sentences_feed()).layers if item.path == "layers.0.fc1")
-    ids = np.random.default_rng(0).integers(0, 50, (6, 12))
-    mask = np.ones_like(ids)
-    mask[:, 5:] = 0
-    spectra_ = [
-        spectra.of_outputs(module, [layer], [{"input_ids": i, "attention_mask": m}], "attention_mask", "cpu")[layer]
-        for i, m in ((ids, mask), (np.where(mask, ids, 7), mask), (ids[:, :5], mask[:, :5]))
-    ]
-    assert torch.allclose(spectra_[0].energies, spectra_[1].energies, atol=1e-6)
-    assert torch.allclose(spectra_[0].energies, spectra_[2].energies, atol=1e-5)
-
-
-def sentences_feed():
-    ids = torch.arange(24).view(2, 12)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-
-
 def test_what_is_not_finite_is_named():
     for path, says in (("fc1", "weights of this layer"), ("conv", "weights of this layer")):
         module = wide()
@@ -341,88 +222,3 @@ def test_what_is_not_finite_is_named():
         assert caught.value.where == path
     with pytest.raises(StageError, match="what this layer gives is not finite"):
         split(wide(), doubled(PICTURES), rows=[{"x": np.full((1, 3, 8, 8), np.inf)}], energy=0.9)
-
-
-def sentences(count=24):
-    ids = np.random.default_rng(0).integers(0, 50, (count, 12))
-    return Rows({"input_ids": ids, "attention_mask": np.ones_like(ids)}, 8)
-
-
-@pytest.mark.parametrize("wanted", [{"energy": 0.8}, {"macs": 0.7}])
-@pytest.mark.parametrize("with_data", [True, False])
-def test_the_stage_splits_saves_and_reports(tmp_path, wanted, with_data):
-    source = imported(tmp_path, "encoder", nets.TOKENS)
-    asked = {**wanted, **({"data": "train"} if with_data else {})}
-    events = []
-    one = run_stage(tmp_path / "1", low_rank, asked, model=source, data={"train": sentences()}, collect=events)
-    two = run_stage(tmp_path / "2", low_rank, asked, model=source, data={"train": sentences()})
-    assert one.id == two.id
-    module, original, feed = models.load(one), models.load(source), feed_for(source, 2)
-    assert macs.count(module, feed) / macs.count(original, feed) == pytest.approx(one.metrics["macs"], rel=0.02)
-    assert models.parameter_count(module) == one.metrics["parameters"] < models.parameter_count(original)
-    table = one.manifest.record["results"]["layers"]
-    for row in table:
-        first, second = module.get_submodule(row["layer"])
-        assert first.out_features == second.in_features == row["rank"]
-        assert row.keys() == {"layer", "type", "form", "rank", "full", "energy", "before", "after"}
-    told = " ".join(getattr(event, "text", "") for event in events)
-    assert f"split {len(table)} layers" in told
-    assert ("positions where 'attention_mask' is 0 did not count" in told) is with_data
-
-
-def test_a_model_with_fewer_blocks_and_split_layers_exports_is_pruned_and_learns(tmp_path):
-    source = imported(tmp_path, "cnn", nets.IMAGE)
-    shallow = run_stage(tmp_path, prune, {"drop": ["block1"]}, model=source)
-    made = run_stage(tmp_path, low_rank, {"macs": 0.8}, model=shallow)
-    assert [item.operation for item in structure.made(models.load(made))][:2] == ["bypass", "factor"]
-    feed = feed_for(made)
-    exported = run_stage(tmp_path, export, {}, model=made)
-    session = onnxruntime.InferenceSession(exported.file("model.onnx"), providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {name: value.numpy() for name, value in feed.items()})
-    assert np.allclose(found, outputs(models.load(made), feed)["output"], atol=1e-4)
-    pruned = run_stage(tmp_path, prune, {"macs": 0.7}, model=made)
-    images = Rows({"image": np.random.default_rng(0).random((16, 1, 16, 16), np.float32)}, 8)
-    lesson = {"teacher": "model", "data": "train", "epochs": 1, "task": "none"}
-    learned = run_stage(tmp_path, distill, lesson, model=pruned, steps={"model": source}, data={"train": images})
-    assert macs.count(models.load(learned), feed) == macs.count(models.load(pruned), feed)
-
-
-def test_tied_weights_stay_tied(tmp_path):
-    source = imported(tmp_path, "tied", IDS)
-    with pytest.raises(StageError, match="no layer becomes smaller") as caught:
-        run_stage(tmp_path, low_rank, {"energy": 0.99999}, model=source)
-    assert "it shares its weights with 'embedding'" in caught.value.what
-    module = models.load(run_stage(tmp_path, low_rank, {"energy": 0.5}, model=source))
-    assert module.decoder.weight is module.embedding.weight
-    assert isinstance(module.inner, nn.Sequential)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "says"),
-    [
-        ({}, "by one of energy and macs"),
-        ({"energy": 0.9, "macs": 0.5}, "by one of energy and macs"),
-        ({"energy": 1}, "less than 1"),
-        ({"macs": 0}, "greater than 0"),
-        ({"macs": 0.5, "convolutions": "tucker"}, "channel"),
-        ({"macs": 0.5, "rows": 8}, "rows is about data"),
-        ({"macs": 0.5, "mask": "m"}, "mask is about data"),
-        ({"rank": 8}, "rank"),
-    ],
-)
-def test_settings_are_checked(wrong, says):
-    with pytest.raises(ValidationError, match=says):
-        LowRankConfig.model_validate(wrong)
-    assert low_rank.owes == {"unrecovered"}
-
-
-def test_patterns_and_convolutions_are_respected(tmp_path):
-    source = imported(tmp_path, "cnn", nets.IMAGE)
-    made = run_stage(tmp_path, low_rank, {"macs": 0.9, "convolutions": "spatial", "keep": ["block*"]}, model=source)
-    rows = made.manifest.record["results"]["layers"]
-    assert {row["layer"]: row["form"] for row in rows}.items() >= {("stem", "spatial"), ("down", "spatial")}
-    assert not any(row["layer"].startswith("block") for row in rows)
-    with pytest.raises(StageError, match="no module matches 'blok'"):
-        run_stage(tmp_path, low_rank, {"macs": 0.9, "keep": ["blok"]}, model=source)
-    with pytest.raises(StageError, match="no layer becomes smaller"):
-        run_stage(tmp_path, low_rank, {"energy": 0.9, "convolutions": "none", "keep": ["head"]}, model=source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Mapping
@@ -15,7 +16,8 @@ from modelpack.errors import StageError
 from modelpack.numerics import signatures
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from typing import Any
 
 _NAMES = "_modelpack_outputs"
 
@@ -44,6 +46,19 @@ def outline(module: nn.Module, feed: Mapping[str, Tensor]) -> Outline:
     """Run a module and give the form of what it returns."""
     with torch.no_grad():
         return {name: (value.shape, value.dtype) for name, value in call(module, feed).items()}
+
+
+@contextlib.contextmanager
+def watched(hooks: Iterable[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
+    """Show what modules get and give for as long as this is open.
+
+    Args:
+        hooks: Module → what is called after it, with the module, its arguments by place and by name, and its output.
+    """
+    with contextlib.ExitStack() as stack:
+        for module, hook in hooks:
+            stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+        yield
 
 
 def name_outputs(module: nn.Module, names: tuple[str, ...]) -> None:

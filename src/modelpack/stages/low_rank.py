@@ -52,7 +52,7 @@ class LowRankConfig(StageConfig):
 
 
 @stage(
-    version=1,
+    version=2,
     accepts={Kind.TORCH},
     produces=Kind.TORCH,
     needs=("torch",),

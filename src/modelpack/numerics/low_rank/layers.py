@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from modelpack.numerics import structure
-from modelpack.numerics.calling import call
+from modelpack.numerics.calling import call, watched
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -24,6 +24,11 @@ _MULTIPLYING = (
 )  # fmt: skip
 
 
+_PAYS_LINEAR, _PAYS_CONVOLUTION = 0.95, 0.8
+"""Parts of a layer's work up to which its halves took less time than the whole in onnxruntime: two calls cost more than
+one, and kernels of convolutions compute channels in blocks, which those in the middle may not fill."""
+
+
 @dataclass(frozen=True)
 class Layer:
     """A layer that can be split, in one of the ways that it can.
@@ -36,6 +41,7 @@ class Layer:
         rank_cost: Those of the halves, for each channel between them.
         weights: Numbers in its weight.
         rank_weights: Numbers in the halves' weights, for each channel between them.
+        pays: Part of its work that the halves may take at most, for them to be faster.
     """
 
     path: str
@@ -45,11 +51,12 @@ class Layer:
     rank_cost: int
     weights: int
     rank_weights: int
+    pays: float
 
     @property
     def most(self) -> int:
-        """The most channels between the halves with which both work and weights become less; 0 if none do."""
-        return min(self.full, (self.cost - 1) // self.rank_cost, (self.weights - 1) // self.rank_weights)
+        """The most channels between the halves with which both time and weights become less; 0 if none do."""
+        return min(self.full, int(self.pays * self.cost) // self.rank_cost, (self.weights - 1) // self.rank_weights)
 
 
 @dataclass(frozen=True)
@@ -63,14 +70,7 @@ class Found:
 def find(
     module: nn.Module, feed: Mapping[str, Tensor], kept: Collection[str] = (), convolutions: Convolutions = "auto"
 ) -> Found:
-    """List the layers that could be split, untried.
-
-    Args:
-        module: In evaluation mode; left as it is.
-        feed: Inputs of one forward pass, on the module's device.
-        kept: Paths of modules that must not change.
-        convolutions: How convolutions with a kernel are split.
-    """
+    """List the layers that could be split, untried; the arguments are those of `low_rank.find`."""
     places = _places(module, feed)
     shared = _shared(module)
     found: list[Layer] = []
@@ -84,7 +84,7 @@ def find(
         if not reason:
             ways = [_costed(path, layer, form, *places[path]) for form in _forms(layer, convolutions)]
             found += [way for way in ways if way.most]
-            reason = "" if any(way.most for way in ways) else "its halves would not be smaller"
+            reason = "" if any(way.most for way in ways) else "its halves would not be smaller and faster"
         if reason:
             left[path] = reason
     return Found(tuple(found), left)
@@ -133,17 +133,9 @@ def _places(module: nn.Module, feed: Mapping[str, Tensor]) -> dict[str, tuple[in
 
         return hook
 
-    hooks = [
-        layer.register_forward_hook(note(path), with_kwargs=True)
-        for path, layer in module.named_modules()
-        if isinstance(layer, structure.FACTORED)
-    ]
-    try:
-        with torch.no_grad():
-            call(module, feed)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    factored = [(path, layer) for path, layer in module.named_modules() if isinstance(layer, structure.FACTORED)]
+    with torch.no_grad(), watched((layer, note(path)) for path, layer in factored):
+        call(module, feed)
     return places
 
 
@@ -161,4 +153,5 @@ def _costed(path: str, layer: nn.Module, form: Form, whole: int, between: int) -
         rank_cost=first_places * first + whole * second,
         weights=shape.numel(),
         rank_weights=first + second,
+        pays=_PAYS_LINEAR if isinstance(layer, nn.Linear) else _PAYS_CONVOLUTION,
     )

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from modelpack.errors import StageError
 from modelpack.numerics import models, structure
-from modelpack.numerics.calling import call
+from modelpack.numerics.calling import call, watched
 from modelpack.numerics.quantization.calibration import masks
 
 if TYPE_CHECKING:
@@ -98,15 +98,11 @@ def of_outputs(
             given[0] if given else named["input"], output, real[0]
         )
 
-    hooks = [module.get_submodule(item.path).register_forward_hook(look(item), with_kwargs=True) for item in layers]
-    try:
-        with torch.inference_mode(), models.blamed("the model fails on the rows"):
-            for feed in feeds:
-                real[0] = masks.real(mask, feed) if mask is not None else None
-                call(module, models.tensors(feed, device))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    hooks = [(module.get_submodule(item.path), look(item)) for item in layers]
+    with torch.inference_mode(), models.blamed("the model fails on the rows"), watched(hooks):
+        for feed in feeds:
+            real[0] = masks.real(mask, feed) if mask is not None else None
+            call(module, models.tensors(feed, device))
     return {layer: moments.spectrum(layer.path) for layer, moments in seen.items()}
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from modelpack.errors import StageError
 from modelpack.numerics import structure
-from modelpack.numerics.calling import Outline, call, outline
+from modelpack.numerics.calling import Outline, call, outline, watched
 from modelpack.numerics.low_rank import spectra
 from modelpack.numerics.low_rank.layers import Found
 from modelpack.numerics.structure import Factor
@@ -71,17 +71,9 @@ def _own_ways(module: nn.Module, feed: Mapping[str, Tensor], layers: Mapping[str
     def note(path: str) -> Callable[..., None]:
         return lambda _layer, given, named, output: seen.update({path: (given, named, output)})
 
-    hooks = [
-        owner.register_forward_hook(note(path), with_kwargs=True)
-        for path, owner in owners.items()
-        if type(owner) not in structure.FACTORED
-    ]
-    try:
-        with torch.no_grad():
-            call(module, feed)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    special = {path: owner for path, owner in owners.items() if type(owner) not in structure.FACTORED}
+    with torch.no_grad(), watched((owner, note(path)) for path, owner in special.items()):
+        call(module, feed)
     apart = {path: _apart(module, layers[path], *found) for path, found in seen.items()}
     return {
         path: f"{type(owners[path]).__name__} does something of its own with its weights"

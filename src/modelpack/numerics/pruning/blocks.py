@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from modelpack.errors import StageError
 from modelpack.numerics import structure
-from modelpack.numerics.calling import Outline, call, outline
+from modelpack.numerics.calling import Outline, call, outline, watched
 from modelpack.numerics.pruning.surgery import twin
 from modelpack.numerics.structure import CONTAINERS, Bypass, Drop, Operation
 
@@ -166,18 +166,13 @@ def _calls(module: nn.Module, feed: Mapping[str, Tensor]) -> dict[str, _Call]:
 
         return hook
 
-    watched = [
+    made = [
         (path, child)
         for path, child in module.named_modules()
         if path and not isinstance(child, CONTAINERS) and any(True for _ in child.children())
     ]
-    hooks = [child.register_forward_hook(note(path), with_kwargs=True) for path, child in watched]
-    try:
-        with torch.no_grad():
-            call(module, feed)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with torch.no_grad(), watched((child, note(path)) for path, child in made):
+        call(module, feed)
     return calls
 
 
