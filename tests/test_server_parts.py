@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from modelpack.server import codecs, cpus
+from modelpack.server import cpus, rows
 from modelpack.server.exchange import preferred
-from modelpack.server.faults import Refused, StartError
-from modelpack.server.pool import Pool
+from modelpack.server.faults import Invalid, StartError
 from modelpack.server.settings import Settings, describe
 from modelpack.server.signature import DTYPES, Signature, Tensor
-from modelpack.server.tensors import check, from_array, from_json
+from modelpack.server.tensors import fit, from_array, from_flat, from_json
 
 shapes = arrays.array_shapes(min_dims=0, max_dims=4, max_side=4)
 
@@ -31,18 +26,16 @@ def test_what_is_written_as_json_is_read_back_exactly(data, dtype, shape):
     given_back = from_json(array.tolist(), tensor)
     assert given_back.dtype == array.dtype
     np.testing.assert_array_equal(given_back, array)
-    call = codecs.Call({"x": array}, "columns")
-    answer = codecs.orjson.loads(codecs.encode_json(call, {"x": array}, 1, {}))["outputs"]["x"]
+    answer = rows.parse(rows.dump(rows.to_columns({"x": array})))["x"]
     np.testing.assert_array_equal(np.array(answer, dtype), array)
 
 
 @given(data=st.data(), dtype=st.sampled_from(sorted(DTYPES)), shape=arrays.array_shapes(max_dims=3))
 def test_rows_of_any_type_are_written_as_json(data, dtype, shape):
     array = data.draw(arrays.arrays(dtype, shape))
-    body = codecs.encode_json(codecs.Call({}, "rows"), {"a": array, "b": array}, shape[0], {})
-    rows = codecs.orjson.loads(body)["predictions"]
-    assert len(rows) == shape[0]
-    for row, expected in zip(rows, array, strict=True):
+    written = rows.parse(rows.dump(rows.to_rows({"a": array, "b": array}, shape[0])))
+    assert len(written) == shape[0]
+    for row, expected in zip(written, array, strict=True):
         finite = np.isfinite(expected) if array.dtype.kind == "f" else np.full(expected.shape, True)
         for name in ("a", "b"):
             got = np.array(row[name], dtype=object)
@@ -55,7 +48,7 @@ def test_arrays_are_converted_exactly_or_refused(data, source, target):
     array = data.draw(arrays.arrays(source, (3,)))
     try:
         converted = from_array(array, Tensor("x", (3,), target))
-    except Refused:
+    except Invalid:
         event("refused")
         assert source != target
         return
@@ -72,7 +65,7 @@ def signature(**shapes: tuple[int | str, ...]) -> Signature:
 
 
 @pytest.mark.parametrize(
-    ("shapes", "feed", "rows"),
+    ("shapes", "feed", "count"),
     [
         ({"a": ("n", 2)}, {"a": (7, 2)}, 7),
         ({"a": ("n", 2)}, {"a": (7, 3)}, None),
@@ -86,14 +79,13 @@ def signature(**shapes: tuple[int | str, ...]) -> Signature:
         ({"a": (2, 2)}, {"a": (0, 2)}, None),
     ],
 )
-def test_shapes_are_checked_across_inputs(shapes, feed, rows):
+def test_shapes_are_checked_across_inputs(shapes, feed, count):
     arrays_ = {name: np.zeros(shape, "float32") for name, shape in feed.items()}
-    if rows is None and shapes != {"a": (2, 2), "b": ("n",)}:
-        with pytest.raises(Refused) as refused:
-            check(arrays_, signature(**shapes), 8)
-        assert refused.value.status == 400
+    if count is None and shapes != {"a": (2, 2), "b": ("n",)}:
+        with pytest.raises(Invalid):
+            fit(arrays_, signature(**shapes), 8)
     else:
-        assert check(arrays_, signature(**shapes), 8) == (rows or 4)
+        assert fit(arrays_, signature(**shapes), 8)[1] == (count or 4)
 
 
 def test_settings_come_from_arguments_then_the_environment():
@@ -131,7 +123,7 @@ def test_malformed_limits_name_their_variable(environment):
 
 
 def test_every_limit_is_listed():
-    assert describe().count("MODELPACK_") == 12
+    assert describe().count("MODELPACK_") == 14
     assert "MODELPACK_MAX_BODY" in describe()
 
 
@@ -188,58 +180,52 @@ def test_accept_headers(accept, chosen):
     assert preferred(accept, ("a/x", "b/y")) == chosen
 
 
-def never() -> bool:
-    return False
+@given(data=st.data(), dtype=st.sampled_from(sorted(DTYPES)), shape=shapes)
+def test_values_in_row_major_order_are_read_however_they_are_nested(data, dtype, shape):
+    elements = {"allow_nan": False, "allow_infinity": False} if dtype.startswith("float") else None
+    array = data.draw(arrays.arrays(dtype, shape, elements=elements))
+    tensor = Tensor("x", shape, dtype)
+    nested = data.draw(st.sampled_from([array.ravel().tolist(), array.reshape(1, -1).tolist(), [array.tolist()]]))
+    np.testing.assert_array_equal(from_flat(nested, list(shape), tensor), array)
+    with pytest.raises(Invalid, match="takes"):
+        from_flat([*array.ravel().tolist(), 0], list(shape), tensor)
 
 
-def test_a_job_that_expires_in_the_queue_is_never_run():
-    """One thread is held by a run that ignores its deadline; what waits behind it gets its own answer in time."""
-    release, ran = threading.Event(), []
-
-    def work(feed, options):
-        ran.append(feed)
-        release.wait(10)
-        return {"stopped": options.terminate}
-
-    async def scene():
-        pool = Pool(work, lambda: SimpleNamespace(terminate=False), workers=1, limit=1)
-        now = asyncio.get_running_loop().time()
-        first = asyncio.create_task(pool.run("first", now + 0.2, never))
-        await asyncio.sleep(0.05)
-        second = asyncio.create_task(pool.run("second", now + 0.1, never))
-        await asyncio.sleep(0)
-        with pytest.raises(Refused) as full:
-            await pool.run("third", now + 10, never)
-        with pytest.raises(Refused, match="while waiting in the queue"):
-            await second
-        with pytest.raises(Refused, match="while running"):
-            await first
-        assert pool.waiting == 1, "the thread is still held, so its place is too"
-        release.set()
-        while pool.waiting:
-            await asyncio.sleep(0.01)
-        job, result = await pool.run("fourth", now + 10, never)
-        pool.close(1)
-        return full.value, job, result
-
-    full, job, result = asyncio.run(scene())
-    assert (full.status, full.headers) == (429, {"retry-after": "1"})
-    assert ran == ["first", "fourth"]
-    assert job.queued <= job.started <= job.done
-    assert result == {"stopped": False}
+@pytest.mark.parametrize(
+    ("feed", "message"),
+    [
+        ({}, "input 'a' is missing"),
+        ({"a": np.zeros((1, 2)), "z": np.zeros(1)}, "unknown input 'z': the model's inputs are 'a'"),
+        ({"a": np.zeros((1, 2), bool)}, "expected float32, got bool"),
+        ({"a": np.full((1, 2), 1e300)}, "too large for float32"),
+    ],
+)
+def test_names_and_element_types_are_checked(feed, message):
+    with pytest.raises(Invalid, match=message):
+        fit(feed, signature(a=("n", 2)), 8)
 
 
-def test_a_failing_run_fails_its_own_job_only():
-    def work(feed, _options):
-        return {"half": 1 / feed}
+def test_what_fits_is_exactly_what_the_model_takes():
+    fitted, count = fit({"b": np.ones(3, "int8"), "a": np.ones((2, 3)).T}, signature(a=("n", 2), b=("n",)), 8)
+    assert (list(fitted), count) == (["a", "b"], 3)
+    assert all(array.dtype == "float32" and array.flags.c_contiguous for array in fitted.values())
 
-    async def scene():
-        pool = Pool(work, lambda: SimpleNamespace(terminate=False), workers=2, limit=4)
-        later = asyncio.get_running_loop().time() + 10
-        results = await asyncio.gather(*(pool.run(n, later, never) for n in (1, 0, 2)), return_exceptions=True)
-        pool.close(1)
-        return results
 
-    one, zero, two = asyncio.run(scene())
-    assert (one[1], two[1]) == ({"half": 1.0}, {"half": 0.5})
-    assert isinstance(zero, ZeroDivisionError)
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "shared"),
+    [
+        ([("n", 2)], [("n",)], True),
+        ([("n", "m")], [("n", "m")], True),
+        ([("n", 2)], [("n", "k")], False),
+        ([("n", 2)], [("k",)], False),
+        ([("n", "n")], [("n",)], False),
+        ([("n", 2), ("m",)], [("n",)], False),
+        ([("n", 2), ()], [("n",)], False),
+        ([(1, 2)], [(1,)], False),
+    ],
+)
+def test_requests_share_runs_only_where_one_dimension_is_rows_everywhere(inputs, outputs, shared):
+    def named(given):
+        return {f"t{at}": Tensor(f"t{at}", shape, "float32") for at, shape in enumerate(given)}
+
+    assert Signature(named(inputs), named(outputs)).batches is shared

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .cpus import available, quota
-from .faults import Refused, StartError
+from .faults import Invalid, StartError
+from .independence import entangling, independent
 from .signature import DTYPES, Signature, Tensor, quote
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # onnxruntime reads it while it is imported
@@ -33,12 +35,13 @@ class Engine:
         path: The ONNX file.
         signature: What the model must take and give.
         threads: Threads of one inference; None takes what this process may use.
+        rows: The most rows in one run, of models whose rows are independent of each other.
 
     Raises:
         StartError: When the file cannot be loaded or is not what its signature says.
     """
 
-    def __init__(self, path: Path, signature: Signature, threads: int | None = None) -> None:
+    def __init__(self, path: Path, signature: Signature, threads: int | None = None, rows: int = 1) -> None:
         self.signature = signature
         self.threads = threads or available()
         options = onnxruntime.SessionOptions()
@@ -54,26 +57,25 @@ class Engine:
         _compare("input", signature.inputs, self.session.get_inputs())
         _compare("output", signature.outputs, self.session.get_outputs())
         self.names = list(signature.outputs)
+        self.batch = rows if signature.batches and not entangling(path) else 1
 
     def run(self, feed: Mapping[str, np.ndarray], options: Any = None) -> dict[str, np.ndarray]:
-        """Run the model on checked inputs, row by row when it was built for exactly one row.
+        """Run the model on checked inputs, in slices where it takes exactly one row, or no more than a batch.
 
         Raises:
-            Refused: 400 when the model refuses these values, such as an index beyond its table.
+            Invalid: When the model refuses these values, such as an index beyond its table.
         """
+        step = 1 if self.signature.splits else self.batch if self.batch > 1 else sys.maxsize
+        first = next(iter(feed.values()))
+        rows = first.shape[0] if first.ndim else 1
         try:
-            if not self.signature.splits or next(iter(feed.values())).shape[0] == 1:
+            if rows <= step:
                 return dict(zip(self.names, self.session.run(self.names, feed, options), strict=True))
-            rows = range(next(iter(feed.values())).shape[0])
-            each = [
-                self.session.run(self.names, {name: array[row : row + 1] for name, array in feed.items()}, options)
-                for row in rows
-            ]
-            return {
-                name: np.concatenate(parts) for name, parts in zip(self.names, zip(*each, strict=True), strict=True)
-            }
+            slices = [{name: array[at : at + step] for name, array in feed.items()} for at in range(0, rows, step)]
+            each = [self.session.run(self.names, part, options) for part in slices]
         except InvalidArgument as error:
-            raise Refused(400, f"the model refuses these values: {_reason(error)}") from None
+            raise Invalid(f"the model refuses these values: {_reason(error)}") from None
+        return {name: np.concatenate(parts) for name, parts in zip(self.names, zip(*each, strict=True), strict=True)}
 
     def warm_up(self) -> None:
         """Run twice on the smallest inputs, so that the first client finds memory allocated and kernels chosen.
@@ -91,6 +93,9 @@ class Engine:
             except Exception as error:  # noqa: BLE001 - whatever the runtime raises, the reason is kept
                 reason = _reason(error)
             else:
+                if self.batch > 1 and not independent(self.run, feed):
+                    self.batch = 1
+                    _log.info("requests do not share runs: this model mixes the rows of a run")
                 return
         if not free:
             raise StartError(f"the model does not run: {reason}")

@@ -9,11 +9,18 @@ import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from .faults import Disconnected, Refused
+from .faults import Disconnected, Failed, Fault, Forbidden, Full, Invalid, Late, Unknown, Unready
+
+if TYPE_CHECKING:
+    from .settings import Settings
+
+STATUSES: dict[type[Fault], int] = {
+    Invalid: 400, Forbidden: 403, Unknown: 404, Full: 429, Failed: 500, Unready: 503, Late: 504,
+}  # fmt: skip
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -21,6 +28,21 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _LINGER_SECONDS, _LINGER_BYTES = 2.0, 64 * 2**20
+
+
+class Refused(Fault):
+    """A request that only HTTP can get wrong: its method, media type, size or speed.
+
+    Args:
+        status: The HTTP status.
+        message: What was wrong and what was expected, for the client.
+        headers: Further response headers, such as `Accept-Encoding`.
+    """
+
+    def __init__(self, status: int, message: str, **headers: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
 
 
 @dataclass
@@ -39,12 +61,23 @@ def as_json(content: Any, status: int = 200, **headers: str) -> Response:
     return Response(status, orjson.dumps(content), headers=named)
 
 
+def failure(fault: Fault, content: Any = None) -> Response:
+    """Answer a fault with its status, its headers, and `content`, which is `{"error": message}` when None."""
+    content = {"error": fault.message} if content is None else content
+    if isinstance(fault, Refused):
+        return as_json(content, fault.status, **fault.headers)
+    retry = {"retry_after": str(fault.retry_after)} if isinstance(fault, (Full, Unready)) else {}
+    return as_json(content, STATUSES[type(fault)], **retry)
+
+
 class Request:
-    """What arrived: method, path, headers, and the body as it comes."""
+    """What arrived: method, path and the values of its named parts, headers, and the body as it comes."""
 
-    __slots__ = ("_headers", "_receive", "arrived", "gone", "id", "method", "path", "unread")
+    __slots__ = ("_headers", "_limits", "_receive", "arrived", "gone", "id", "method", "parts", "path", "unread")
 
-    def __init__(self, scope: Scope, receive: Receive) -> None:
+    def __init__(self, scope: Scope, receive: Receive, limits: Settings) -> None:
+        self._limits = limits
+        self.parts: dict[str, str] = {}
         self.arrived = perf_counter()
         self.method: str = scope["method"]
         self.path: str = scope["path"]
@@ -68,13 +101,17 @@ class Request:
             raise Refused(415, f"the charset {charset[1][:40]!r} is not UTF-8")
         return media.strip().lower()
 
-    async def body(self, limit: int, seconds: float) -> bytes:
+    async def body(self) -> bytes:
         """Read the whole body.
 
         Raises:
-            Refused: 413 beyond `limit` bytes, 408 after `seconds`.
+            Refused: 413 when it is too large, 408 when it is too slow, 415 when it is compressed.
             Disconnected: When the client leaves in the middle.
         """
+        limit, seconds = self._limits.max_body, self._limits.body_timeout
+        if self.header("content-encoding") not in ("", "identity"):
+            plain = "a compressed body is not read: send it without Content-Encoding"
+            raise Refused(415, plain, accept_encoding="identity")
         length = self.header("content-length")
         if length and int(length) > limit:
             raise Refused(413, f"the body has {length} bytes, and the limit is {limit}")

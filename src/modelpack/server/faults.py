@@ -1,4 +1,7 @@
-"""The two ways in which the server says no: to a request, and to starting at all."""
+"""The ways in which the server says no: to starting at all, and to a request, whatever protocol it came by.
+
+A fault says what happened and never how a protocol words it: `exchange.STATUSES` is its meaning in HTTP.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +10,44 @@ class StartError(Exception):
     """The server cannot start; the message says why and what to change."""
 
 
-class Refused(Exception):  # noqa: N818 - an answer to the client, not an error of the server
-    """A request that gets an error answer.
+class Fault(Exception):  # noqa: N818 - an answer to the client, not an error of the server
+    """A request that is not answered as it asked; the message is for the client."""
 
-    Args:
-        status: The HTTP status.
-        message: What was wrong and what was expected, for the client.
-        headers: Further response headers, such as `Retry-After`.
-    """
-
-    def __init__(self, status: int, message: str, **headers: str) -> None:
+    def __init__(self, message: str) -> None:
         super().__init__(message)
-        self.status, self.message = status, message
-        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        self.message = message
+
+
+class Invalid(Fault):
+    """What was sent is not what the model takes; it will never be."""
+
+
+class Forbidden(Fault):
+    """The request would change what is served, and this server does not allow it."""
+
+
+class Unknown(Fault):
+    """Nothing has this name: no such model, version or path."""
+
+
+class Full(Fault):
+    """Too many requests wait already; the same request may succeed in `retry_after` seconds."""
+
+    retry_after = 1
+
+
+class Unready(Fault):
+    """The model is loading, or the server is stopping; the same request may succeed in `retry_after` seconds."""
+
+    retry_after = 1
+
+
+class Late(Fault):
+    """The deadline passed before the answer was there."""
+
+
+class Failed(Fault):
+    """The model failed on good inputs; the server's log has the reason."""
 
 
 class Disconnected(Exception):  # noqa: N818 - an event, not an error

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import signal
 import socket
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
 from .app import App
 from .faults import StartError
+from .service import Service
 from .wire import Protocol
 
 if TYPE_CHECKING:
@@ -43,15 +42,20 @@ class Server(uvicorn.Server):
         self.failure: Exception | None = None
         self._stop_at: float | None = None
         self._loading: asyncio.Task[None] | None = None
+        self._refreshing: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen first, so that probes get answers, then load."""
         await super().startup(sockets)
         self._loading = asyncio.create_task(self._load())
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._refresh)
+
+    def _refresh(self) -> None:
+        self._refreshing = asyncio.create_task(self.app.service.refresh())
 
     async def _load(self) -> None:
         try:
-            await self.app.load()
+            await self.app.service.load()
         except Exception as error:  # noqa: BLE001 - a server that will never be ready must end, whatever the reason
             self.failure = error
             self.should_exit = True
@@ -62,9 +66,9 @@ class Server(uvicorn.Server):
             self.should_exit = self.force_exit = True
             return
         self.signal = sig
-        delay = self.app.settings.drain_delay if sig == signal.SIGTERM else 0.0
+        delay = self.app.service.settings.drain_delay if sig == signal.SIGTERM else 0.0
         self._stop_at = time.monotonic() + delay
-        self.app.drain()
+        self.app.service.drain()
 
     async def on_tick(self, counter: int) -> bool:
         """Stop when the drain delay is over."""
@@ -122,14 +126,15 @@ def launch(settings: Settings, card: Mapping[str, Any] | None = None) -> int:
         StartError: When the model cannot be served or the port cannot be had.
     """
     _log_to_stderr()
-    app = App(settings, _read_card(Path(settings.model)) if card is None else card)
+    app = App(Service(settings, card))
     server = Server(app, _config(app))
     with _listen(settings.host, settings.port) as listener:
         address, port = listener.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address
-        _log.info("serving %s %s on http://%s:%d", *app.labels.values(), shown, port)
+        served = ", ".join(f"{model.name} {model.version}" for model in app.service.catalog.models)
+        _log.info("serving %s on http://%s:%d", served, shown, port)
         server.run(sockets=[listener])
-    app.close()
+    app.service.close()
     if server.failure is not None:
         raise server.failure
     _log.info("stopped")
@@ -137,7 +142,7 @@ def launch(settings: Settings, card: Mapping[str, Any] | None = None) -> int:
 
 
 def _config(app: App) -> uvicorn.Config:
-    settings = app.settings
+    settings = app.service.settings
     return uvicorn.Config(
         app,
         http=Protocol,
@@ -161,19 +166,6 @@ def _listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=2048)
     except (OSError, UnicodeError) as error:
         raise StartError(f"cannot listen on {host}:{port}: {error}; --port chooses another") from None
-
-
-def _read_card(folder: Path) -> dict[str, Any]:
-    path = folder / "card.json"
-    try:
-        card = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise StartError(f"the model card {path} cannot be read: {error}") from None
-    if not isinstance(card, dict):
-        raise StartError(f"the model card {path} is not a JSON object")
-    return card
 
 
 def _log_to_stderr() -> None:

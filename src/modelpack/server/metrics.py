@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.exposition import choose_encoder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
@@ -62,9 +62,12 @@ class Metrics:
             histogram = self._durations[key] = self.request.labels(protocol, route)
         histogram.observe(seconds)
 
-    def describe(self, model: str, version: str, digest: str, precision: str, ort_version: str) -> None:
-        """Name the model that is served."""
-        self._info.labels(model, version, digest, precision, ort_version).set(1)
+    def describe(self, models: Iterable[tuple[str, str, Mapping[str, object]]], ort_version: str) -> None:
+        """Name the models that are served: name, version and card of each."""
+        self._info.clear()
+        for name, version, card in models:
+            digest, precision = (str(card.get(key, "")) for key in ("artifact", "precision"))
+            self._info.labels(name, version, digest, precision, ort_version).set(1)
 
     def watch(self, gauge: Gauge, read: Callable[[], float]) -> None:
         """Let a gauge be read when it is asked for."""

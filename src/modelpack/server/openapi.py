@@ -10,6 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from .model import Model
     from .settings import Settings
     from .signature import Signature, Tensor
 
@@ -27,36 +28,46 @@ _ERRORS = {
 }
 
 
-def describe(card: Mapping[str, Any], signature: Signature, settings: Settings) -> dict[str, Any]:
-    """Write the whole description."""
+def describe(models: Mapping[str, Model], settings: Settings) -> dict[str, Any]:
+    """Write the whole description: of `/predict` for one model, of `/predict/NAME` for each of several."""
+    paths: dict[str, Any] = {}
+    schemas: dict[str, Any] = {"Error": _object({"error": {"type": "string"}})}
+    for name, model in models.items():
+        alone = len(models) == 1
+        prefix = "" if alone else f"{name}."
+        paths["/predict" if alone else f"/predict/{name}"] = {"post": _predict(model.signature, settings, prefix)}
+        schemas |= {prefix + key: schema for key, schema in _schemas(model.signature).items()}
     return {
         "openapi": "3.1.0",
-        "info": {
-            "title": str(card["name"]),
-            "version": str(card["version"]),
-            "description": str(card.get("description", "A model served by modelpack.")),
-        },
+        "info": _info([model.card for model in models.values()]),
         "paths": {
-            "/predict": {"post": _predict(signature, settings)},
+            **paths,
             "/": _get("The model card", "card", (JSON, "text/html")),
             "/livez": _get("Whether the process is alive", "live"),
-            "/readyz": _get("Whether the model answers and the server is not draining", "ready", also=(503,)),
-            "/startupz": _get("Whether the model is loaded", "started", also=(503,)),
+            "/readyz": _get("Whether the models answer and the server is not draining", "ready", also=(503,)),
+            "/startupz": _get("Whether the models are loaded", "started", also=(503,)),
             "/metrics": _get("Prometheus metrics", "metrics", ("text/plain",)),
             "/openapi.json": _get("This description", "openapi"),
         },
-        "components": {"schemas": {"Error": _object({"error": {"type": "string"}}), **_schemas(signature)}},
+        "components": {"schemas": schemas},
     }
 
 
-def _predict(signature: Signature, settings: Settings) -> dict[str, Any]:
+def _info(cards: list[Mapping[str, Any]]) -> dict[str, str]:
+    if len(cards) != 1:
+        return {"title": "models", "version": "1", "description": "Models served by modelpack."}
+    about = str(cards[0].get("description", "A model served by modelpack."))
+    return {"title": str(cards[0]["name"]), "version": str(cards[0]["version"]), "description": about}
+
+
+def _predict(signature: Signature, settings: Settings, prefix: str) -> dict[str, Any]:
     rows = f"at most {settings.max_rows} rows"
     if signature.splits:
         rows += ", which run one by one because the model was built for exactly one"
     elif signature.fixed_rows is not None:
         rows = f"exactly {signature.fixed_rows} rows"
-    content: dict[str, Any] = {JSON: {"schema": _either(signature, "Rows", "Columns")}}
-    answers: dict[str, Any] = {JSON: {"schema": _either(signature, "RowAnswer", "ColumnAnswer")}}
+    content: dict[str, Any] = {JSON: {"schema": _either(signature, f"{prefix}Rows", f"{prefix}Columns")}}
+    answers: dict[str, Any] = {JSON: {"schema": _either(signature, f"{prefix}RowAnswer", f"{prefix}ColumnAnswer")}}
     parameters = []
     if signature.only is not None:
         content |= {RAW: {}, NPY: {}}
@@ -72,7 +83,7 @@ def _predict(signature: Signature, settings: Settings) -> dict[str, Any]:
     errors = {str(status): _error(text) for status, text in _ERRORS.items()}
     return {
         "summary": "Run the model",
-        "operationId": "predict",
+        "operationId": f"{prefix}predict",
         "description": f"Takes {rows} and {settings.max_body} bytes in a request. Raw tensors are little-endian. "
         "JSON has no NaN and no infinity: where the model gives one, the answer holds `null`.",
         "parameters": parameters,

@@ -27,7 +27,9 @@ class Settings:
     port: int = 8080
     threads: int | None = None
     concurrency: int = _limit(1, 1, "inferences that run at once")
+    max_batch: int = _limit(32, 1, "rows in one run that requests share; 1 gives each a run of its own")
     queue: int = _limit(64, 0, "requests that may wait for an inference; more are answered 429")
+    allow_loading: int = _limit(0, 0, "1 lets clients load, unload and roll back models")
     max_body: int = _limit(32 * 2**20, 1, "bytes of a request body")
     max_rows: int = _limit(4096, 1, "rows in one request")
     max_head: int = _limit(16384, 256, "bytes of a request line with its headers")

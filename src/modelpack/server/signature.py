@@ -61,6 +61,18 @@ class Signature:
         return all(tensor.shape for tensor in (*self.inputs.values(), *self.outputs.values()))
 
     @cached_property
+    def batches(self) -> bool:
+        """Whether requests may share a run: one named dimension comes first everywhere, and stands nowhere else.
+
+        A size that only an output has may depend on the other rows of its run, so there must be none.
+        """
+        tensors = (*self.inputs.values(), *self.outputs.values())
+        first = {tensor.shape[0] if tensor.shape else None for tensor in tensors}
+        inner = {size for tensor in tensors for size in tensor.shape[1:] if isinstance(size, str)}
+        known = {size for tensor in self.inputs.values() for size in tensor.shape}
+        return len(first) == 1 and all(isinstance(size, str) for size in first) and not first & inner and inner <= known
+
+    @cached_property
     def only(self) -> Tensor | None:
         """The input, when there is exactly one."""
         return next(iter(self.inputs.values())) if len(self.inputs) == 1 else None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .faults import Refused
+from .faults import Invalid
+from .signature import quote
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,15 +35,13 @@ def from_json(value: Any, tensor: Tensor) -> np.ndarray:
             continue
         strange = next((item for item in level if type(item) is not list), level)
         if strange is not level:
-            raise Refused(
-                400,
+            raise Invalid(
                 f"input {tensor.name!r}: expected {len(tensor.shape)} nested arrays of shape {tensor.wanted}, "
                 f"found {_WORDS[type(strange)]} at depth {axis}",
             )
         sizes = set(map(len, level))
         if len(sizes) > 1:
-            raise Refused(
-                400,
+            raise Invalid(
                 f"input {tensor.name!r} is ragged: at depth {axis + 1} there are arrays of {min(sizes)} and of "
                 f"{max(sizes)} values (expected shape {tensor.wanted})",
             )
@@ -55,8 +55,7 @@ def _leaves(level: list[Any], shape: list[int], tensor: Tensor) -> np.ndarray:
     if not set(map(type, level)) <= allowed:
         index, strange = next((at, item) for at, item in enumerate(level) if type(item) not in allowed)
         place = [int(axis) for axis in np.unravel_index(index, shape)] if shape else []
-        raise Refused(
-            400,
+        raise Invalid(
             f"input {tensor.name!r}: expected {tensor.dtype}, found {_WORDS[type(strange)]} at {place}"
             + (f"; more than {len(shape)} nested arrays" if isinstance(strange, list) else ""),
         )
@@ -66,20 +65,45 @@ def _leaves(level: list[Any], shape: list[int], tensor: Tensor) -> np.ndarray:
     return _narrow(wide, tensor).reshape(shape)
 
 
+def from_bytes(data: memoryview, dtype: np.dtype, shape: tuple[int, ...], name: str) -> np.ndarray:
+    """See little-endian bytes as the tensor that they are, without a copy where the machine reads them so.
+
+    Raises:
+        Invalid: When the size is not what the shape takes, or a boolean is no boolean.
+    """
+    count, got = math.prod(shape), len(data)
+    if min(shape, default=1) < 0 or count * dtype.itemsize != got:
+        need = count * dtype.itemsize
+        raise Invalid(f"input {name!r}: shape {list(shape)} of {dtype.name} takes {need} bytes, got {got}")
+    if dtype.kind == "b":
+        flags = np.frombuffer(data, np.uint8)
+        if flags.size and flags.max() > 1:
+            raise Invalid(f"input {name!r}: a boolean is the byte 0 or 1, got {flags.max()}")
+    order = dtype.newbyteorder("<") if dtype.byteorder == "=" else dtype
+    array = np.frombuffer(data, order).reshape(shape).astype(dtype.newbyteorder("="), copy=False)
+    return np.require(array, requirements=["C", "A"])
+
+
+def from_flat(values: list[Any], shape: list[int], tensor: Tensor) -> np.ndarray:
+    """Convert values in row-major order, nested in any way, whose shape is said apart."""
+    level = values
+    while level and type(level[0]) is list:
+        if not all(type(item) is list for item in level):
+            raise Invalid(f"input {tensor.name!r} is ragged: values stand beside arrays")
+        level = list(chain.from_iterable(level))
+    if len(level) != math.prod(shape):
+        raise Invalid(f"input {tensor.name!r}: shape {shape} takes {math.prod(shape)} values, got {len(level)}")
+    return _leaves(level, shape, tensor)
+
+
 def from_array(array: np.ndarray, tensor: Tensor) -> np.ndarray:
     """Convert an array of another element type where no value changes its meaning; NaN and infinity may pass."""
     kind, target = array.dtype.kind, np.dtype(tensor.dtype)
     if kind not in {"f": "fiu", "i": "iu", "u": "iu", "b": "b"}[target.kind]:
-        raise Refused(400, f"input {tensor.name!r}: expected {tensor.dtype}, got {array.dtype.name}")
+        raise Invalid(f"input {tensor.name!r}: expected {tensor.dtype}, got {array.dtype.name}")
     if target.kind in "iu" and array.size:
         _within(int(array.min()), int(array.max()), tensor)
     return _narrow(array, tensor)
-
-
-def check_ranges(array: np.ndarray, tensor: Tensor) -> None:
-    """Refuse whole numbers outside the declared range: they are indices, which must not point beyond a table."""
-    if array.dtype.kind in "iu" and array.size and tensor.range is not None:
-        _within(int(array.min()), int(array.max()), tensor)
 
 
 def _within(low: int, high: int, tensor: Tensor) -> None:
@@ -88,8 +112,7 @@ def _within(low: int, high: int, tensor: Tensor) -> None:
     if tensor.range is not None:
         least, most = max(least, int(tensor.range[0])), min(most, int(tensor.range[1]))
     if low < least or high > most:
-        raise Refused(
-            400,
+        raise Invalid(
             f"input {tensor.name!r}: {low if low < least else high} is outside {least} to {most} ({tensor.dtype})",
         )
 
@@ -100,41 +123,57 @@ def _narrow(wide: np.ndarray, tensor: Tensor) -> np.ndarray:
     if wide.dtype != narrow.dtype and narrow.dtype.kind == "f":
         lost = np.isinf(narrow) & np.isfinite(wide)
         if lost.any():
-            raise Refused(400, f"input {tensor.name!r}: {wide[lost].flat[0]:g} is too large for {tensor.dtype}")
+            raise Invalid(f"input {tensor.name!r}: {wide[lost].flat[0]:g} is too large for {tensor.dtype}")
     return np.require(narrow, requirements=["C", "A"])
 
 
-def check(feed: Mapping[str, np.ndarray], signature: Signature, max_rows: int) -> int:
-    """Compare shapes with the signature, named dimensions across inputs included.
+def fit(feed: Mapping[str, np.ndarray], signature: Signature, max_rows: int) -> tuple[dict[str, np.ndarray], int]:
+    """Turn tensors from anywhere into exactly what the model takes: every input, its element type, range and shape.
+
+    Named dimensions are compared across inputs. NaN and infinity pass: what they mean is the model's affair.
 
     Returns:
-        The number of rows: the size of the first dimension.
+        The tensors in the signature's order, and the number of rows: the size of the first dimension.
 
     Raises:
-        Refused: Naming the input, what was expected and what came.
+        Invalid: Naming the input, what was expected and what came.
     """
+    for name in feed:
+        if name not in signature.inputs:
+            known = quote(signature.inputs)
+            raise Invalid(f"unknown input {name[:80]!r}: the model's inputs are {known}")
+    fitted = {}
+    for name, tensor in signature.inputs.items():
+        if name not in feed:
+            raise Invalid(f"input {name!r} is missing (shape {tensor.wanted}, {tensor.dtype})")
+        array = feed[name] if feed[name].dtype == tensor.dtype else from_array(feed[name], tensor)
+        if array.dtype.kind in "iu" and array.size and tensor.range is not None:  # an index must not leave its table
+            _within(int(array.min()), int(array.max()), tensor)
+        fitted[name] = np.require(array, requirements=["C", "A"])
+    return fitted, _shapes(fitted, signature, max_rows)
+
+
+def _shapes(feed: Mapping[str, np.ndarray], signature: Signature, max_rows: int) -> int:
     named: dict[str, tuple[int, str]] = {}
     rows = 1
     for name, array in feed.items():
-        tensor = signature.inputs[name]
-        got = list(array.shape)
+        tensor, got = signature.inputs[name], list(array.shape)
         if len(got) != len(tensor.shape):
-            raise Refused(400, f"input {name!r}: expected shape {tensor.wanted}, got {got}")
+            raise Invalid(f"input {name!r}: expected shape {tensor.wanted}, got {got}")
         if got and got[0] > max_rows:
-            raise Refused(400, f"input {name!r}: {got[0]} rows, and the limit for one request is {max_rows}")
+            raise Invalid(f"input {name!r}: {got[0]} rows, and the limit for one request is {max_rows}")
         for axis, (want, size) in enumerate(zip(tensor.shape, got, strict=True)):
             if isinstance(want, str):
                 known, other = named.setdefault(want, (size, name))
                 if known != size:
-                    raise Refused(400, f"{want!r} is {known} in input {other!r} but {size} in input {name!r}")
+                    raise Invalid(f"{want!r} is {known} in input {other!r} but {size} in input {name!r}")
             elif want != size and not (axis == 0 and signature.splits and size > 0):
-                raise Refused(400, _misfit(tensor, axis, want, got, signature))
+                raise Invalid(_misfit(tensor, axis, want, got, signature))
             if size == 0 and want != 0:
-                raise Refused(400, f"input {name!r}: expected shape {tensor.wanted}, got {got}, which is empty")
-        if got:
-            rows = got[0]
+                raise Invalid(f"input {name!r}: expected shape {tensor.wanted}, got {got}, which is empty")
+        rows = got[0] if got else rows
     if signature.splits and len({array.shape[0] for array in feed.values()}) > 1:
-        raise Refused(400, f"the inputs have different numbers of rows: {_rows(feed)}")
+        raise Invalid(f"the inputs have different numbers of rows: {_rows(feed)}")
     return rows
 
 

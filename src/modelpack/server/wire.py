@@ -36,7 +36,7 @@ class Protocol(HttpToolsProtocol):
         """Start the clock, or refuse one connection too many."""
         super().connection_made(transport)
         self._app = cast("App", self.config.app)
-        self._limits = self._app.settings
+        self._limits = self._app.service.settings
         self._heading, self._begun = True, False  # between requests or inside a head; inside a head
         self._head = self._raw = 0  # bytes of an unfinished head; bytes of an unfinished body as they came
         self._finished = self._owed = 0  # requests read; requests without their answer
@@ -191,7 +191,7 @@ class Protocol(HttpToolsProtocol):
     def _refuse(self, fault: WireFault) -> None:
         if self.transport.is_closing():
             return
-        self._app.metrics.count("native", "unread", fault.status)
+        self._app.service.metrics.count("native", "unread", fault.status)
         body = json.dumps({"error": fault.message}).encode()
         self.transport.write(
             b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%s"

@@ -1,0 +1,265 @@
+"""The models that are served, by name and version: found in a directory, exchanged while requests run, rolled back.
+
+A directory is one model (`signature.json` lies in it), or holds models as `NAME/signature.json` or
+`NAME/VERSION/signature.json`. Without a version a request gets the current one: the one that the file `NAME/current`
+names, else the highest. Names that begin with a dot are drafts and not looked at: one rename publishes a version.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .faults import Invalid, StartError, Unknown
+from .model import Model, read_card, stamp
+from .signature import quote
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from .batching import Run
+    from .settings import Settings
+
+_log = logging.getLogger("modelpack.server")
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """The versions of one model: the current one, and those that were current before it, oldest first."""
+
+    versions: Mapping[str, Model]
+    current: str
+    before: tuple[str, ...] = ()
+
+
+class Catalog:
+    """All models of one directory. A change is prepared beside what is served and then takes effect at once.
+
+    Args:
+        settings: Limits, and the directory.
+        card: What is known about the model of a directory that is one model; None reads its `card.json`.
+        observe: Is told of every run of every model.
+
+    Raises:
+        StartError: When there is no model, or one has no readable signature.
+    """
+
+    def __init__(
+        self, settings: Settings, card: Mapping[str, Any] | None, observe: Callable[[Run], None] = lambda _run: None
+    ) -> None:
+        self.root = Path(settings.model)
+        self._settings, self._card, self._observe = settings, card, observe
+        self._changing = asyncio.Lock()
+        self._unloaded: dict[str, str] = {}
+        self._shelves = {name: self._shelf(name, found) for name, found in self._scan().items()}
+
+    @property
+    def models(self) -> list[Model]:
+        """Every version of every model."""
+        return [model for shelf in self._shelves.values() for model in shelf.versions.values()]
+
+    @property
+    def current(self) -> dict[str, Model]:
+        """The current version of every model."""
+        return {name: shelf.versions[shelf.current] for name, shelf in self._shelves.items()}
+
+    def find(self, name: str = "", version: str = "") -> Model:
+        """Give a model; without a name the only one, without a version the current one.
+
+        Raises:
+            Invalid: When several are served and none is named.
+            Unknown: When there is none of this name or version.
+        """
+        if not name:
+            if len(self._shelves) != 1:
+                raise Invalid(f"this server has the models {quote(self._shelves)}: name one in the path")
+            name = next(iter(self._shelves))
+        if (shelf := self._shelves.get(name)) is None:
+            raise Unknown(f"no model {name[:80]!r}: this server has {quote(self._shelves)}")
+        if (model := shelf.versions.get(version or shelf.current)) is None:
+            raise Unknown(f"model {name[:80]!r} has no version {version[:80]!r}, but {quote(shelf.versions)}")
+        return model
+
+    @contextmanager
+    def lease(self, name: str = "", version: str = "") -> Iterator[Model]:
+        """Hold a model for one request: it outlives its own replacement until then. See `find`."""
+        model = self.find(name, version)
+        model.users += 1
+        try:
+            yield model
+        finally:
+            model.release()
+
+    def versions(self, name: str) -> list[str]:
+        """Give the versions of a model, oldest first."""
+        shelf = self._shelves.get(name)
+        return sorted(shelf.versions, key=_age) if shelf else []
+
+    def index(self) -> list[dict[str, str]]:
+        """Give name, version, state and reason of every version, those that were unloaded too."""
+        served = [
+            {"name": model.name, "version": model.version, "state": "READY" if model.ready else "LOADING", "reason": ""}
+            for model in self.models
+        ]
+        away = [
+            {"name": name, "version": version, "state": "UNAVAILABLE", "reason": "unloaded"}
+            for name, version in self._unloaded.items()
+        ]
+        return served + away
+
+    async def start(self) -> None:
+        """Load every model.
+
+        Raises:
+            StartError: When one cannot be served.
+        """
+        for model in self.models:
+            await self._prepare(model)
+
+    async def load(self, name: str) -> Model:
+        """Read a model's directory again: load what is new, then exchange it for what was, or change nothing at all.
+
+        Raises:
+            Unknown: When there is no such model.
+            Invalid: When a version cannot be served; the message says why.
+        """
+        async with self._changing:
+            try:
+                if (found := self._scan().get(name)) is None:
+                    raise Unknown(f"no model {name[:80]!r} is in the directory")
+                shelf = self._shelf(name, found, self._shelves.get(name))
+            except StartError as error:
+                raise Invalid(str(error)) from None
+            await self._fill(shelf)
+            self._put(name, shelf)
+            return shelf.versions[shelf.current]
+
+    async def unload(self, name: str) -> Model:
+        """Serve a model no longer; gives what was current.
+
+        Raises:
+            Unknown: When there is no such model.
+        """
+        async with self._changing:
+            model = self.find(name)
+            self._put(name, None)
+            self._unloaded[name] = model.version
+            return model
+
+    async def rollback(self, name: str) -> Model:
+        """Make current again what was current before, until the model is loaded again.
+
+        Raises:
+            Unknown: When there is no such model.
+            Invalid: When no other version was there before.
+        """
+        async with self._changing:
+            self.find(name)
+            shelf = self._shelves[name]
+            known = self.versions(name)
+            lower = known[: known.index(shelf.current)]
+            if not (past := [version for version in shelf.before if version in shelf.versions] or lower):
+                raise Invalid(f"model {name!r} has no version before {shelf.current!r} to go back to")
+            self._put(name, replace(shelf, current=past[-1], before=tuple(past[:-1])))
+            return self.find(name)
+
+    async def refresh(self) -> None:
+        """Read the whole directory again; what cannot be served is logged and leaves that model as it is."""
+        try:
+            found = self._scan()
+        except StartError as error:
+            _log.error("the models stay as they are: %s", error)
+            return
+        for name in [*found, *(set(self._shelves) - set(found))]:
+            try:
+                await (self.load(name) if name in found else self.unload(name))
+            except (Invalid, Unknown) as fault:
+                _log.error("model %s stays as it is: %s", name, fault.message)
+
+    def close(self) -> None:
+        """End all threads."""
+        for model in self.models:
+            model.close(1.0)
+
+    def _scan(self) -> dict[str, dict[str, Path]]:
+        """Find names and versions; a directory that is one model has the name and version of its card."""
+        if not (self.root / "signature.json").exists():
+            found = {folder.name: _versions(folder) for folder in _folders(self.root)}
+            if found := {name: versions for name, versions in found.items() if versions}:
+                return found
+        card = {"name": "model", "version": "1", **(read_card(self.root) if self._card is None else self._card)}
+        return {str(card["name"]): {str(card["version"]): self.root}}
+
+    def _shelf(self, name: str, found: Mapping[str, Path], old: Shelf | None = None) -> Shelf:
+        """Describe a model as its directory has it, with what is loaded already where no file changed."""
+        versions = {}
+        for version, folder in found.items():
+            kept = old.versions.get(version) if old else None
+            if kept is None or kept.stamp != stamp(folder):
+                card = self._card if folder == self.root else None
+                kept = Model(folder, self._settings, name=name, version=version, card=card, observe=self._observe)
+            versions[version] = kept
+        current = _current(self.root / name, versions)
+        before = old.before if old else ()
+        if old and old.current != current:
+            before = (*(version for version in before if version != old.current), old.current)
+        return Shelf(versions, current, before)
+
+    async def _fill(self, shelf: Shelf) -> None:
+        fresh = [model for model in shelf.versions.values() if not model.ready]
+        try:
+            for model in fresh:
+                await self._prepare(model)
+        except StartError as error:
+            for model in fresh:
+                model.close(0.0)
+            raise Invalid(str(error)) from None
+
+    async def _prepare(self, model: Model) -> None:
+        await model.load()
+        _log.info("loaded: %s %s in %.2f s", model.name, model.version, model.seconds)
+
+    def _put(self, name: str, shelf: Shelf | None) -> None:
+        """Exchange what is served under a name; what nobody can find any more ends with its last request."""
+        old = self._shelves.get(name)
+        others = {each: kept for each, kept in self._shelves.items() if each != name}
+        self._shelves = others if shelf is None else others | {name: shelf}
+        self._unloaded.pop(name, None)
+        kept = set(shelf.versions.values()) if shelf else set()
+        for model in old.versions.values() if old else ():
+            if model not in kept:
+                model.retire()
+        _log.info(
+            "serving: %s", ", ".join(f"{each} {model.version}" for each, model in self.current.items()) or "nothing"
+        )
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(each for each in root.iterdir() if each.is_dir() and each.name[0] != ".") if root.is_dir() else []
+
+
+def _versions(folder: Path) -> dict[str, Path]:
+    if (folder / "signature.json").exists():
+        return {str(read_card(folder).get("version", "1")): folder}
+    return {each.name: each for each in _folders(folder) if (each / "signature.json").exists()}
+
+
+def _current(folder: Path, versions: Mapping[str, Model]) -> str:
+    try:
+        named = (folder / "current").read_text("utf-8").strip()
+    except (FileNotFoundError, NotADirectoryError):
+        return max(versions, key=_age)
+    except (OSError, ValueError) as error:
+        raise StartError(f"{folder / 'current'} cannot be read: {error}") from None
+    if named not in versions:
+        raise StartError(f"{folder / 'current'} names version {named!r}, and there is {quote(versions)}")
+    return named
+
+
+def _age(version: str) -> tuple[int, int, str]:
+    """Order versions: whole numbers by value, above any other text."""
+    return (1, int(version), version) if version.isdecimal() else (0, 0, version)

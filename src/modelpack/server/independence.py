@@ -1,0 +1,63 @@
+"""Whether the rows of one run know nothing of each other, so that requests of several clients may share it."""
+
+from __future__ import annotations
+
+import mmap
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    Tensors = Mapping[str, np.ndarray]
+
+# Operators that scale a whole tensor by its own extremes: one client's values would round another's.
+_ENTANGLING = (b"DynamicQuantizeLinear", b"DynamicQuantizeMatMul", b"DynamicQuantizeLSTM")
+_TOLERANCE = 0.02
+
+
+def entangling(path: Path) -> bool:
+    """Say whether a model names an operator that mixes rows in a way too small for `independent` to see."""
+    with path.open("rb") as stream:
+        if not stream.seek(0, 2):
+            return False
+        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return any(content.find(name) >= 0 for name in _ENTANGLING)
+
+
+def independent(run: Callable[[Tensors], Tensors], feed: Tensors) -> bool:
+    """Run one row alone and beside a very different one, and compare its answers.
+
+    Whole numbers must agree, others within 2 % of the largest: kernels round differently for other sizes.
+
+    Args:
+        run: Runs the model.
+        feed: Inputs of one row that the model takes.
+    """
+    rng = np.random.default_rng(0)
+    first = {name: _noise(rng, array, 1.0) for name, array in feed.items()}
+    second = {name: _noise(rng, array, 100.0) for name, array in feed.items()}
+    try:
+        alone = run(first)
+        together = run({name: np.concatenate([first[name], second[name]]) for name in feed})
+    except Exception:  # noqa: BLE001 - values that the model refuses prove nothing, so its runs are not shared
+        return False
+    return all(_same(array, together[name]) for name, array in alone.items())
+
+
+def _noise(rng: np.random.Generator, array: np.ndarray, scale: float) -> np.ndarray:
+    if array.dtype.kind != "f":  # any other whole number may point beyond a table
+        return array
+    return (scale * rng.standard_normal(array.shape)).astype(array.dtype)
+
+
+def _same(alone: np.ndarray, together: np.ndarray) -> bool:
+    if together.shape[:1] != (2,) or together.shape[1:] != alone.shape[1:]:
+        return False
+    row = together[:1]
+    if alone.dtype.kind != "f":
+        return bool(np.array_equal(alone, row))
+    largest = float(np.max(np.abs(alone), initial=0.0, where=np.isfinite(alone)))
+    return bool(np.allclose(alone, row, rtol=0.0, atol=_TOLERANCE * largest + 1e-6, equal_nan=True))

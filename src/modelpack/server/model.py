@@ -1,0 +1,189 @@
+"""One version of one model: its files, its session, its queue, and what it has done."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from .faults import Disconnected, Failed, Fault, Invalid, StartError, Unready
+from .signature import read
+from .statistics import Statistics
+from .tensors import fit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    import numpy as np
+
+    from .batching import Pool, Run
+    from .engine import Engine
+    from .settings import Settings
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model gave, for how many rows, and how long the request waited and ran (seconds)."""
+
+    outputs: Mapping[str, np.ndarray]
+    rows: int
+    queued: float
+    ran: float
+
+
+class Model:
+    """A model that is served; `infer` is the one way to ask it, whatever the protocol.
+
+    Args:
+        folder: Holds `model.onnx` and `signature.json`, and `card.json` when `card` is None.
+        settings: Limits.
+        name: What it is called.
+        version: Its version.
+        card: What else is known about it.
+        observe: Is told of every run.
+
+    Raises:
+        StartError: When the folder has no readable signature or card.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Settings,
+        *,
+        name: str,
+        version: str,
+        card: Mapping[str, Any] | None = None,
+        observe: Callable[[Run], None] = lambda _run: None,
+    ) -> None:
+        self.folder, self._settings, self._observe = folder, settings, observe
+        self.stamp = stamp(folder)
+        self.signature = read(folder / "signature.json")
+        self.name, self.version = name, version
+        self.card = {**(read_card(folder) if card is None else card), "name": name, "version": version}
+        self.statistics = Statistics()
+        self.seconds = 0.0  # loading and warm-up
+        self.users = 0  # requests that hold it
+        self.engine: Engine | None = None
+        self._pool: Pool | None = None
+        self._retired = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether it is loaded."""
+        return self._pool is not None
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a thread."""
+        return self._pool.waiting if self._pool else 0
+
+    async def load(self) -> None:
+        """Load and warm up in a thread.
+
+        Raises:
+            StartError: When the model cannot be served.
+        """
+        began = perf_counter()
+        self.engine = await asyncio.to_thread(self._build)
+        from .batching import Pool
+        from .engine import stoppable
+
+        self._pool = Pool(
+            self.engine.run, stoppable,
+            workers=self._settings.concurrency, limit=self._settings.queue, rows=self.engine.batch, observe=self._ran,
+        )  # fmt: skip
+        self.seconds = perf_counter() - began
+
+    def _build(self) -> Engine:
+        from .engine import Engine
+
+        settings = self._settings
+        engine = Engine(self.folder / "model.onnx", self.signature, settings.threads, settings.max_batch)
+        engine.warm_up()
+        return engine
+
+    def _ran(self, run: Run) -> None:
+        self.statistics.ran(run)
+        self._observe(run)
+
+    async def infer(self, feed: Mapping[str, np.ndarray], deadline: float, gone: Callable[[], bool]) -> Answer:
+        """Run the model on tensors by name.
+
+        Args:
+            feed: Inputs of any element type that the model's can hold.
+            deadline: When to give up, by the event loop's clock.
+            gone: Tells, from any thread, whether the client has left; then the run is skipped.
+
+        Raises:
+            Invalid: When the tensors are not what the model takes.
+            Unready: While it loads.
+            Full: When too many requests wait.
+            Late: When the deadline passes.
+            Failed: When the model fails; the cause is chained.
+            Disconnected: When the client left before the run began.
+        """
+        if self._pool is None:
+            raise Unready("the server is loading its model")
+        fitted, rows = fit(feed, self.signature, self._settings.max_rows)
+        began = perf_counter()
+        try:
+            job, run, outputs = await self._pool.run(fitted, rows, deadline, gone)
+        except (Invalid, Disconnected):
+            raise
+        except Fault:
+            self.statistics.failed(perf_counter() - began)
+            raise
+        except Exception as error:
+            self.statistics.failed(perf_counter() - began)
+            raise Failed("the model failed on this request") from error
+        queued = run.started - job.queued
+        self.statistics.answered(queued, perf_counter() - job.queued)
+        return Answer(outputs, rows, queued, run.ended - run.started)
+
+    def retire(self) -> None:
+        """End when the last request that holds it is answered."""
+        self._retired = True
+        self._end()
+
+    def release(self) -> None:
+        """Let go of it after one request."""
+        self.users -= 1
+        self._end()
+
+    def _end(self) -> None:
+        if self._retired and not self.users:
+            self.close(0.0)
+
+    def close(self, seconds: float) -> None:
+        """End its threads, waiting at most this long for each."""
+        if self._pool is not None:
+            self._pool.close(seconds)
+            self._pool = self.engine = None
+
+
+def stamp(folder: Path) -> tuple[tuple[int, int, int], ...]:
+    """Tell one state of a folder from another without reading its files."""
+    found = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+    return tuple((each.st_ino, each.st_size, each.st_mtime_ns) for each in (path.stat() for path in found))
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """Read the card of a folder; empty when there is none.
+
+    Raises:
+        StartError: When it is no JSON object.
+    """
+    path = folder / "card.json"
+    try:
+        card = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise StartError(f"the model card {path} cannot be read: {error}") from None
+    if not isinstance(card, dict):
+        raise StartError(f"the model card {path} is not a JSON object")
+    return card

@@ -1,0 +1,150 @@
+"""modelpack's own routes: predictions in rows, columns or one tensor; what the model is; whether the server is well."""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from .. import blobs, openapi, page
+from ..exchange import Refused, Request, Response, as_json, preferred
+from ..faults import Invalid
+from ..router import Protocol, Route
+from ..rows import dump, from_columns, from_rows, parse, to_columns, to_rows
+from ..signature import quote
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..model import Answer, Model
+    from ..service import Service
+    from ..signature import Signature
+
+JSON = "application/json"
+_TAKEN = (JSON, blobs.RAW, blobs.NPY)
+_GIVEN = {blobs.RAW: blobs.to_raw, blobs.NPY: blobs.to_npy}
+_KEYS = ("instances", "inputs", "parameters")
+
+
+def protocol() -> Protocol:
+    """Give the table."""
+    routes = (
+        Route("POST", "/predict", predict),
+        Route("POST", "/predict/{model}", predict),
+        Route("POST", "/predict/{model}/{version}", predict),
+        Route("GET", "/", card),
+        Route("GET", "/card/{model}", card),
+        Route("GET", "/card/{model}/{version}", card),
+        Route("POST", "/rollback/{model}", rollback),
+        Route("GET", "/openapi.json", describe),
+        Route("GET", "/metrics", metrics),
+        Route("GET", "/readyz", readyz),
+        Route("GET", "/startupz", startupz),
+        *(Route("GET", path, livez, name="/livez") for path in ("/livez", "/healthz", "/health")),
+    )
+    return Protocol("native", routes)
+
+
+async def predict(service: Service, request: Request) -> Response:
+    """Run the model on a body of any form that it can take."""
+    with service.catalog.lease(request.parts.get("model", ""), request.parts.get("version", "")) as model:
+        media = request.media
+        if media not in _TAKEN:
+            got = repr(media[:80]) if media else "none"
+            raise Refused(415, f"the content type is {got}: expected one of {quote(_TAKEN)}")
+        wanted = preferred(request.header("accept"), (JSON, *_GIVEN))
+        if wanted != JSON and len(model.signature.outputs) > 1:
+            raise Refused(406, f"several outputs ({quote(model.signature.outputs)}) are answered as {JSON} only")
+        body = await request.body()
+        began = perf_counter()
+        feed, form = _decode(media, body, request, model.signature)
+        decoding = perf_counter() - began
+        answer = await service.infer(model, feed, request.arrived, request.gone)
+        response = _encode(wanted, form, answer, model)
+        spans = {"decode": decoding, "queue": answer.queued, "infer": answer.ran}
+        response.headers["server-timing"] = ", ".join(f"{name};dur={1000 * span:.3f}" for name, span in spans.items())
+        return response
+
+
+def _decode(media: str, body: bytes, request: Request, signature: Signature) -> tuple[dict[str, np.ndarray], str]:
+    """Give the inputs, and the form in which they came: rows, columns, or a tensor."""
+    if media == blobs.RAW:
+        return blobs.from_raw(body, request.header("x-shape"), signature), "tensor"
+    if media == blobs.NPY:
+        return blobs.from_npy(body, signature), "tensor"
+    content = parse(body)
+    if not isinstance(content, dict):
+        raise Invalid('expected a JSON object: {"instances": [...]} or {"inputs": {...}}')
+    if unknown := [key for key in content if key not in _KEYS]:
+        raise Invalid(f"unknown key {quote(sorted(unknown)[:3])}: expected one of {quote(_KEYS)}")
+    if ("instances" in content) == ("inputs" in content):
+        raise Invalid("expected either 'instances' (rows) or 'inputs' (columns), exactly one of them")
+    if not isinstance(content.get("parameters", {}), dict):
+        raise Invalid("'parameters' is not an object")
+    if "instances" in content:
+        return from_rows(content["instances"], signature), "rows"
+    return from_columns(content["inputs"], signature), "columns"
+
+
+def _encode(media: str, form: str, answer: Answer, model: Model) -> Response:
+    """Answer rows with rows, columns with columns, and a tensor with the lone output or else with columns."""
+    if media != JSON:
+        content, headers = _GIVEN[media](answer.outputs)
+        return Response(200, content, media, headers)
+    named: dict[str, Any]
+    if form == "columns":
+        named = {"outputs": to_columns(answer.outputs)}
+    elif form == "rows":
+        named = {"predictions": to_rows(answer.outputs, answer.rows)}
+    else:
+        arrays = to_columns(answer.outputs)
+        named = {"predictions": arrays if len(arrays) > 1 else next(iter(arrays.values()))}
+    return Response(200, dump({**named, "model_name": model.name, "model_version": model.version}))
+
+
+async def card(service: Service, request: Request) -> Response:
+    """Show what a model is, as JSON or as a page; at `/` of a server with several, their list."""
+    name, catalog = request.parts.get("model", ""), service.catalog
+    if not name and len(catalog.current) != 1:
+        return as_json({"models": catalog.index()})
+    model = catalog.find(name, request.parts.get("version", ""))
+    content = page.describe(model.card, model.signature, service.settings)
+    if preferred(request.header("accept"), (JSON, "text/html")) == JSON:
+        return as_json(content, vary="accept")
+    shown = page.render(content, model.signature, request.header("host"))
+    return Response(200, shown, "text/html; charset=utf-8", dict(page.HEADERS))
+
+
+async def rollback(service: Service, request: Request) -> Response:
+    """Go back to the version that was current before; off unless the operator allows it."""
+    name = request.parts["model"]
+    model = await service.change(lambda: service.catalog.rollback(name))
+    return as_json({"model_name": model.name, "model_version": model.version})
+
+
+async def describe(service: Service, _request: Request) -> Response:
+    """Describe every route for the current version of every model."""
+    return as_json(openapi.describe(service.catalog.current, service.settings))
+
+
+async def metrics(service: Service, request: Request) -> Response:
+    """Show the figures to Prometheus."""
+    content, media = service.metrics.page(request.header("accept"))
+    return Response(200, content, media)
+
+
+async def livez(_service: Service, _request: Request) -> Response:
+    """Say that the process is alive."""
+    return as_json({"live": True})
+
+
+async def startupz(service: Service, _request: Request) -> Response:
+    """Say whether the models have been loaded."""
+    started = all(model.ready for model in service.catalog.models)
+    return as_json({"started": started}, 200 if started else 503)
+
+
+async def readyz(service: Service, _request: Request) -> Response:
+    """Say whether the models answer and the server is not stopping."""
+    if service.ready:
+        return as_json({"ready": True})
+    return as_json({"ready": False, "reason": service.state}, 503, retry_after="1")

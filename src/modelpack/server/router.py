@@ -1,0 +1,108 @@
+"""Protocols as values: tables of routes, and the way from a path to what answers there."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from .exchange import failure
+from .faults import StartError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from .exchange import Request, Response
+    from .faults import Fault
+    from .service import Service
+
+    Answering = Callable[[Service, Request], Awaitable[Response]]
+
+_PART = re.compile(r"\{(\w+)\}")
+
+
+@dataclass(frozen=True)
+class Route:
+    """One row of a protocol's table.
+
+    Attributes:
+        method: `GET` (which answers `HEAD` too) or another.
+        path: With named parts: `/v1/models/{model}:predict`. A part is never empty and holds no slash.
+        answer: Takes the service and the request, whose `parts` are filled.
+        name: What metrics call it; the path when empty.
+    """
+
+    method: str
+    path: str
+    answer: Answering
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One way to talk to the server.
+
+    Attributes:
+        name: What metrics call it.
+        routes: Its table.
+        fail: How it words a fault.
+    """
+
+    name: str
+    routes: tuple[Route, ...]
+    fail: Callable[[Fault], Response] = failure
+
+
+@dataclass
+class Place:
+    """What is at one path, by method."""
+
+    protocol: Protocol
+    name: str
+    methods: dict[str, Answering] = field(default_factory=dict)
+
+    @property
+    def allow(self) -> str:
+        """The methods that the path knows, for an `Allow` header."""
+        return ", ".join([*self.methods, *(["HEAD"] if "GET" in self.methods else []), "OPTIONS"])
+
+
+class Router:
+    """All tables together; plain paths are looked up, paths with named parts are tried by their number of slashes.
+
+    Raises:
+        StartError: When two protocols claim one path.
+    """
+
+    def __init__(self, protocols: Iterable[Protocol]) -> None:
+        self._plain: dict[str, Place] = {}
+        self._named: dict[int, list[tuple[re.Pattern[str], Place]]] = {}
+        places: dict[str, Place] = {}
+        for protocol in protocols:
+            for route in protocol.routes:
+                shape = _PART.sub("{}", route.path)
+                place = places.setdefault(shape, Place(protocol, route.name or route.path))
+                if place.protocol is not protocol or route.method in place.methods:
+                    raise StartError(
+                        f"{route.method} {route.path} belongs to {place.protocol.name} and to {protocol.name}"
+                    )
+                place.methods[route.method] = route.answer
+                if len(place.methods) == 1:
+                    self._add(route.path, place)
+
+    def _add(self, path: str, place: Place) -> None:
+        if not _PART.search(path):
+            self._plain[path] = place
+            return
+        pieces = _PART.split(path)  # texts and names, in turn
+        pattern = "".join(f"(?P<{piece}>[^/]+)" if at % 2 else re.escape(piece) for at, piece in enumerate(pieces))
+        self._named.setdefault(path.count("/"), []).append((re.compile(pattern), place))
+
+    def find(self, path: str) -> tuple[Place | None, dict[str, str]]:
+        """Give what is at a path, and the values of its named parts."""
+        if place := self._plain.get(path):
+            return place, {}
+        for pattern, place in self._named.get(path.count("/"), ()):
+            if found := pattern.fullmatch(path):
+                return place, found.groupdict()
+        return None, {}

@@ -1,0 +1,113 @@
+"""Rows and columns of JSON, the common tongue of several protocols: to a model's inputs, and from its outputs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import orjson
+
+from .faults import Invalid
+from .signature import quote
+from .tensors import from_json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .signature import Signature
+
+    Tensors = dict[str, np.ndarray]
+
+
+def parse(body: bytes | memoryview) -> Any:
+    """Read JSON, in which NaN, infinity and numbers beyond float64 are no values.
+
+    Raises:
+        Invalid: When it is none.
+    """
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise Invalid(f"the body is not JSON: {error}" if body else "the body is empty") from None
+
+
+def dump(content: Any) -> bytes:
+    """Write JSON with what `plain` gave in it; NaN and infinity become null."""
+    return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def from_rows(rows: Any, signature: Signature) -> Tensors:
+    """Read a list with one value a row, or one object of named values a row.
+
+    Raises:
+        Invalid: When the rows are not what the model takes.
+    """
+    if not isinstance(rows, list):
+        raise Invalid("'instances' is not an array of rows")
+    if not rows:
+        raise Invalid("'instances' is empty: send at least one row")
+    if not signature.rowwise:
+        raise Invalid('this model has a tensor without rows: send columns, {"inputs": {...}}')
+    if signature.only is not None and not isinstance(rows[0], dict):
+        return _tensors({signature.only.name: rows}, signature)
+    for index, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise Invalid(f"instances[{index}] is not an object with the inputs {quote(signature.inputs)}")
+        _complete(row, signature, f"instances[{index}]")
+    return _tensors({name: [row[name] for row in rows] for name in signature.inputs}, signature)
+
+
+def from_columns(columns: Any, signature: Signature, place: str = "'inputs'") -> Tensors:
+    """Read an object of named tensors, or the lone tensor of a model with one input.
+
+    Raises:
+        Invalid: When the columns are not what the model takes.
+    """
+    if not isinstance(columns, dict):
+        if signature.only is None:
+            raise Invalid(f"{place} is not an object with the inputs {quote(signature.inputs)}")
+        columns = {signature.only.name: columns}
+    _complete(columns, signature, place)
+    return _tensors(columns, signature)
+
+
+def _complete(columns: Mapping[str, Any], signature: Signature, place: str) -> None:
+    for name in columns:
+        if name not in signature.inputs:
+            known = quote(signature.inputs)
+            raise Invalid(f"{place}: unknown input {name[:80]!r}: the model's inputs are {known}")
+    for name, tensor in signature.inputs.items():
+        if name not in columns:
+            raise Invalid(f"{place}: input {name!r} is missing (shape {tensor.wanted}, {tensor.dtype})")
+
+
+def _tensors(columns: Mapping[str, Any], signature: Signature) -> Tensors:
+    return {name: from_json(columns[name], tensor) for name, tensor in signature.inputs.items()}
+
+
+def to_rows(outputs: Mapping[str, np.ndarray], rows: int) -> Any:
+    """Give one value a row, or one object of named values a row when there are several outputs.
+
+    Raises:
+        Invalid: When an output has not one row for each that was asked.
+    """
+    for name, array in outputs.items():
+        if not array.ndim or array.shape[0] != rows:
+            shape = list(array.shape)
+            raise Invalid(f"output {name!r} has shape {shape}, not one row for each of {rows}: send columns instead")
+    arrays = to_columns(outputs)
+    if len(arrays) == 1:
+        return next(iter(arrays.values()))
+    return [dict(zip(arrays, values, strict=True)) for values in zip(*arrays.values(), strict=True)]
+
+
+def to_columns(outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Give named tensors as `dump` writes them."""
+    return {name: plain(array) for name, array in outputs.items()}
+
+
+def plain(array: np.ndarray) -> Any:
+    """Give a tensor as nested arrays for `dump`."""
+    if array.ndim > 1 or (array.ndim == 1 and array.dtype.kind == "f"):
+        return np.ascontiguousarray(array)
+    return array[()] if array.dtype.kind == "f" else array.tolist()  # orjson writes no numpy.longlong scalars

@@ -1,0 +1,119 @@
+"""What every protocol works with: the models, the limits, the figures, and whether the server takes work."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from .catalog import Catalog
+from .faults import Forbidden
+from .metrics import Metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    import numpy as np
+
+    from .batching import Run
+    from .model import Answer, Model
+    from .settings import Settings
+
+_log = logging.getLogger("modelpack.server")
+READY, LOADING, DRAINING = "ready", "loading", "draining"
+
+
+class Service:
+    """The server without any protocol.
+
+    Args:
+        settings: Limits, and the directory of the models.
+        card: What is known about the model of a directory that is one model; None reads its `card.json`.
+
+    Raises:
+        StartError: When there is no model with a readable signature.
+    """
+
+    def __init__(self, settings: Settings, card: Mapping[str, Any] | None = None) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.catalog = Catalog(settings, card, self._ran)
+        self.state = LOADING
+        self.metrics.watch(self.metrics.depth, lambda: sum(model.waiting for model in self.catalog.models))
+        self.metrics.watch(self.metrics.ready, lambda: float(self.ready))
+
+    @property
+    def ready(self) -> bool:
+        """Whether every model answers and the server is not stopping."""
+        return self.state == READY
+
+    async def load(self) -> None:
+        """Load and warm up every model; only then is the server ready.
+
+        Raises:
+            StartError: When one cannot be served.
+        """
+        await self.catalog.start()
+        self._describe()
+        if self.state == LOADING:
+            self.state = READY
+            served = ", ".join(f"{model.name} {model.version}" for model in self.catalog.models)
+            threads = max(model.engine.threads for model in self.catalog.models if model.engine)
+            _log.info("ready: %s; threads of one inference: %d", served, threads)
+
+    def _describe(self) -> None:
+        from .engine import VERSION
+
+        self.metrics.load.set(sum(model.seconds for model in self.catalog.models))
+        self.metrics.describe([(model.name, model.version, model.card) for model in self.catalog.models], VERSION)
+
+    def drain(self) -> None:
+        """Say "not ready" from now on; work is still served."""
+        self.state = DRAINING
+
+    def close(self) -> None:
+        """End the threads."""
+        self.catalog.close()
+
+    async def infer(
+        self, model: Model, feed: Mapping[str, np.ndarray], arrived: float, gone: Callable[[], bool]
+    ) -> Answer:
+        """Run a leased model within the deadline that began when the request arrived.
+
+        Args:
+            model: From `catalog.lease`.
+            feed: Inputs by name.
+            arrived: When, by `perf_counter`.
+            gone: Tells, from any thread, whether the client has left.
+
+        Raises:
+            Fault: See `Model.infer`.
+        """
+        left = self.settings.deadline - (perf_counter() - arrived)
+        answer = await model.infer(feed, asyncio.get_running_loop().time() + left, gone)
+        self.metrics.queue.observe(answer.queued)
+        return answer
+
+    def _ran(self, run: Run) -> None:
+        self.metrics.inference.observe(run.ended - run.started)
+        self.metrics.batch.observe(run.rows)
+
+    async def change(self, work: Callable[[], Awaitable[Model]]) -> Model:
+        """Change what is served, as a client asked, and give the model that is now current.
+
+        Raises:
+            Forbidden: When this server does not let clients do so.
+            Fault: What `work` raises.
+        """
+        if not self.settings.allow_loading:
+            off = "this server does not let clients change its models: MODELPACK_ALLOW_LOADING=1 switches it on"
+            raise Forbidden(off)
+        model = await work()
+        self._describe()
+        return model
+
+    async def refresh(self) -> None:
+        """Read the directory of the models again, for the operator."""
+        await self.catalog.refresh()
+        self._describe()
