@@ -1,20 +1,19 @@
-"""Whole blocks left out: which a model can do without, which matters least, and students of fewer layers."""
+"""Which blocks go, and in what order; students of fewer layers; the stage's settings for both."""
 
 from __future__ import annotations
+
+import copy
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import nn
-from torch.nn import functional
 
 import nets
+from layered import GREY, IDS, Bert, made, resnet
 from modelpack.errors import StageError
-from modelpack.numerics import models, structure
-from modelpack.numerics.calling import call, outline
+from modelpack.numerics import macs, models
 from modelpack.numerics.pruning import blocks, depth
 from modelpack.numerics.randomness import seeded
 from modelpack.stages.prune import PruneConfig, prune
@@ -22,148 +21,6 @@ from support import Rows, run_stage
 from test_models import feed_for, imported, outputs, reloaded, same
 
 torch.set_num_threads(1)
-
-
-class Half(nn.Module):
-    """One half of a BERT layer: something added to its input, then normalised."""
-
-    def __init__(self, width):
-        super().__init__()
-        self.dense, self.norm = nn.Linear(width, width), nn.LayerNorm(width)
-
-    def forward(self, hidden_states, attention_mask=None):
-        mixed = hidden_states if attention_mask is None else hidden_states * attention_mask
-        return self.norm(hidden_states + self.dense(mixed))
-
-
-class BertLayer(nn.Module):
-    """As in transformers: keywords in, a tuple out."""
-
-    def __init__(self, width):
-        super().__init__()
-        self.attention, self.output = Half(width), Half(width)
-
-    def forward(self, hidden_states, attention_mask=None, output_attentions=False):
-        hidden = self.output(functional.gelu(self.attention(hidden_states, attention_mask)))
-        return (hidden, attention_mask) if output_attentions else (hidden,)
-
-
-class BertEncoder(nn.Module):
-    def __init__(self, width, layers):
-        super().__init__()
-        self.num_hidden_layers, self.width = layers, layers  # a width that happens to be the number of layers
-        self.layer = nn.ModuleList(BertLayer(width) for _ in range(layers))
-
-    def forward(self, hidden_states, attention_mask):
-        for number in range(self.num_hidden_layers):
-            hidden_states = self.layer[number](hidden_states=hidden_states, attention_mask=attention_mask)[0]
-        return {"last_hidden_state": hidden_states}
-
-
-class Bert(nn.Module):
-    def __init__(self, layers=4):
-        super().__init__()
-        self.embeddings, self.encoder = nn.Embedding(20, 8), BertEncoder(8, layers)
-
-    def forward(self, ids):
-        return self.encoder(self.embeddings(ids), torch.ones(8))
-
-
-class Basic(nn.Module):
-    def __init__(self, inputs, width, stride=1):
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.downsample = None if stride == 1 else nn.Sequential(nn.Conv2d(inputs, width, 1, stride))
-
-    def forward(self, x):
-        shortcut = x if self.downsample is None else self.downsample(x)
-        return functional.relu(self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(x))))) + shortcut)
-
-
-def resnet(blocks_a_stage=2):
-    """A network with stages in a Sequential of Sequentials."""
-    stages, width = [], 4
-    for stage in range(2):
-        items = [Basic(width, 4 * (stage + 1), stage + 1)]
-        items += [Basic(4 * (stage + 1), 4 * (stage + 1)) for _ in range(blocks_a_stage)]
-        stages.append(nn.Sequential(*items))
-        width = 4 * (stage + 1)
-    stem = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
-    return nn.Sequential(stem, *stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 3))
-
-
-IDS = {"ids": torch.arange(12).view(2, 6)}
-GREY = {"x": torch.linspace(-1, 1, 2 * 64).view(2, 1, 8, 8)}
-
-
-def made(factory, *arguments):
-    with seeded(0):
-        return factory(*arguments).eval()
-
-
-def paths(found):
-    return [block.path for block in found.blocks]
-
-
-def test_the_layers_of_a_bert_are_found_and_their_counter_follows():
-    bert = made(Bert)
-    found = blocks.find(bert, IDS)
-    assert paths(found) == [f"encoder.layer.{number}" for number in range(4)]
-    smaller = depth.thinned(bert, IDS, [0, 3])
-    assert (smaller.encoder.num_hidden_layers, smaller.encoder.width, len(smaller.encoder.layer)) == (2, 4, 2)
-    assert (bert.encoder.num_hidden_layers, len(bert.encoder.layer)) == (4, 4)
-    hidden, ones = bert.embeddings(IDS["ids"]), torch.ones(8)
-    by_hand = bert.encoder.layer[3](bert.encoder.layer[0](hidden, ones)[0], ones)[0]
-    assert torch.equal(call(smaller, IDS)["last_hidden_state"], by_hand)
-
-
-def test_residual_blocks_are_found_in_stages_and_those_that_change_shape_stay():
-    found = blocks.find(made(resnet), GREY)
-    assert paths(found) == ["1.0", "1.1", "1.2", "2.1", "2.2"]
-    named = blocks.find(made(nets.cnn), {"image": torch.rand(2, 1, 16, 16)})
-    assert paths(named) == ["block1", "block2", "block3"]
-    assert paths(blocks.find(made(nets.torch_encoder), {"tokens": torch.rand(2, 5, 16)})) == [
-        "encoder.layers.0",
-        "encoder.layers.1",
-    ]
-
-
-def test_layers_that_only_keep_the_shape_are_no_blocks():
-    """Without a way around its weights, nothing of a layer's input would be known behind it."""
-    plain = nn.Sequential(*(nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(3)))
-    found = blocks.find(plain.eval(), {"x": torch.rand(2, 4)})
-    assert found.blocks == ()
-    with pytest.raises(StageError, match="no blocks that it can do without"):
-        depth.shallower(plain, {"x": torch.rand(2, 4)}, [], share=0.5)
-
-
-class Shared(nn.Module):
-    """Two stacks that one attribute counts, so that leaving a layer of either out would shorten both."""
-
-    def __init__(self):
-        super().__init__()
-        self.layers = 3
-        self.one = nn.ModuleList(Half(8) for _ in range(3))
-        self.two = nn.ModuleList(Half(8) for _ in range(3))
-        self.last = nn.ModuleList(Half(8) for _ in range(2))
-
-    def forward(self, x):
-        for number in range(self.layers):
-            x = self.one[number](x)
-        for number in range(self.layers):
-            x = self.two[number](x)
-        for layer in self.last:
-            x = layer(x)
-        return x
-
-
-def test_a_counter_of_two_stacks_keeps_both_whole():
-    found = blocks.find(made(Shared), {"x": torch.rand(2, 8)})
-    assert paths(found) == ["last.0", "last.1"]
-    assert "would not call" in found.left["one.0"] or "fails without it" in found.left["one.0"]
 
 
 def quiet(block):
@@ -188,21 +45,86 @@ def test_the_block_that_does_least_goes_first_and_the_model_stays_what_it_was():
 
 
 @torch.no_grad()
-def test_importance_is_the_outputs_change_measured_after_each_removal():
-    net = made(resnet)
+def told(net, rows):
+    """Give what a network says once its batch norms have seen some rows, by torch's own average."""
+    known = copy.deepcopy(net)
+    for layer in known.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.reset_running_stats()
+            layer.momentum = None
+    known.train()(rows)
+    return known.eval()(rows)
+
+
+@torch.no_grad()
+def test_importance_is_the_outputs_change_for_what_is_saved_measured_after_each_removal():
+    net, x = made(resnet), GREY["x"]
     found = depth.shallower(net, GREY, [GREY], share=0.4)
-    gone = []
+    gone, wanted, whole = [], told(net, x), macs.count(net, GREY)
     for path in found.gone:
-        wanted = net(GREY["x"])
-        changes = {}
+        prices = {}
         for block in blocks.find(net, GREY).blocks:
             if block.path in gone:
                 continue
             trial = [item for item in blocks.find(net, GREY).blocks if item.path in {*gone, block.path}]
-            changes[block.path] = float((blocks.without(net, trial)(GREY["x"]) - wanted).square().sum())
-        assert path == min(changes, key=changes.get)
+            saved = 1 - macs.count(blocks.without(net, [block]), GREY) / whole
+            prices[block.path] = float((told(blocks.without(net, trial), x) - wanted).square().sum()) / saved
+        assert path == min(prices, key=prices.get)
         gone.append(path)
     assert len(gone) == 3
+
+
+class Beside(nn.Module):
+    """Adds what a layer makes of its input."""
+
+    def __init__(self, shift):
+        super().__init__()
+        self.layer, self.norm = nn.Conv2d(4, 4, 1, bias=False), nn.BatchNorm2d(4)
+        nn.init.constant_(self.norm.weight, 0.0 if shift else 0.5)
+        nn.init.constant_(self.norm.bias, shift)
+
+    def forward(self, x):
+        return x + self.norm(self.layer(x))
+
+
+@torch.no_grad()
+def test_what_batch_norms_make_up_for_is_no_loss():
+    """One block only adds a number, which the norm behind it expects; the other one changes what its input says."""
+    with seeded(0):
+        body = nn.Sequential(Beside(20.0), Beside(0.0), nn.BatchNorm2d(4))
+        net = nn.Sequential(nn.Conv2d(1, 4, 3), body, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3))
+    feed = {"x": torch.rand(32, 1, 8, 8, generator=torch.Generator().manual_seed(0))}
+    for _ in range(60):
+        net.train()(feed["x"])
+    net.eval()
+    stale = {
+        block.path: float((blocks.without(net, [block])(feed["x"]) - net(feed["x"])).square().sum())
+        for block in blocks.find(net, feed).blocks
+    }
+    assert stale["1.0"] > 2 * stale["1.1"]
+    before = copy.deepcopy(net.state_dict())
+    found = depth.shallower(net, feed, [feed], share=0.5)
+    assert found.gone == ("1.0",)
+    changes = {row["block"]: row["change"] for row in found.table}
+    assert 1e-6 > changes["1.0"] < changes["1.1"] / 1000
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_blocks_that_cost_more_go_before_others_that_are_worth_as_little():
+    net = made(resnet)
+    (free,) = depth.shallower(net, GREY, [GREY], share=0.8).gone
+    for path in ("1.1", "2.2"):
+        found = depth.shallower(
+            net, GREY, [GREY], share=0.8, costs=lambda _net, _feed, all_of, path=path: {
+                item: 0.9 if item == path else 1e-4 for item in all_of
+            }
+        )  # fmt: skip
+        assert found.gone == (path,)
+        assert {row["block"]: row["cost"] for row in found.table}[path] == 0.9
+    work = depth.by_work(net, GREY, ["1.0", "2.2", "4"])
+    assert work["4"] == 0
+    assert work["1.0"] == pytest.approx(2 * 64 * 4 * 4 * 9 * 2 / macs.count(net, GREY))
+    assert free in {"1.0", "1.1", "1.2", "2.1", "2.2"}
 
 
 def test_blocks_can_be_named_and_kept():
@@ -224,31 +146,6 @@ def test_blocks_can_be_named_and_kept():
 def test_what_cannot_go_is_told(settings, says):
     with pytest.raises(StageError, match=says.replace("*", r"\*")):
         depth.shallower(made(resnet), GREY, [GREY], **settings)
-
-
-def test_why_a_layer_is_no_block_is_told():
-    with pytest.raises(StageError, match=r"no block matches '2\.0'") as caught:
-        depth.shallower(made(resnet), GREY, [GREY], drop=["2.0"])
-    assert "'2.0' must stay: its output has not the shape of its input" in caught.value.then
-    assert caught.value.then.endswith("the blocks are 1.0, 1.1, 1.2, 2.1, 2.2")
-
-
-def test_a_block_that_must_stay_is_named_with_its_reason():
-    class Odd(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.one, self.two = Half(8), BertLayer(8)
-
-        def forward(self, x):
-            return self.two(self.one(x))[0]
-
-    odd = made(Odd)
-    found = blocks.find(odd, {"x": torch.rand(2, 3, 8)})
-    assert paths(found) == ["one", "two.output"]
-    assert "fails without it (TypeError)" in found.left["two.attention"]
-    with pytest.raises(StageError, match=r"no block matches 'two\.attention'") as caught:
-        depth.shallower(odd, {"x": torch.rand(2, 3, 8)}, [], drop=["two.attention"])
-    assert "'two.attention' must stay: the model fails" in caught.value.then
 
 
 @pytest.mark.parametrize(
@@ -335,25 +232,3 @@ def test_a_student_is_saved_and_loaded_as_data(tmp_path):
     again = reloaded(tmp_path / "out", source)
     assert len(again.layers) == 2
     assert same(outputs(again, feed), outputs(student, feed))
-
-
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(data=st.data(), factory=st.sampled_from(["resnet", "bert", "cnn", "encoder"]))
-def test_any_choice_of_blocks_gives_outputs_of_the_same_form(data, factory):
-    net, feed = {
-        "resnet": (made(resnet), GREY),
-        "bert": (made(Bert), IDS),
-        "cnn": (made(nets.cnn), {"image": torch.rand(2, 1, 16, 16)}),
-        "encoder": (made(nets.encoder), {"input_ids": IDS["ids"], "attention_mask": torch.ones_like(IDS["ids"])}),
-    }[factory]
-    found = blocks.find(net, feed).blocks
-    gone = data.draw(st.lists(st.sampled_from(found), unique=True, min_size=1, max_size=len(found) - 1))
-    smaller = blocks.without(net, gone)
-    assert outline(smaller, feed) == outline(net, feed)
-    rebuilt = structure.light(net)
-    structure.change(rebuilt, structure.made(smaller))
-    assert {name for name, _ in rebuilt.named_parameters()} == {name for name, _ in smaller.named_parameters()}
-    expected = sum(p.numel() for p in net.parameters()) - sum(
-        p.numel() for block in gone for p in net.get_submodule(block.path).parameters()
-    )
-    assert sum(p.numel() for p in smaller.parameters()) == expected

@@ -44,7 +44,7 @@ class PruneConfig(StageConfig):
     depth: Share | None = Field(
         None,
         description="Fraction of the layers or blocks to keep, of those that the model can do without; the others go "
-        "whole, those first whose absence changes the outputs least.",
+        "whole, those first whose absence changes the outputs least for the multiply-accumulates that it saves.",
     )
     drop: tuple[str, ...] = Field((), description="Glob patterns of layers or blocks that go, whatever they do.")
     importance: Literal["l1", "l2", "bn_scale", "fpgm", "lamp", "taylor", "fisher", "random"] = Field(
@@ -137,7 +137,7 @@ def _assumed(config: PruneConfig, device: str) -> Iterator[Assumption]:
 
 
 @stage(
-    version=2,
+    version=3,
     accepts={Kind.TORCH},
     produces=Kind.TORCH,
     needs=("torch", "torch-pruning"),
@@ -195,6 +195,7 @@ def _shallower(config: PruneConfig, job: Job, module: Any, feed: Any) -> Any:
     from modelpack.numerics import models
     from modelpack.numerics.pruning import depth, kept
     from modelpack.numerics.rows import feeds
+    from modelpack.numerics.training import statistics
 
     kept(module, config.keep)
     if config.data is None:
@@ -214,6 +215,8 @@ def _shallower(config: PruneConfig, job: Job, module: Any, feed: Any) -> Any:
         keep=config.keep,
         watch=lambda steps: job.track(steps, len(steps), "blocks to leave out"),
     )
+    if config.data is not None and (count := statistics.reestimate_all(found.module, rows)):
+        job.note(f"measured the statistics of {count} batch norms anew")
     job.result("blocks", found.table)
     job.result("left_alone", dict(found.left))
     total = len(found.table)

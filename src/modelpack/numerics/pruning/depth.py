@@ -1,14 +1,16 @@
 """Whole blocks of a model left out, least important first, and students of fewer layers.
 
-The importance of a block is measured: the change of the model's outputs when it is passed by, found anew after each
-removal. Where blocks are many, only those are tried whose own output is nearest to their input: 1 - cosine(input,
-output), the block influence of ShortGPT (Men et al. 2024, arXiv 2403.03853).
+What a block is worth is measured: the change of the model's outputs when it is passed by, for each part of the cost
+that it saves, found anew after each removal. The statistics of batch norms are measured anew before: what they expect
+is what the block would have given, and the error that this alone makes is the first to heal. Where blocks are many,
+only those are tried whose own output is nearest to their input: 1 - cosine(input, output), the block influence of
+ShortGPT (Men et al. 2024, arXiv 2403.03853).
 """
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,19 +19,27 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from modelpack.errors import StageError, did_you_mean, listed
+from modelpack.numerics import macs, structure
 from modelpack.numerics.calling import call, outline
 from modelpack.numerics.pruning import blocks
 from modelpack.numerics.pruning.surgery import twin
+from modelpack.numerics.training import statistics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable
 
     from modelpack.numerics.pruning.blocks import Block, Found
 
     Feed = Mapping[str, Tensor]
 
+Costs = Callable[[nn.Module, Mapping[str, Tensor], Sequence[str]], Mapping[str, float]]
+"""Says what fraction of a model's cost each of some modules is; given the model, its inputs, and the modules' paths."""
+
 _TRIED = 8
 """Blocks whose removal is tried at each step: those of the least influence."""
+
+_NOTHING = 1e-9
+"""The cost of a block that costs nothing."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +49,9 @@ class Shallower:
     Attributes:
         module: The model without the blocks that went.
         gone: Paths of these blocks in the whole model, in the order in which they went.
-        table: By block: path, type, influence, the change of the outputs when it went, or would have gone, after those
-            before it (None where it was not tried), and its place in the order in which they went (0 if it stayed).
+        table: By block: path, type, influence, cost (its fraction of the model's), the change of the outputs when it
+            went, or would have gone, after those before it (None where it was not tried), and its place in the order in
+            which they went (0 if it stayed).
         left: Block → why it had to stay.
     """
 
@@ -58,6 +69,7 @@ def shallower(
     share: float = 1.0,
     drop: Iterable[str] = (),
     keep: Iterable[str] = (),
+    costs: Costs | None = None,
     watch: Callable[[Sequence[int]], Iterable[int]] = lambda steps: steps,
 ) -> Shallower:
     """Leave the least important blocks of a model out.
@@ -65,10 +77,11 @@ def shallower(
     Args:
         module: In evaluation mode; left as it is.
         feed: Inputs of one forward pass, on the module's device: blocks are found and tried with it.
-        rows: Batches of inputs on the module's device, on which importance is measured.
+        rows: Batches of inputs on the module's device, on which importance, and statistics before it, are measured.
         share: Fraction of the blocks that stays, 0 < share ≤ 1; at least one does.
         drop: Glob patterns of blocks that go whatever their importance; they count among those that go.
         keep: Glob patterns of modules that must stay as they are: blocks among, inside or around them stay.
+        costs: Says what each block costs; the fraction of the multiply-accumulates if absent.
         watch: Passes the steps through, to show progress.
 
     Raises:
@@ -88,7 +101,7 @@ def shallower(
             f"{count} of the {len(paths)} blocks would go, but {max(1, len(kept))} of them must stay",
             then="raise depth, or shorten keep or drop",
         )
-    state = _State(module, feed, rows, found)
+    state = _State(module, rows, found, (costs or by_work)(module, feed, paths))
     for _ in watch(range(count - len(named))):
         state.step(kept, named)
     gone = (*named, *state.gone)
@@ -125,18 +138,25 @@ def thinned(module: nn.Module, feed: Feed, keep: int | Sequence[int]) -> nn.Modu
     return _without(module, feed, chosen, [block.path for block in found.blocks])
 
 
+def by_work(module: nn.Module, feed: Feed, paths: Sequence[str]) -> dict[str, float]:
+    """Give the fraction of the multiply-accumulates of one forward pass that each module computes."""
+    counts = macs.count_by_module(module, feed)
+    return {path: counts.get(path, 0) / max(1, counts[""]) for path in paths}
+
+
 class _State:
     """What is known while blocks go one after the other."""
 
-    def __init__(self, module: nn.Module, feed: Feed, rows: Sequence[Feed], found: Found) -> None:
-        self.module, self.feed, self.rows, self.found = module, feed, rows, found
-        self.wanted = [_outputs(module, batch) for batch in rows]
+    def __init__(self, module: nn.Module, rows: Sequence[Feed], found: Found, costs: Mapping[str, float]) -> None:
+        self.module, self.rows, self.found, self.costs = module, rows, found, costs
+        whole = _settled(structure.light(module), rows)  # a block that does nothing must change nothing
+        self.wanted = [_outputs(whole, batch) for batch in rows]
         self.influence = _influence(module, rows, [block.path for block in found.blocks])
         self.change: dict[str, float] = {}
         self.gone: list[str] = []
 
     def step(self, kept: Iterable[str], named: Iterable[str]) -> None:
-        """Choose the block whose removal, after those before it, changes the outputs least."""
+        """Choose the block whose removal, after those before it, changes the outputs least for what it saves."""
         before = {*named, *self.gone}
         free = [block for block in self.found.blocks if block.path not in {*before, *kept}]
         free.sort(key=lambda block: self.influence[block.path])
@@ -145,10 +165,11 @@ class _State:
             trial = [item for item in self.found.blocks if item.path in {*before, block.path}]
             changes[block.path] = self._change(blocks.without(self.module, trial))
         self.change |= changes
-        self.gone.append(min(changes, key=lambda path: changes[path]))
+        self.gone.append(min(changes, key=lambda path: changes[path] / max(self.costs[path], _NOTHING)))
 
     def _change(self, smaller: nn.Module) -> float:
         """Measure the mean relative change of the outputs: ‖new - old‖² / ‖old‖²."""
+        _settled(smaller, self.rows)
         parts = []
         for batch, wanted in zip(self.rows, self.wanted, strict=True):
             found = _outputs(smaller, batch)
@@ -165,11 +186,19 @@ class _State:
                 "block": block.path,
                 "type": type(self.module.get_submodule(block.path)).__name__,
                 "influence": self.influence[block.path],
+                "cost": self.costs[block.path],
                 "change": self.change.get(block.path),
                 "removed": gone.index(block.path) + 1 if block.path in gone else 0,
             }
             for block in self.found.blocks
         ]
+
+
+def _settled(copy: nn.Module, rows: Sequence[Feed]) -> nn.Module:
+    """Let the batch norms of a copy, which shares its tensors, know what comes now."""
+    statistics.own(copy)
+    statistics.reestimate_all(copy, rows)
+    return copy
 
 
 def _outputs(module: nn.Module, feed: Feed) -> dict[str, Tensor]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
 from modelpack.numerics.pruning import groups as grouping
 from modelpack.numerics.pruning.surgery import MATRICES, channels_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from torch import nn
 
 
 @dataclass(frozen=True)
