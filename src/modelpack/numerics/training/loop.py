@@ -120,6 +120,7 @@ class Course:
         """Learn from all rows once, or from those that an interrupted try had not come to."""
         progress, lesson = self.progress, self.lesson
         epoch, began = progress.epoch + 1, time.monotonic() - progress.seconds
+        sharing.expect_as_many(lesson.data.steps)
         patience = 1 if lesson.device.type == "cpu" and crew.size() == 1 else _UNSEEN
         unseen: list[Tensor] = []
         self.student.train()

@@ -103,6 +103,26 @@ def in_turn(batches: Iterable[Arrays]) -> Iterator[tuple[Arrays, bool]]:
         yield group[mine if counts else 0], counts
 
 
+def expect_as_many(batches: int) -> None:
+    """Check that every process reads as many batches in a pass: rows that were shuffled do not tell who lacks some.
+
+    Raises:
+        StageError: Naming a process that reads fewer.
+    """
+    counts = [count for (count,) in crew.compared([batches])]
+    if len(set(counts)) > 1:
+        raise _unlike("end early", counts, "it reads {} batches, rank {} reads {}")
+
+
+def _unlike(what: str, counts: list[int], told: str) -> StageError:
+    fewest, most = counts.index(min(counts)), counts.index(max(counts))
+    return StageError(
+        f"the data {what} on rank {fewest}: {told.format(counts[fewest], most, counts[most])}",
+        then="a data source must give the same rows to every process: the same files on every host, "
+        "and nothing drawn without its seed",
+    )
+
+
 def _abreast(batches: Iterable[Arrays]) -> Iterator[Arrays]:
     """Pass batches through while every process reads the same one."""
     source = iter(batches)
@@ -113,15 +133,8 @@ def _abreast(batches: Iterable[Arrays]) -> Iterator[Arrays]:
         seen = crew.compared([0, 0] if batch is None else [_rows(batch), _sign(batch)])
         counts = [rows for rows, _ in seen]
         if len(set(counts)) > 1:
-            fewest = counts.index(min(counts))
-            most = counts.index(max(counts))
-            what = "end early" if not counts[fewest] else "differ"
-            raise StageError(
-                f"the data {what} on rank {fewest}: its batch {number} has {counts[fewest]} rows, "
-                f"that of rank {most} has {counts[most]}",
-                then="a data source must give the same rows to every process: the same files on every host, "
-                "and nothing drawn without its seed",
-            )
+            what = "differ" if min(counts) else "end early"
+            raise _unlike(what, counts, f"its batch {number} has {{}} rows, that of rank {{}} has {{}}")
         if len({sign for _, sign in seen}) > 1:
             raise StageError(
                 f"the processes read different rows in batch {number}",
