@@ -21,12 +21,13 @@ import nets
 from modelpack.errors import StageError
 from modelpack.numerics.calling import call
 from modelpack.numerics.randomness import chained
-from modelpack.numerics.training import Lesson, Rows, Schedule, layout, tensors, train
+from modelpack.numerics.training import Lesson, Rows, Schedule, layout, memory, tensors, train
 from modelpack.numerics.training.averaging import Average
 from modelpack.numerics.training.batches import TRUTH, _cuts
 from modelpack.numerics.training.depth import blocks, depths
 from modelpack.numerics.training.optimizer import build
 from modelpack.numerics.training.recompute import recomputed
+from modelpack.numerics.training.sharing import Share
 from modelpack.stages.distill import DistillConfig
 from modelpack.stages.qat import QatConfig
 from modelpack.stages.recover import RecoverConfig
@@ -365,6 +366,29 @@ def test_batches_too_large_for_the_device_are_halved_until_they_fit(tmp_path, ro
     assert (f"`batch: {fits}` of the data and `accumulate: {16 // fits}`" if fits else "another device") in str(
         caught.value
     )
+
+
+def test_the_batch_of_a_crew_is_named_whole_when_a_part_does_not_fit():
+    class Never:
+        def backward(self, batch, share, total):
+            raise AssertionError("one process of a crew cannot try alone")
+
+    columns = {"x": np.ones((4, 6), np.float32)}
+    with (
+        pytest.raises(StageError, match=r"batches of 17 rows; 8 fit\n  set `batch: 8` .* and `accumulate: 3`"),
+        memory.explained(Never(), columns, Share(4, 17, 4)),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_no_memory_for_the_optimizer_is_told(tmp_path, monkeypatch):
+    def full(*_args, **_settings):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", full)
+    with pytest.raises(StageError, match="what the optimizer remembers") as caught:
+        trained(tmp_path, Schedule(1, 0.01))
+    assert "`optimizer: sgd`" in str(caught.value)
 
 
 def test_nothing_to_train_is_told(tmp_path):

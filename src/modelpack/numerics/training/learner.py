@@ -62,7 +62,8 @@ class Learner:
             for name, value in parts.items():
                 added = value.detach() * share.of
                 sums[name] = sums[name] + added if name in sums else added
-        self._update()
+        with memory.enough():
+            self._update()
         return sums
 
     def backward(self, batch: Arrays, share: Share, total: int) -> dict[str, Tensor]:

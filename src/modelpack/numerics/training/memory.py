@@ -30,14 +30,11 @@ class Trial(Protocol):
 @contextlib.contextmanager
 def explained(trial: Trial, batch: Arrays, share: Share) -> Iterator[None]:
     """Turn torch's word that memory is full into a `StageError` that names the batch that fits."""
-    try:
+    with contextlib.suppress(torch.OutOfMemoryError):
         yield
-    except torch.OutOfMemoryError:
-        rows = count(batch)
-    else:
         return
     # Outside the handler: the error holds the frames, and these the activations that filled the memory.
-    fits = largest(trial, batch, share)
+    rows, fits = share.of, largest(trial, batch, share)
     if fits == 0:
         raise StageError(
             f"the device's memory is too small to train on one row (the batches have {rows})",
@@ -50,13 +47,26 @@ def explained(trial: Trial, batch: Arrays, share: Share) -> Iterator[None]:
     )
 
 
+@contextlib.contextmanager
+def enough() -> Iterator[None]:
+    """Turn torch's word that there is no memory for a step of the optimizer into a `StageError`."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise StageError(
+            "the device's memory is too small for what the optimizer remembers of every parameter",
+            then="use `optimizer: sgd`, which remembers half as much, smaller batches with `accumulate`, or several "
+            "processes with `parallel: fsdp`",
+        ) from error
+
+
 def largest(trial: Trial, batch: Arrays, share: Share) -> int:
     """Find by halving how many rows of a batch can be trained on; 0 for none.
 
-    A crew computes together, so that one process cannot try alone: it is told half of what did not fit.
+    A crew computes together, so that one process cannot try alone: it is told half of the batch that all share.
     """
     if share.parts > 1:
-        return count(batch) // 2
+        return share.of // 2
     rows = count(batch) // 2
     while rows:
         if _fits(trial, head(batch, rows), Share(rows, rows)):
