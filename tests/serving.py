@@ -66,6 +66,17 @@ def linear(folder: Path, rows: int | str = "batch") -> Path:
     )
 
 
+def scaled(folder: Path, factor: float) -> Path:
+    """y = factor · x: the answer tells which version gave it."""
+    return write_model(
+        folder,
+        [helper.make_node("Mul", ["x", "factor"], ["y"])],
+        {"x": (["batch", 1], "float32")},
+        {"y": (["batch", 1], "float32")},
+        {"factor": np.float32(factor)},
+    )
+
+
 def pair(folder: Path) -> Path:
     """Two inputs that share both dynamic dimensions, two outputs of different types."""
     return write_model(

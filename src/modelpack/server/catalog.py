@@ -81,7 +81,7 @@ class Catalog:
         if (shelf := self._shelves.get(name)) is None:
             raise Unknown(f"no model {name[:80]!r}: this server has {quote(self._shelves)}")
         if (model := shelf.versions.get(version or shelf.current)) is None:
-            raise Unknown(f"model {name[:80]!r} has no version {version[:80]!r}, but {quote(shelf.versions)}")
+            raise Unknown(f"model {name[:80]!r} has no version {version[:80]!r}, but {quote(self.versions(name))}")
         return model
 
     @contextmanager
@@ -117,8 +117,9 @@ class Catalog:
         Raises:
             StartError: When one cannot be served.
         """
-        for model in self.models:
-            await self._prepare(model)
+        async with self._changing:
+            for model in self.models:
+                await self._prepare(model)
 
     async def load(self, name: str) -> Model:
         """Read a model's directory again: load what is new, then exchange it for what was, or change nothing at all.
@@ -134,8 +135,9 @@ class Catalog:
                 shelf = self._shelf(name, found, self._shelves.get(name))
             except StartError as error:
                 raise Invalid(str(error)) from None
-            await self._fill(shelf)
-            self._put(name, shelf)
+            if shelf != self._shelves.get(name):
+                await self._fill(shelf)
+                self._put(name, shelf)
             return shelf.versions[shelf.current]
 
     async def unload(self, name: str) -> Model:
@@ -203,7 +205,8 @@ class Catalog:
                 card = self._card if folder == self.root else None
                 kept = Model(folder, self._settings, name=name, version=version, card=card, observe=self._observe)
             versions[version] = kept
-        current = _current(self.root / name, versions)
+        apart = self.root not in found.values()  # a directory that is one model has one version
+        current = _current(self.root / name, versions) if apart else next(iter(versions))
         before = old.before if old else ()
         if old and old.current != current:
             before = (*(version for version in before if version != old.current), old.current)

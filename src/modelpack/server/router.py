@@ -76,7 +76,7 @@ class Router:
 
     def __init__(self, protocols: Iterable[Protocol]) -> None:
         self._plain: dict[str, Place] = {}
-        self._named: dict[int, list[tuple[re.Pattern[str], Place]]] = {}
+        self._named: dict[int, list[tuple[int, re.Pattern[str], Place]]] = {}
         places: dict[str, Place] = {}
         for protocol in protocols:
             for route in protocol.routes:
@@ -96,13 +96,15 @@ class Router:
             return
         pieces = _PART.split(path)  # texts and names, in turn
         pattern = "".join(f"(?P<{piece}>[^/]+)" if at % 2 else re.escape(piece) for at, piece in enumerate(pieces))
-        self._named.setdefault(path.count("/"), []).append((re.compile(pattern), place))
+        tried = self._named.setdefault(path.count("/"), [])
+        tried.append((len(_PART.sub("", path)), re.compile(pattern), place))
+        tried.sort(key=lambda entry: -entry[0])  # `{model}:predict` goes before `{model}`
 
     def find(self, path: str) -> tuple[Place | None, dict[str, str]]:
         """Give what is at a path, and the values of its named parts."""
         if place := self._plain.get(path):
             return place, {}
-        for pattern, place in self._named.get(path.count("/"), ()):
+        for _, pattern, place in self._named.get(path.count("/"), ()):
             if found := pattern.fullmatch(path):
                 return place, found.groupdict()
         return None, {}
