@@ -219,12 +219,13 @@ def test_fashion_rows_are_split_into_training_validation_and_test():
 @pytest.mark.skipif(not FASHION.is_dir(), reason="apt-get install dataset-fashion-mnist")
 def test_a_fashion_network_is_pruned_taught_and_quantized(tmp_path):
     recipe = copied("fashion-prune-distill.yaml", "fashion", tmp_path)
-    run(recipe.parent / "fashion" / "train.py", "--epochs", "1", cwd=tmp_path)
+    run(recipe.parent / "fashion" / "train.py", "--epochs", "2", "--rows", "6400", "--threads", "1", cwd=tmp_path)
     steps = compressed(
         recipe,
         "stages.distill.epochs=1",
-        "data.train.python.limit=12800",
-        "data.test.python.limit=2000",
+        "data.train.python.limit=6400",
+        "data.validation.python.limit=500",
+        "data.test.python.limit=1000",
         "budget.accuracy_drop=0.1",
     )
     assert steps["prune"]["metrics"]["macs"] == pytest.approx(0.4, abs=0.02)

@@ -1,6 +1,6 @@
 """Train the checkpoint that ``fashion-prune-distill.yaml`` starts from: about a minute of one core per epoch.
 
-Usage: ``python recipes/fashion/train.py [--epochs 8] [--threads 2]``
+Usage: ``python recipes/fashion/train.py [--epochs 8] [--rows 1000] [--threads 2]``
 """
 
 from __future__ import annotations
@@ -74,13 +74,14 @@ def main() -> None:
     """Train, print the test accuracy, and write the weights."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--rows", type=int, help="train on the first ones only, to try it out")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "data" / "fashion.safetensors")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     net = build().to(memory_format=torch.channels_last)
-    fit(net, train(), options.epochs)
+    fit(net, {name: column[: options.rows] for name, column in train().items()}, options.epochs)
     print(f"test accuracy {accuracy(net, test()):.4f}")
     options.output.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in net.state_dict().items()}, options.output)
