@@ -21,7 +21,7 @@ import nets
 from modelpack.errors import StageError
 from modelpack.numerics.calling import call
 from modelpack.numerics.randomness import chained
-from modelpack.numerics.training import Lesson, Rows, Schedule, layout, memory, tensors, train
+from modelpack.numerics.training import Lesson, Rows, Schedule, checkpoint, layout, memory, remarks, tensors, train
 from modelpack.numerics.training.averaging import Average
 from modelpack.numerics.training.batches import TRUTH, _cuts
 from modelpack.numerics.training.depth import blocks, depths
@@ -318,6 +318,18 @@ def test_training_ends_when_patience_is_over(tmp_path):
     assert last["epoch"] - found.best_epoch >= 3
     assert judged[-2] - found.best_epoch < 3
     assert found.score == max(line["score"] for line in found.history if "score" in line)
+
+
+def test_a_training_that_was_killed_at_its_end_reads_nothing_and_says_nothing_of_the_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "PAUSE", 0.0)
+    monkeypatch.setattr(checkpoint, "COST", 0)
+    settings = Schedule(2, 0.01)
+    first, _ = trained(tmp_path, settings)
+    again = lesson(settings)
+    second = perceptron(seed=1)
+    found = train(second, again, tmp_path)
+    assert same(first, second)
+    assert remarks(found, again) == ["continued after epoch 2 of an interrupted try"]
 
 
 def test_a_loss_that_is_no_number_is_told_with_the_weights_that_are_kept(tmp_path):

@@ -65,8 +65,8 @@ class Rows:
 
     @property
     def fits(self) -> bool:
-        """Whether all rows were shuffled together, known after the first pass."""
-        return self._kept is not None
+        """Whether all rows are shuffled together, as far as they were read."""
+        return self._steps is None or self._kept is not None
 
     def picked(self) -> Iterator[Arrays]:
         """Read batches of inputs, and of what is wanted beside them, in the source's order.

@@ -16,8 +16,8 @@ from modelpack.numerics.randomness import chained, reseed, seeded
 from modelpack.numerics.training import crew, layout, precision, sharing, tensors
 from modelpack.numerics.training.batches import head, split
 from modelpack.numerics.training.checkpoint import Checkpoints, Progress
+from modelpack.numerics.training.compilation import compiled
 from modelpack.numerics.training.judging import evaluate
-from modelpack.numerics.training.kernels import compiled
 from modelpack.numerics.training.learner import Learner
 from modelpack.numerics.training.lesson import Lesson, Trained
 from modelpack.numerics.training.objective import SCORE
