@@ -54,6 +54,7 @@ class Rows:
     beside: bool = False
     window: int = _WINDOW
     _kept: _Window | None = field(default=None, init=False)
+    _parted: bool = field(default=False, init=False)
     _steps: int | None = field(default=None, init=False)
 
     @property
@@ -66,7 +67,7 @@ class Rows:
     @property
     def fits(self) -> bool:
         """Whether all rows are shuffled together, as far as they were read."""
-        return self._steps is None or self._kept is not None
+        return not self._parted
 
     def picked(self) -> Iterator[Arrays]:
         """Read batches of inputs, and of what is wanted beside them, in the source's order.
@@ -112,14 +113,15 @@ class Rows:
             yield self._kept
             return
         held: list[Arrays] = []
-        windows = size = 0
+        size = 0
         for batch in self.picked():
             held.append(batch)
             size += sum(array.nbytes for array in batch.values())
             if size >= self.window:
+                self._parted = True
                 yield _Window(held)
-                held, size, windows = [], 0, windows + 1
-        if windows == 0:
+                held, size = [], 0
+        if not self._parted:
             self._kept = _Window(held)
             yield self._kept
         elif held:
