@@ -62,6 +62,16 @@ def disagree(kind: str) -> str:
     return ""
 
 
+def fall_short() -> str:
+    """One process whose data have fewer batches in a pass."""
+    try:
+        sharing.expect_as_many(5)
+        sharing.expect_as_many(5 - 2 * crew.rank())
+    except StageError as error:
+        return str(error)
+    return ""
+
+
 def normalize(layer: str, momentum: float | None, affine: bool) -> dict:
     """How far a synchronized batch norm, and the losses that look at all rows, are from those of one process."""
     torch.manual_seed(0)
@@ -155,6 +165,7 @@ def small() -> dict:
     return {
         "talk": talk(),
         "disagree": {kind: disagree(kind) for kind in ("early", "fewer", "other")},
+        "fall_short": fall_short(),
         "follow": follow(),
         "exchange": exchange(),
         "2d": normalize("2d", 0.1, True),
@@ -217,7 +228,7 @@ def trained(root: str, models: dict) -> dict:
     return {parallel: train(root, models, parallel) for parallel in ("ddp", "fsdp")}
 
 
-def train(root: str, models: dict, parallel: str) -> dict:
+def train(root: str, models: dict, parallel: str, device: str = "cpu") -> dict:
     """Train a student of each case."""
     found = {}
     for name, (source, rows, settings) in CASES.items():
@@ -228,6 +239,40 @@ def train(root: str, models: dict, parallel: str) -> dict:
             model=Artifact.load(Path(models[name][0])),
             steps={"model": Artifact.load(Path(models[name][1]))},
             data={"train": source(rows), "val": source(rows - 8)},
+            device=device,
         )
         found[name] = {"id": made.id, "path": str(made.path), "history": made.manifest.record["results"]["history"]}
     return found
+
+
+def trained_on_one_gpu(root: str, models: dict) -> dict:
+    """Train students in both ways, on a GPU that the processes share."""
+    return {parallel: train(root, models, parallel, "cuda:0") for parallel in ("ddp", "fsdp")}
+
+
+def over_nccl() -> dict:
+    """What a crew of one tells itself over NCCL; and what torch's own ways of spreading a model do over it."""
+    device = torch.device("cuda:0")
+    here, there = torch.ones(3), torch.ones(3, device=device)
+    for tensor in (here, there):
+        torch.distributed.all_reduce(tensor)
+        torch.distributed.broadcast(tensor, 0)
+    torch.manual_seed(0)
+    module, x = nets.encoder().to(device), torch.arange(24, device=device).view(2, 12)
+    mask = torch.ones_like(x)
+    wanted = module(x, mask)["logits"].detach()
+    replica = nn.parallel.DistributedDataParallel(copy.deepcopy(module))
+    replica(x, mask)["logits"].square().sum().backward()
+    parts = copy.deepcopy(module)
+    spread._shard(parts, device)
+    parts(x, mask)["logits"].square().sum().backward()
+    slopes = [parameter.grad for parameter in replica.module.parameters()]
+    shards = [parameter.grad.full_tensor() for parameter in parts.parameters()]
+    return {
+        "backend": torch.distributed.get_backend(),
+        "sums": [tensor.tolist() for tensor in (here, there)],
+        "output": torch.allclose(parts(x, mask)["logits"], wanted, atol=1e-5),
+        "gradients": all(torch.allclose(a, b, atol=1e-5) for a, b in zip(slopes, shards, strict=True)),
+        "size": crew.size(),
+        "told": crew.told({"x": 1}),
+    }

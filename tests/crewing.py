@@ -11,19 +11,20 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 CHILD = """
-import importlib, json, sys, traceback
+import importlib, json, os, sys
 sys.path.insert(0, sys.argv[1])
 import torch
 torch.set_num_threads(1)
 from modelpack.numerics.training import crew
-module, name, rank, size, port, given = sys.argv[2:]
-with crew.enrolled(int(rank), int(size), torch.device("cpu"), ("127.0.0.1", int(port), rank == "0"), 60):
+crew._BACKENDS["cuda"] = os.environ.get("CREW_OVER", crew._BACKENDS["cuda"])
+module, name, rank, size, port, device, given = sys.argv[2:]
+with crew.enrolled(int(rank), int(size), torch.device(device), ("127.0.0.1", int(port), rank == "0"), 60):
     result = getattr(importlib.import_module(module), name)(**json.loads(given))
 print(json.dumps(result))
 """
 
 
-def together(module: str, name: str, size: int = 2, **given) -> list:
+def together(module: str, name: str, size: int = 2, device: str = "cpu", **given) -> list:
     """Call a function of a test module in each process of a crew; gives what each returned, a JSON value."""
     with socket.socket() as trial:
         trial.bind(("127.0.0.1", 0))
@@ -38,7 +39,7 @@ def together(module: str, name: str, size: int = 2, **given) -> list:
                 str(HERE),
                 module,
                 name,
-                *map(str, (rank, size, port)),
+                *map(str, (rank, size, port, device)),
                 json.dumps(given, default=str),
             ],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,

@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from modelpack import canonical, registry
 from modelpack.artifact import Artifact
 from modelpack.stage import Job, Stage
 from modelpack.store import Store
 from modelpack.tensors import TensorSpec
+
+DEVICES = ["cpu", pytest.param("cuda:0", marks=pytest.mark.cuda)]
+"""For tests of what every device must do."""
 
 
 class Rows:

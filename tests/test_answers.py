@@ -26,7 +26,7 @@ from modelpack.numerics.training import batches as batches_module
 from modelpack.stages.distill import DistillConfig, distill
 from modelpack.stages.model import model
 from modelpack.tensors import TensorSpec
-from support import Rows, run_stage
+from support import DEVICES, Rows, run_stage
 from test_distill import history, student_and_teacher
 from test_models import imported
 from test_recover import unlabelled
@@ -279,11 +279,12 @@ def test_what_is_faster_asked_is_not_looked_up(tmp_path):
     assert Path(tmp_path / "room").exists()
 
 
-def trained(root, artifacts, change, collect=None, **data):
+def trained(root, artifacts, change, collect=None, device="cpu", **data):
     student, teacher = artifacts
     asked = {"data": "train", "epochs": 3, "lr": 5e-3, **change}
     data = {"train": unlabelled(96), **data}
-    return run_stage(root, distill, asked, model=student, steps={"model": teacher}, data=data, collect=collect)
+    steps = {"model": teacher}
+    return run_stage(root, distill, asked, model=student, steps=steps, data=data, collect=collect, device=device)
 
 
 def cache(artifact):
@@ -302,12 +303,13 @@ def artifacts(tmp_path_factory):
     return student_and_teacher(tmp_path_factory.mktemp("artifacts"))
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("change", [{}, {"augment": AUGMENTED}, {"precision": "bfloat16"}])
-def test_what_is_learnt_is_the_same_with_and_without_memory_and_in_the_next_run(tmp_path, artifacts, change):
+def test_what_is_learnt_is_the_same_with_and_without_memory_and_in_the_next_run(tmp_path, artifacts, change, device):
     change = {**change, "eval_data": "val"}
     val = unlabelled(50, seed=1)
-    kept = trained(tmp_path / "kept", artifacts, change, val=val)
-    plain = trained(tmp_path / "plain", artifacts, {**change, "cache": "off"}, val=val)
+    kept = trained(tmp_path / "kept", artifacts, change, val=val, device=device)
+    plain = trained(tmp_path / "plain", artifacts, {**change, "cache": "off"}, val=val, device=device)
     assert kept.id == plain.id
     assert figures(kept) == figures(plain)
     variants = 2 if "augment" in change else 1
@@ -315,10 +317,10 @@ def test_what_is_learnt_is_the_same_with_and_without_memory_and_in_the_next_run(
     # Judged 4 times, on 2 batches; 3 epochs of 3 batches; all asked once, and 2 again for a trial.
     assert cache(kept)["remembered"] == 4 * 2 + 3 * 3 - (2 + 3 * variants) - 2
     assert "teacher_cache" not in plain.manifest.record["results"]
-    again = trained(tmp_path / "kept", artifacts, {**change, "lr": 1e-3}, val=val)
+    again = trained(tmp_path / "kept", artifacts, {**change, "lr": 1e-3}, val=val, device=device)
     assert cache(again)["remembered"] == 4 * 2 + 3 * 3 - 2
     assert cache(again)["rows"] == 0
-    fresh = trained(tmp_path / "fresh", artifacts, {**change, "lr": 1e-3, "cache": "off"}, val=val)
+    fresh = trained(tmp_path / "fresh", artifacts, {**change, "lr": 1e-3, "cache": "off"}, val=val, device=device)
     assert again.id == fresh.id != kept.id
 
 
@@ -352,7 +354,7 @@ class Drawn(Rows):
 
 
 def test_a_source_that_draws_rows_anew_is_noticed(tmp_path, artifacts, monkeypatch):
-    monkeypatch.setattr(batches_module.Rows.__init__, "__defaults__", (1000,))
+    monkeypatch.setattr(batches_module.Rows.__init__, "__defaults__", (False, 1000))
     events = []
     made = trained(tmp_path, artifacts, {"epochs": 6}, collect=events, train=Drawn(unlabelled(96).columns))
     assert cache(made)["off"] == "the data give other rows in every pass"

@@ -14,7 +14,7 @@ from modelpack.errors import StageError
 from modelpack.numerics import clipping, models, zeros
 from modelpack.stages.clip import ClipConfig, clip
 from modelpack.stages.sparsify import sparsify
-from support import run_stage
+from support import DEVICES, run_stage
 from test_models import feed_for, imported, outputs
 from test_sparsify import texts, weights
 
@@ -83,12 +83,14 @@ def test_a_net_with_outliers_loses_less_by_rounding_once_clipped(tmp_path):
     assert 0 < sum(item.count for item in done) < 0.05 * sum(item.weights for item in done)
 
 
-def test_the_stage_cuts_says_so_and_keeps_zeros(tmp_path):
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_stage_cuts_says_so_and_keeps_zeros(tmp_path, device):
     source = imported(tmp_path, "cnn", nets.IMAGE)
     sparse = run_stage(tmp_path, sparsify, {"ratio": 0.5}, model=source)
     events = []
-    made = run_stage(tmp_path, clip, {"bits": 4, "exclude": ["stem"]}, model=sparse, collect=events)
-    assert run_stage(tmp_path / "again", clip, {"bits": 4, "exclude": ["stem"]}, model=sparse).id == made.id
+    asked = {"bits": 4, "exclude": ["stem"]}
+    made = run_stage(tmp_path, clip, asked, model=sparse, collect=events, device=device)
+    assert run_stage(tmp_path / "again", clip, asked, model=sparse, device=device).id == made.id
     assert made.metrics["weights_sqnr_db"] > made.metrics["source_weights_sqnr_db"] + 0.5
     before, after = weights(sparse), weights(made)
     assert made.metrics["clipped_weights"] == sum(int((before[name] != after[name]).sum()) for name in before)

@@ -63,6 +63,15 @@ def straight(trained, tmp_path_factory):
     return pruned(tmp_path_factory.mktemp("straight"), trained, {})
 
 
+@pytest.mark.cuda
+def test_a_net_is_pruned_in_steps_on_a_gpu(tmp_path, trained):
+    one, two = (pruned(tmp_path / name, trained, {"importance": "taylor"}, device="cuda:0") for name in ("1", "2"))
+    assert one.id == two.id
+    assert one.metrics["macs"] == pytest.approx(0.5, rel=0.02)
+    held_out = patterns(96, seed=1)
+    assert accuracy(one, held_out) > accuracy(trained, held_out) - 0.1
+
+
 def test_a_net_is_pruned_in_steps_and_needs_no_recovery(tmp_path, trained, straight):
     events = []
     again = pruned(tmp_path, trained, {}, collect=events)

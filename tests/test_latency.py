@@ -22,7 +22,7 @@ from modelpack.numerics.pruning.cost import Times
 from modelpack.numerics.pruning.importance import Evidence
 from modelpack.numerics.randomness import seeded
 from modelpack.stages.prune import PruneConfig, prune
-from support import run_stage
+from support import DEVICES, run_stage
 from test_models import imported
 
 torch.set_num_threads(1)
@@ -189,8 +189,9 @@ def test_costs_follow_from_the_times_of_layers():
     assert right["unit_ms"] == pytest.approx(2.0 * 0.1 / 32)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", ["cnn", "encoder"])
-def test_every_layer_of_an_export_is_found_on_the_clock(exported, name):
+def test_every_layer_of_an_export_is_found_on_the_clock(exported, name, device):
     from modelpack.numerics import models, onnxfile, rows, runtime
 
     artifact = exported[name]
@@ -199,7 +200,7 @@ def test_every_layer_of_an_export_is_found_on_the_clock(exported, name):
         name
     ]().eval()
     feed = rows.sample(inputs, 1, 0)
-    found = cost.measured(onnxfile.read(artifact.file("model.onnx")), module, feed)
+    found = cost.measured(onnxfile.read(artifact.file("model.onnx")), module, feed, device)
     matrices = {path for path, layer in module.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))}
     assert set(found.products) == matrices
     assert set(found.outputs) <= matrices
@@ -248,10 +249,11 @@ def test_a_model_that_cannot_be_exported_is_told_what_needs_no_export():
     assert "`macs` needs none" in caught.value.then
 
 
-def test_the_stage_measures_exports_and_records_them(tmp_path, monkeypatch):
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_stage_measures_exports_and_records_them(tmp_path, monkeypatch, device):
     monkeypatch.setattr(latency, "TOLERANCE", 100.0)  # whatever this machine says, the first trial will do
     source, events = imported(tmp_path, "cnn", nets.IMAGE), []
-    pruned = run_stage(tmp_path, prune, {"latency": 0.8}, model=source, collect=events)
+    pruned = run_stage(tmp_path, prune, {"latency": 0.8}, model=source, collect=events, device=device)
     told = pruned.manifest.record["results"]["latency"]
     assert (told["asked"], told["exports"], len(told["trials"])) == (0.8, 2, 1)
     assert told["measured"] == pruned.metrics["latency_fraction"] == told["trials"][0]["measured"] > 0

@@ -407,3 +407,37 @@ stages:
     assert steps["twice"]["macs"] == pytest.approx(0.7, rel=0.02)
     with pytest.raises(BudgetError, match="macs"):
         run("0.47")
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("importance", ["l2", "taylor", "fisher"])
+@pytest.mark.parametrize(
+    ("factory", "inputs", "data"), [("cnn", nets.IMAGE, images()), ("encoder", nets.TOKENS, tokens())]
+)
+def test_a_gpu_chooses_what_the_processor_chooses(tmp_path, importance, factory, inputs, data):
+    source = imported(tmp_path, factory, inputs)
+    wanted = {"macs": 0.6, "importance": importance, "round_to": 1, **({} if importance == "l2" else {"data": "train"})}
+    here, there, again = (
+        run_stage(tmp_path / name, prune, wanted, model=source, data={"train": data}, device=device)
+        for name, device in (("1", "cpu"), ("2", "cuda:0"), ("3", "cuda:0"))
+    )
+    assert there.id == again.id
+    assert there.metrics["macs"] == pytest.approx(here.metrics["macs"], abs=0.01)
+    one, two = (
+        {row["layer"]: row["after"][1] for row in item.manifest.record["results"]["layers"]} for item in (here, there)
+    )
+    assert sum(one.values()) == pytest.approx(sum(two.values()), rel=0.02)  # equal but for what rounding decides
+    feed = feed_for(source, 8)
+    found, other = (next(iter(outputs(models.load(item), feed).values())) for item in (here, there))
+    assert importance != "l2" or torch.allclose(found, other, atol=1e-5)
+
+
+@pytest.mark.cuda
+def test_whole_blocks_are_left_out_on_a_gpu(tmp_path):
+    source = imported(tmp_path, "cnn", nets.IMAGE)
+    given_ = {"model": source, "data": {"train": images()}}
+    here, there = (
+        run_stage(tmp_path / device, prune, {"depth": 0.7, "data": "train"}, device=device, **given_)
+        for device in ("cpu", "cuda:0")
+    )
+    assert here.id == there.id

@@ -313,3 +313,14 @@ def problems(root, steps):
     except RecipeError as error:
         return str(error) + "".join(str(item) for item in getattr(error, "problems", ()))
     return ""
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", ["cnn", "encoder"])
+def test_integers_learn_on_a_gpu_and_agree_on_the_processor(tmp_path, name):
+    inputs = {"cnn": nets.IMAGE, "encoder": nets.TOKENS}[name]
+    net, data = source(tmp_path, name, inputs), data_for(inputs)
+    one, two = (trained(tmp_path / place, net, data, device="cuda:0") for place in ("1", "2"))
+    assert one.id == two.id
+    made = exported(tmp_path, one, data)
+    assert made.metrics["export_lsb_share"] >= 0.999

@@ -585,3 +585,35 @@ def test_every_layer_has_a_reason_or_is_quantized(exported):
     found = {layer.name: layer.reason for layer in layers.choose(prepared, "static", None, ())}
     assert "up/ConvTranspose" in found
     assert not any(found.values())
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", ["cnn", "encoder"])
+@pytest.mark.parametrize("wanted", [{}, {"correction": "rounding"}, {"correction": "adaround"}, {"ranges": "entropy"}])
+def test_a_gpu_calibrates_to_the_same_quality(tmp_path, exported, name, wanted):
+    given = {"model": exported[name], "data": {"val": drawn(exported[name], 64)}}
+    asked = {"data": "val", "target": "vnni", **wanted}
+    here, there, again = (
+        run_stage(tmp_path / place, quantize_stage, asked, device=device, **given)
+        for place, device in (("1", "cpu"), ("2", "cuda:0"), ("3", "cuda:0"))
+    )
+    assert there.id == again.id
+    assert there.metrics["quantized_layers"] == here.metrics["quantized_layers"]
+    feed = next(iter(drawn(exported[name], 64, seed=8).batches()))
+    one, two, plain = (
+        next(iter(runtime.execute(runtime.session(item.file("model.onnx")), feed).values()))
+        for item in (here, there, exported[name])
+    )
+    off = [float(np.square(item - plain).mean()) for item in (one, two)]
+    assert off[1] < 1.6 * off[0]  # about two decibels
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", ["cnn", "encoder"])
+def test_half_a_model_runs_on_a_gpu(tmp_path, exported, name):
+    made = run_stage(
+        tmp_path, quantize_stage, {"method": "float16", "data": "val"}, model=exported[name],
+        data={"val": drawn(exported[name])}, device="cuda:0",
+    )  # fmt: skip
+    assert made.model_bytes < 0.6 * exported[name].model_bytes
+    assert made.metrics["quantize_sqnr_db"] > 40

@@ -13,7 +13,7 @@ from modelpack.numerics import models, training
 from modelpack.stages.prune import prune
 from modelpack.stages.recover import RecoverConfig, recover
 from modelpack.tensors import TensorSpec
-from support import Rows, run_stage
+from support import DEVICES, Rows, run_stage
 from test_distill import accuracy, history, patterns, run, student_and_teacher
 from test_models import imported, outputs
 
@@ -49,7 +49,8 @@ def test_a_pruned_net_gets_its_accuracy_back_without_labels(tmp_path, trained):
     assert models.load(healed).stem.out_channels == models.load(pruned).stem.out_channels < 16
 
 
-def test_batch_norm_statistics_alone_are_measured_exactly(tmp_path, trained):
+@pytest.mark.parametrize("device", DEVICES)
+def test_batch_norm_statistics_alone_are_measured_exactly(tmp_path, trained, device):
     pruned = run_stage(tmp_path, prune, {"macs": 0.5}, model=trained)
     events = []
     healed = run_stage(
@@ -60,12 +61,13 @@ def test_batch_norm_statistics_alone_are_measured_exactly(tmp_path, trained):
         steps={"model": trained},
         data={"train": unlabelled(192)},
         collect=events,
+        device=device,
     )
     before, after = models.load(pruned), models.load(healed)
     batches = [torch.from_numpy(batch["image"]) for batch in unlabelled(192).batches()]
     with torch.no_grad():
         means = torch.stack([after.stem(batch).mean((0, 2, 3)) for batch in batches]).mean(0)
-    assert torch.allclose(after.norm.running_mean, means, atol=1e-5)
+    assert torch.allclose(after.norm.running_mean, means, atol=1e-5 if device == "cpu" else 1e-3)  # TF32
     assert after.norm.momentum == before.norm.momentum
     assert all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
     count = sum(isinstance(layer, nn.BatchNorm2d) for layer in after.modules())

@@ -486,3 +486,22 @@ def test_zeros_stay_zero_when_each_process_holds_a_part():
     for lost, moved in together("test_sparsify", "trained_together"):
         assert lost == 0
         assert moved > 0.4
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])
+@pytest.mark.parametrize(
+    ("factory", "inputs", "rows"), [("cnn", nets.IMAGE, images()), ("encoder", nets.TOKENS, tokens())]
+)
+def test_a_gpu_sets_to_zero_what_the_processor_does(tmp_path, method, factory, inputs, rows):
+    source = imported(tmp_path, factory, inputs)
+    seen = rows if method != "magnitude" else None
+    here, there, again = (
+        run(tmp_path / name, source, {"method": method, "ratio": 0.6}, seen, device=device)
+        for name, device in (("1", "cpu"), ("2", "cuda:0"), ("3", "cuda:0"))
+    )
+    assert there.id == again.id
+    assert zeros.read(here).layers == zeros.read(there).layers
+    one, two = weights(here), weights(there)
+    alike = [float(((one[name] == 0) == (two[name] == 0)).float().mean()) for name in zeros.read(here).layers]
+    assert min(alike) > 0.97

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from torch import nn
 
 from modelpack.numerics.calling import call
 from modelpack.numerics.training import Schedule, checkpoint, train
+from modelpack.numerics.training.batches import TRUTH
+from support import DEVICES
 from test_training_settings import Squares, lesson, numbers, same
 
 torch.set_num_threads(1)
@@ -51,14 +54,15 @@ class Interrupted(Squares):
         super().__init__(nn.Linear(6, 2))
         self.left = at
 
-    def losses(self, student, inputs, truth):
+    def losses(self, student, inputs, beside):
         self.left -= 1
         if self.left == 0:
             raise KeyboardInterrupt
         outputs = call(student, inputs)["output"]
-        return {"loss": (self.learned(outputs) - truth).square().mean(), "size": outputs.square().mean()}
+        return {"loss": (self.learned(outputs) - beside[TRUTH]).square().mean(), "size": outputs.square().mean()}
 
-    def judge(self, student, inputs, truth):
+    def judge(self, student, inputs, beside):
+        truth = beside[TRUTH]
         return {"score": (-float((self.learned(call(student, inputs)["output"]) - truth).square().sum()), len(truth))}
 
 
@@ -67,34 +71,36 @@ def model():
     return nn.Sequential(Part(), Part())
 
 
-def learn(scratch, asked, at=0, judged=True):
-    student = model()
-    of = lesson(Schedule(**asked), held_out=numbers(16) if judged else None, objective=Interrupted(at))
-    return student, train(student, of, scratch)
+def learn(scratch, asked, device, at=0, judged=True):
+    student, objective = model().to(device), Interrupted(at)
+    objective.learned.to(device)
+    of = lesson(Schedule(**asked), held_out=numbers(16) if judged else None, objective=objective)
+    return student, train(student, replace(of, device=torch.device(device)), scratch)
 
 
 def timeless(history):
     return [{name: value for name, value in line.items() if name != "seconds"} for line in history]
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @given(ASKED, st.integers(1, 24), st.booleans())
 @example({"epochs": 1, "rate": 0.02, "optimizer": "sgd", "precision": "float16"}, 2, False)  # overflows at first
 @settings(max_examples=12, deadline=None)
-def test_where_a_training_stops_changes_nothing(asked, at, judged):
+def test_where_a_training_stops_changes_nothing(device, asked, at, judged):
     if not judged:
         asked = {**asked, "patience": None}
     with tempfile.TemporaryDirectory() as root, pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "PAUSE", 0.0)
         patch.setattr(checkpoint, "COST", 0)
         patch.setattr(checkpoint, "sync", lambda _path: None)  # nothing here survives a power cut
-        straight, whole = learn(Path(root) / "straight", asked, judged=judged)
+        straight, whole = learn(Path(root) / "straight", asked, device, judged=judged)
         killed = Path(root) / "killed"
         try:
-            again, resumed = learn(killed, asked, at, judged)
+            again, resumed = learn(killed, asked, device, at, judged)
         except KeyboardInterrupt:
             (killed / "draft").mkdir(parents=True, exist_ok=True)
             (killed / "draft" / "progress.json").write_text("hal")
-            again, resumed = learn(killed, asked, judged=judged)
+            again, resumed = learn(killed, asked, device, judged=judged)
         assert same(straight, again)
         assert timeless(whole.history) == timeless(resumed.history)
         assert (whole.best_epoch, whole.score, whole.figures) == (resumed.best_epoch, resumed.score, resumed.figures)
