@@ -67,7 +67,8 @@ def compressed(recipe: Path, *settings: str) -> dict[str, dict]:
     """Run a recipe in a store of its own, all but the image, and give its steps as the run tells them."""
     store = recipe.parents[1] / "store"
     # Timings never decide a test: another process may have the processor while bench runs.
-    assignments = [part for setting in (*settings, "budget.speedup=0.01") for part in ("--set", setting)]
+    quick = ("budget.speedup=0.01", "stages.bench.rounds=10", "stages.bench.batch=[1]")
+    assignments = [part for setting in (*settings, *quick) for part in ("--set", setting)]
     run("-m", "modelpack", "compress", recipe, "--until", "bench", "--store", store, *assignments)
     shown = run("-m", "modelpack", "show", recipe.stem, "--json", "--store", store)
     return {step["id"]: step for step in json.loads(shown.stdout)["steps"]}
