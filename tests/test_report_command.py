@@ -9,7 +9,7 @@ import pytest
 
 from commands import Shell, install_copy, write_recipe
 from modelpack.report import page
-from test_report import Reader
+from pages import Reader
 
 
 @pytest.fixture

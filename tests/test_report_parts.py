@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from modelpack.report.markup import element, join
 from modelpack.report.scales import scale
-from test_report import Reader
+from pages import Reader
 
 
 @settings(max_examples=400)

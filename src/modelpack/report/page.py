@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelpack.report import measurements, overview, pruning, quantization, steps, training
+from modelpack.report import measurements, overview, pruning, quantization, steps, training, weights
 from modelpack.report.markup import Markup, element, join
 from modelpack.report.reading import Row, mapping, rows, text
 
@@ -20,8 +20,12 @@ if TYPE_CHECKING:
 _CHAPTERS = ("Pruning", "Training", "Quantization", "Quality", "Speed")
 
 _DRAWINGS: Mapping[str, tuple[tuple[str, str, Callable[[Any], Markup | None]], ...]] = {
+    "sparsity": (("Pruning", "zeros", weights.sparsity),),
     "layers": (
         ("Pruning", "layers", pruning.layers),
+        ("Pruning", "layers", weights.halves),
+        ("Pruning", "layers", weights.zeros),
+        ("Pruning", "layers", weights.clipped),
         ("Quantization", "layers", quantization.layers),
         ("Pruning", "layers", pruning.named),
     ),
@@ -37,7 +41,8 @@ _DRAWINGS: Mapping[str, tuple[tuple[str, str, Callable[[Any], Markup | None]], .
     "evaluation": (("Quality", "", measurements.evaluation),),
     "bench": (("Speed", "", measurements.bench),),
 }
-"""How results of these names are drawn: chapter, title, and a drawing that gives None for a shape it does not know."""
+"""How results of these names are drawn, in this order: chapter, title, and a drawing that gives None for a shape that
+it does not know."""
 
 
 def render(document: Mapping[str, Any]) -> str:
@@ -108,9 +113,10 @@ def _drawings(subject: Row) -> tuple[dict[str, list[Markup]], dict[int, frozense
     chapters: dict[str, list[Markup]] = {}
     drawn: dict[int, frozenset[str]] = {}
     for place, step in enumerate(rows(subject.get("steps"))):
-        for name, value in mapping(step.get("results")).items():
-            for chapter, title, draw in _DRAWINGS.get(name, ()):
-                picture = draw(value)
+        results = mapping(step.get("results"))
+        for name in (name for name in _DRAWINGS if name in results):
+            for chapter, title, draw in _DRAWINGS[name]:
+                picture = draw(results[name])
                 if picture is not None:
                     heading = ": ".join(filter(None, (text(step.get("id")), title)))
                     chapters.setdefault(chapter, []).append(join([element("h3", heading), picture]))

@@ -152,10 +152,12 @@ def _report(made: Sparsity, left: Mapping[str, str], sizes: Mapping[str, int], j
         ],
     )
     job.result("left_alone", dict(left))
-    job.note(
+    told = (
         f"{share:.1%} of the weights of {len(made.layers)} layers are zero: "
         f"smaller only when compressed (zlib level {compressed.LEVEL}: {size(before)} → {size(after)}); "
         "no speed on this runtime"
     )
+    job.note(told)
+    job.result("sparsity", {"zeros": made.zeros, "told": told})
     for reason in sorted(set(left.values())):
         job.note(f"left dense: {listed([name for name, why in left.items() if why == reason])} ({reason})")
