@@ -378,4 +378,5 @@ def test_what_a_stage_assumes_of_the_machine_is_part_of_its_identity(folder):
     assert not any(item.why for item in same)
     changed = next(item for item in other if item.step.id == "shrink")
     assert changed.why == "integers: U8S8 → S8S8"
+    assert next(item for item in plan(desk(folder)) if item.step.id == "shrink").why == "integers: U8S8 → –"
     assert changed.assumptions == (Assumption("integers", "S8S8", ""),)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from modelpack import canonical
 from modelpack.crew import Crew
 from modelpack.device import machine
+from modelpack.quantities import MISSING
 from modelpack.usercode import minor_version
 
 if TYPE_CHECKING:
@@ -145,7 +146,9 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         if old["packages"].get(name) != version:
             told.append(f"{name} {old['packages'].get(name)} → {version}")
     before, now = old.get("assumes", {}), new.get("assumes", {})
-    told += [f"{name}: {before.get(name)} → {now.get(name)}" for name in now if before.get(name) != now.get(name)]
+    for name in dict.fromkeys([*before, *now]):
+        if before.get(name) != now.get(name):
+            told.append(f"{name}: {before.get(name, MISSING)} → {now.get(name, MISSING)}")
     if old.get("name") != new.get("name"):
         told.append("the recipe's name changed")
     if old.get("machine") != new.get("machine"):
