@@ -1,6 +1,6 @@
-"""The server: one ONNX model behind HTTP, inside the image as `modelpack_server` and locally as `modelpack.server`.
+"""The server: ONNX models behind HTTP, inside the image as `modelpack_server` and locally as `modelpack.server`.
 
-It knows nothing of the rest of modelpack: its model is a directory with `model.onnx`, `signature.json` and `card.json`,
+It knows nothing of the rest of modelpack: a model is a directory with `model.onnx`, `signature.json` and `card.json`,
 and every import inside it is relative, so that the package runs wherever it is copied.
 """
 
@@ -13,7 +13,10 @@ from .faults import StartError
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["StartError", "serve"]
+__all__ = ["VERSION", "StartError", "serve"]
+
+VERSION = "0.1.0"
+"""What a client is told; inside the image nothing else of modelpack is there to ask."""
 
 
 def serve(
@@ -24,10 +27,11 @@ def serve(
     threads: int | None = None,
     card: dict[str, Any] | None = None,
 ) -> int:
-    """Serve the model of one directory until SIGTERM or Ctrl-C.
+    """Serve the models of one directory until SIGTERM or Ctrl-C.
 
     Args:
-        model_dir: Holds `model.onnx` and `signature.json`, and `card.json` when `card` is None.
+        model_dir: Holds `model.onnx` and `signature.json`, and `card.json` when `card` is None; or models as
+            `NAME/VERSION/…`, see `catalog`.
         host: The address to listen on.
         port: The port; 0 takes a free one, which the log names.
         threads: Threads of one inference; None takes what the container's quota allows.

@@ -1,0 +1,91 @@
+"""What a model is and has done, in the words of the Open Inference Protocol v2 and of Triton's extensions of it.
+
+Sources: `inference_rest.md`; Triton's `extension_statistics.md` and `extension_model_configuration.md`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .open_inference import NAMES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .model import Model
+    from .signature import Tensor
+    from .statistics import Steps, Tally
+
+PLATFORM = "onnxruntime_onnx"
+
+
+def metadata(model: Model, versions: list[str]) -> dict[str, Any]:
+    """Describe tensors; a dimension with a name has the size -1."""
+    return {
+        "name": model.name,
+        "versions": versions,
+        "platform": PLATFORM,
+        "inputs": _tensors(model.signature.inputs),
+        "outputs": _tensors(model.signature.outputs),
+    }
+
+
+def _tensors(tensors: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+    return [{"name": name, "datatype": NAMES[each.dtype], "shape": _sizes(each)} for name, each in tensors.items()]
+
+
+def _sizes(tensor: Tensor) -> list[int]:
+    return [size if isinstance(size, int) else -1 for size in tensor.shape]
+
+
+def configuration(model: Model, max_rows: int) -> dict[str, Any]:
+    """Describe a model as Triton's configuration would; its dimensions leave out the rows where those are free."""
+    rows = int(model.signature.batches)
+    engine = model.engine
+
+    def listed(tensors: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+        return [
+            {"name": name, "data_type": f"TYPE_{NAMES[each.dtype]}", "dims": _sizes(each)[rows:]}
+            for name, each in tensors.items()
+        ]
+
+    return {
+        "name": model.name,
+        "platform": PLATFORM,
+        "backend": "onnxruntime",
+        "max_batch_size": max_rows if rows else 0,
+        "input": listed(model.signature.inputs),
+        "output": listed(model.signature.outputs),
+        "instance_group": [{"name": model.name, "kind": "KIND_CPU", "count": 1}],
+        **({"dynamic_batching": {"max_queue_delay_microseconds": 0}} if engine and engine.batch > 1 else {}),
+    }
+
+
+def statistics(model: Model) -> dict[str, Any]:
+    """Tell what a model has done since it was loaded."""
+    known = model.statistics
+    return {
+        "name": model.name,
+        "version": model.version,
+        "last_inference": known.last,
+        "inference_count": known.inferences,
+        "execution_count": known.executions,
+        "inference_stats": {
+            "success": _tally(known.success),
+            "fail": _tally(known.fail),
+            "queue": _tally(known.queue),
+            **_steps(known.steps),
+            "cache_hit": {"count": 0, "ns": 0},
+            "cache_miss": {"count": 0, "ns": 0},
+        },
+        "batch_stats": [{"batch_size": rows, **_steps(steps)} for rows, steps in sorted(known.batches.items())],
+    }
+
+
+def _steps(steps: Steps) -> dict[str, Any]:
+    named = {"compute_input": steps.input, "compute_infer": steps.infer, "compute_output": steps.output}
+    return {name: _tally(tally) for name, tally in named.items()}
+
+
+def _tally(tally: Tally) -> dict[str, int]:
+    return {"count": tally.count, "ns": tally.ns}
