@@ -15,7 +15,7 @@ from torch.nn import functional
 
 import nets
 from modelpack.errors import StageError
-from modelpack.numerics import kernels, macs, models, pruning
+from modelpack.numerics import macs, models, pruning
 from modelpack.numerics.pruning import Evidence, Rounding, Worth, rounding, scope, targets
 from modelpack.numerics.pruning.groups import Group
 from modelpack.numerics.pruning.search import Search
@@ -77,22 +77,63 @@ def test_topology_tells_kinds_of_layers_sides_and_kernels_apart():
     assert len({one, kernel, kind, scope.topology(group("a", 4, ("out", "out")), found)}) == 4
 
 
-@pytest.mark.parametrize(
-    ("channels", "step"), [(512, 16), (128, 16), (127, 8), (64, 8), (32, 4), (16, 2), (8, 1), (3, 1)]
-)
-def test_narrow_groups_keep_eight_choices(channels, step):
-    assert Rounding(16, adapts=True).steps([group("a", channels)]) == (step,)
-    assert Rounding(16).steps([group("a", channels)]) == (16,)
-    assert Rounding(16, adapts=True).steps([group("a", channels, unit=4, heads=True)]) == (1,)
+def test_rounding_becomes_finer_in_narrow_groups_first():
+    groups = [group(str(width), width) for width in (512, 64, 32, 24, 16, 3)]
+    heads = group("h", 16, unit=4, heads=True)
+    found = Rounding(16, adapts=True).levels([*groups, heads])
+    assert [steps[-1] for steps in found] == [1] * len(found)
+    assert [steps[:-1] for steps in found] == [
+        (16, 16, 16, 16, 16, 2),
+        (16, 16, 16, 8, 8, 1),
+        (16, 16, 8, 4, 4, 1),
+        (16, 8, 4, 2, 2, 1),
+        (8, 4, 2, 1, 1, 1),
+        (4, 2, 1, 1, 1, 1),
+        (2, 1, 1, 1, 1, 1),
+        (1, 1, 1, 1, 1, 1),
+    ]
+    assert Rounding(16).levels([*groups, heads]) == [(16, 16, 16, 16, 16, 16, 1)]
+    assert Rounding().levels(groups) == [(1,) * 6]
 
 
-def test_what_adapts_becomes_finer_down_to_single_channels():
-    found, widths = Rounding(16, adapts=True), []
-    while found is not None:
-        widths.append(found.width)
-        found = found.finer()
-    assert widths == [16, 8, 4, 2, 1]
-    assert Rounding(16).finer() is None
+class Chain(nn.Module):
+    """Layers one after the other."""
+
+    def __init__(self, *widths):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise((8, *widths)))
+        self.head = nn.Linear(widths[-1], 8)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = functional.relu(layer(x))
+        return self.head(x)
+
+    def widths(self):
+        return [layer.out_features for layer in self.layers]
+
+
+def chained(keep, *widths, rounding=Rounding(16, adapts=True)):  # noqa: B008  frozen
+    torch.manual_seed(0)
+    made = pruning.prune(Chain(*widths), {"x": torch.rand(2, 8)}, targets.of_macs(keep), Worth("l2"), rounding=rounding)
+    assert made.fraction == pytest.approx(keep, rel=0.02)
+    return made.module.widths()
+
+
+def test_blocks_of_kernels_stay_full_where_the_target_allows_it():
+    assert not [width for width in chained(0.5, 64, 96, 64, 128) if width % 16]
+    assert not [width for width in chained(0.72, 128, 128, 128) if width % 16]
+
+
+@pytest.mark.parametrize("keep", [0.43, 0.52, 0.61, 0.9])
+def test_one_layer_alone_is_finer_where_the_target_needs_it(keep):
+    found = chained(keep, 48, 64, 64)
+    assert len([width for width in found if width % 16]) <= 1
+
+
+def test_layers_too_narrow_for_a_block_go_by_a_part_of_it():
+    assert chained(0.35, 64, 16) == [32, 8]
+    assert all(width < 12 for width in chained(0.3, 12, 12, 12))
 
 
 @given(units=st.integers(1, 200), unit=st.integers(1, 4), step=st.sampled_from([1, 2, 4, 8, 16]), data=st.data())
@@ -213,16 +254,14 @@ def test_a_refusal_names_a_fraction_that_can_be_had(keep):
     assert found.fraction == pytest.approx(named, abs=6e-4)
 
 
-def test_the_width_of_kernels_is_assumed_and_recorded(tmp_path):
-    assert kernels.block_of([], "aarch64", "cpu")[0] == kernels.block_of(["avx512f"], "x86_64", "cpu")[0] == 16
-    assert kernels.block_of(["avx512f"], "x86_64", "cuda:0")[0] == kernels.block_of([], "x86_64", "cpu")[0] == 8
-    (assumed,) = prune.assumes(PruneConfig(macs=0.5), "cpu")
-    assert (assumed.name, assumed.value) == ("round_to", str(kernels.block("cpu")[0]))
-    assert not list(prune.assumes(PruneConfig(macs=0.5, round_to=4), "cpu"))
+def test_widths_are_those_of_kernels_on_every_machine_and_recorded(tmp_path):
+    assert rounding.BLOCK % 8 == 0
+    assert not list(prune.assumes(PruneConfig(macs=0.5), "cpu"))
+    assert [item.name for item in prune.assumes(PruneConfig(latency=0.5), "cpu")] == ["machine"]
     pruned = run_stage(tmp_path, prune, {"macs": 0.6}, model=imported(tmp_path, "cnn", nets.IMAGE))
     steps = pruned.manifest.record["results"]["rounding"]
     assert set(steps.values()) <= {1, 2, 4, 8, 16}
-    assert max(steps.values()) > 1
+    assert max(steps.values()) == rounding.BLOCK
 
 
 class Two(nn.Module):

@@ -69,8 +69,8 @@ class PruneConfig(StageConfig):
     keep: tuple[str, ...] = Field((), description="Glob patterns of module paths that must not change.")
     round_to: Annotated[int, Field(gt=0)] | Literal["auto"] = Field(
         "auto",
-        description="Channels that stay in a layer are a multiple of this; auto: of the block that this machine's "
-        "kernels compute at once, or of a half, a quarter, … of it in narrow layers.",
+        description="Channels that stay in a layer are a multiple of this; auto: of 16, the block that kernels compute "
+        "at once, or of a half, a quarter, … of it where the target cannot be met otherwise, in narrow layers first.",
     )
     sensitivity: int = Field(
         0,
@@ -126,12 +126,7 @@ class PruneConfig(StageConfig):
 
 
 def _assumed(config: PruneConfig, device: str) -> Iterator[Assumption]:
-    """Say which multiple of channels this machine wants, where none is named."""
-    if config.round_to == "auto" and config.depth is None and not config.drop:
-        from modelpack.numerics import kernels
-
-        channels, reason = kernels.block(device)
-        yield Assumption("round_to", str(channels), reason)
+    """Say on which machine times are taken, where one is the target."""
     if config.latency is not None:
         yield measures.assumed(device)
 
@@ -167,7 +162,7 @@ def prune(config: PruneConfig, job: Job) -> None:
                 goal,
                 _worth(config, job),
                 keep=config.keep,
-                rounding=_rounding(config, job),
+                rounding=_rounding(config),
                 seed=job.seed,
                 study=measures.study(config.sensitivity, config.data, config.target, job),
             )
@@ -238,13 +233,10 @@ def _target(config: PruneConfig, job: Job) -> tuple[Target, Log | None]:
     return next(make(keep) for name, make in kinds if (keep := getattr(config, name)) is not None), None
 
 
-def _rounding(config: PruneConfig, job: Job) -> Rounding:
-    from modelpack.numerics import kernels
-    from modelpack.numerics.pruning import Rounding
+def _rounding(config: PruneConfig) -> Rounding:
+    from modelpack.numerics.pruning import Rounding, rounding
 
-    if config.round_to == "auto":
-        return Rounding(kernels.block(job.device)[0], adapts=True)
-    return Rounding(config.round_to)
+    return Rounding(rounding.BLOCK, adapts=True) if config.round_to == "auto" else Rounding(config.round_to)
 
 
 def _worth(config: PruneConfig, job: Job) -> Worth:

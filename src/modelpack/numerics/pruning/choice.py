@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from modelpack.numerics.pruning.scope import Scope
     from modelpack.numerics.pruning.targets import Meter, Target
 
-    Space = tuple[tuple[int, ...], list[tuple[int, ...]]]
-    """By group: what its channels are a multiple of, and how many units it may lose."""
 
 _ATTEMPTS = 6
 """Times that a choice is measured at most, where estimates are not exact."""
@@ -80,10 +78,27 @@ class Ranking:
             for group, units, count in zip(self.groups, self.units, counts, strict=True)
         )
 
-    def allowed(self, steps: Sequence[int], least: float) -> list[tuple[int, ...]]:
-        """List by group how many units may go, where a share of `least` stays."""
-        removable = [sum(key != float("inf") for key in keys) for keys in self.keys]
-        return [rounding.allowed(*each, least) for each in zip(self.groups, steps, removable, strict=True)]
+    def allowed(self, group: int, step: int, least: float) -> tuple[int, ...]:
+        """List how many units a group may lose, where a share of `least` stays."""
+        removable = sum(key != float("inf") for key in self.keys[group])
+        return rounding.allowed(self.groups[group], step, removable, least)
+
+
+@dataclass(frozen=True)
+class _Space:
+    """What may be chosen from.
+
+    Attributes:
+        steps: By group: what its channels are a multiple of.
+        allowed: By group: how many units it may lose.
+        least: Share of every group that stays.
+        bends: Whether a single group may go by a finer step where the target cannot be met otherwise.
+    """
+
+    steps: tuple[int, ...]
+    allowed: list[tuple[int, ...]]
+    least: float
+    bends: bool
 
 
 def rank(module: nn.Module, groups: Sequence[Group], worth: Worth, meter: Meter) -> Ranking:
@@ -124,26 +139,23 @@ def choose(module: nn.Module, ranking: Ranking, target: Target, meter: Meter, ro
     """
     found: list[Choice] = []
     scales = _Scales(module, ranking, target, meter)
-    for steps, allowed in _spaces(ranking, target, meter, rounded):
+    for space in _spaces(ranking, target, meter, rounded):
         if found and scales.spent:
             break
-        found.append(_nearest(scales, steps, allowed))
+        found.append(_nearest(scales, space))
         if target.met(found[-1].fraction):
             return found[-1]
     return min(found, key=lambda choice: abs(choice.fraction - target.keep))
 
 
-def _spaces(ranking: Ranking, target: Target, meter: Meter, rounded: Rounding) -> Iterator[Space]:
+def _spaces(ranking: Ranking, target: Target, meter: Meter, rounded: Rounding) -> Iterator[_Space]:
     """List what may be chosen from, the most welcome first: no bottlenecks, then whole blocks of channels."""
     for least in (rounding.welcome_share(target.keep), rounding.LEAST_SHARE):
-        finest: Rounding | None = rounded
-        while finest is not None:
-            steps = finest.steps(ranking.groups)
-            allowed = ranking.allowed(steps, least)
+        for steps in rounded.levels(ranking.groups):
+            allowed = [ranking.allowed(group, step, least) for group, step in enumerate(steps)]
             # What even the narrowest choice does not reach need not be measured, as long as there is a narrower one.
             if least == rounding.LEAST_SHARE or meter.estimate(tuple(most[-1] for most in allowed)) <= target.keep:
-                yield steps, allowed
-            finest = finest.finer()
+                yield _Space(steps, allowed, least, rounded.adapts)
 
 
 class _Scales:
@@ -173,18 +185,42 @@ class _Scales:
         return self._known[counts]
 
 
-def _nearest(scales: _Scales, steps: tuple[int, ...], allowed: list[tuple[int, ...]]) -> Choice:
+def _nearest(scales: _Scales, space: _Space) -> Choice:
     """Search by estimates, measure, and aim as much higher or lower as the estimate was wrong."""
     ranking, target = scales.ranking, scales.target
-    search = Search(ranking.keys, allowed, scales.meter.estimate)
-    tried: dict[Counts, float] = {}
+    search = Search(ranking.keys, space.allowed, scales.meter.estimate)
+    tried: dict[Counts, tuple[float, tuple[int, ...]]] = {}
     while len(tried) < _ATTEMPTS:
-        counts = search.run(scales.sought, target.tolerance / 4)
+        sought = scales.sought
+        counts, steps = search.run(sought, target.tolerance), space.steps
+        if space.bends and search.off(counts, sought) > target.tolerance:
+            counts, steps = _bent(search, scales, space, counts, sought)
         found = scales.weigh(counts) if counts not in tried else None
         if found is None:
             break
-        tried[counts] = found
+        tried[counts] = found, steps
         if target.met(found):
             break
-    best = min(tried, key=lambda counts: abs(tried[counts] - target.keep))
-    return Choice(ranking.removals(best), tried[best], steps)
+    best = min(tried, key=lambda counts: abs(tried[counts][0] - target.keep))
+    return Choice(ranking.removals(best), *tried[best])
+
+
+def _bent(
+    search: Search, scales: _Scales, space: _Space, counts: Counts, sought: float
+) -> tuple[Counts, tuple[int, ...]]:
+    """Let one group, as wide as can be, go by a finer step, as coarse as can be, where that alone meets the target.
+
+    In a wide layer a block that is not full is the smallest part of all.
+    """
+    ranking, tolerance = scales.ranking, scales.target.tolerance / 2
+    widths = [(group.units - count) * group.unit_width for group, count in zip(ranking.groups, counts, strict=True)]
+    order = sorted(range(len(counts)), key=lambda group: (-widths[group], group))
+    step = max(space.steps) // 2
+    while step:
+        for group in order:
+            if space.steps[group] > step:
+                bent = search.bent(counts, group, ranking.allowed(group, step, space.least), sought)
+                if search.off(bent, sought) <= tolerance:
+                    return bent, (*space.steps[:group], step, *space.steps[group + 1 :])
+        step //= 2
+    return counts, space.steps

@@ -11,11 +11,20 @@ if TYPE_CHECKING:
 
     from modelpack.numerics.pruning.groups import Group
 
+BLOCK = 16
+"""Channels that the widest kernels compute at once; a rest of fewer takes as long as a whole block.
+
+Sources: onnxruntime's convolutions on blocked channels (``onnxruntime/core/mlas/lib/platform.cpp``: blocks of 16 with
+AVX-512 and in builds for NEON, of 8 with AVX), and cuDNN's tensor cores, which take multiples of 8 half-precision
+channels (NVIDIA, Deep Learning Performance: Convolutional Layers). What fills blocks of 16 fills those of 8, so that
+one number serves all of them and a model becomes the same wherever it is pruned. CUDA and NEON were not run.
+"""
+
 LEAST_SHARE = 0.05
 """Share of every group that always stays: a layer that loses all but one channel is a hole, not a layer."""
 
-_CHOICES = 8
-"""Widths that a group can choose from at least: a coarser grid takes channels for their place, not for their worth."""
+_CHOICES = (1, 2, 4, 8)
+"""Widths that a group can choose from at least, at one level of rounding after the other."""
 
 
 @dataclass(frozen=True)
@@ -24,25 +33,29 @@ class Rounding:
 
     Attributes:
         width: That number.
-        adapts: Halve it for groups too narrow for it, and for all where the target could not be met otherwise.
+        adapts: Whether it becomes finer where the target cannot be met otherwise: in narrow groups first.
     """
 
     width: int = 1
     adapts: bool = False
 
-    def steps(self, groups: Sequence[Group]) -> tuple[int, ...]:
-        """Give the multiple by group; attention heads are whole already."""
-        return tuple(1 if group.heads else self._step(group.units * group.unit_width) for group in groups)
+    def levels(self, groups: Sequence[Group]) -> list[tuple[int, ...]]:
+        """List what channels may be a multiple of, by group, the coarsest first; attention heads are whole already."""
+        found = [self._level(groups, 1)]
+        if self.adapts:
+            found += [self._level(groups, choices) for choices in _CHOICES[1:]]
+            while max(found[-1]) > 1:
+                found.append(tuple(max(1, step // 2) for step in found[-1]))
+        return list(dict.fromkeys(found))
 
-    def _step(self, channels: int) -> int:
+    def _level(self, groups: Sequence[Group], choices: int) -> tuple[int, ...]:
+        return tuple(1 if group.heads else self._step(group.units * group.unit_width, choices) for group in groups)
+
+    def _step(self, channels: int, choices: int) -> int:
         step = self.width
-        while self.adapts and step > 1 and channels < step * _CHOICES:
+        while self.adapts and step > 1 and channels < step * choices:
             step //= 2
         return step
-
-    def finer(self) -> Rounding | None:
-        """Give the next finer rounding; None where there is none."""
-        return Rounding(self.width // 2, True) if self.adapts and self.width > 1 else None
 
 
 def welcome_share(keep: float) -> float:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from modelpack.numerics.pruning.groups import Counts
 
@@ -43,23 +44,49 @@ class Search:
             else:
                 low = middle + 1
         candidates = [self._counts(order, place) for place in {low, max(0, low - 1)}]
-        best = min(candidates, key=lambda counts: (abs(self._fraction(counts) - target), counts))
-        return self._finish(best, target, tolerance)
+        best = min(candidates, key=lambda counts: self._rank(counts, target))
+        best = self._walked(best, target, tolerance / 4, self._steps)
+        return self._walked(best, target, tolerance, self._exchanges)
 
-    def _finish(self, counts: Counts, target: float, tolerance: float) -> Counts:
-        """Take or give back one step of one group after another while that comes nearer to the target."""
-        while abs(self._fraction(counts) - target) > tolerance * target:
-            step = 1 if self._fraction(counts) > target else -1
-            moves = [self._moved(counts, group, step) for group in range(len(self.keys))]
-            near = min(
-                (move for move in moves if move is not None),
-                key=lambda move: (abs(self._fraction(move) - target), move),
-                default=counts,
-            )
-            if abs(self._fraction(near) - target) >= abs(self._fraction(counts) - target):
+    def bent(self, counts: Counts, group: int, options: Sequence[int], target: float) -> Counts:
+        """Let one group lose another number of units, of some ascending ones: that which comes nearest to `target`."""
+
+        def losing(count: int) -> Counts:
+            return (*counts[:group], count, *counts[group + 1 :])
+
+        place = bisect_left(options, True, key=lambda count: self._fraction(losing(count)) <= target)
+        near = {options[min(place, len(options) - 1)], options[max(0, place - 1)]}
+        return min(map(losing, near), key=lambda counts: self._rank(counts, target))
+
+    def off(self, counts: Counts, target: float) -> float:
+        """Tell how far counts are from `target`, relative to it."""
+        return abs(self._fraction(counts) - target) / target
+
+    def _walked(
+        self, counts: Counts, target: float, tolerance: float, moves: Callable[[Counts, int], Iterator[Counts | None]]
+    ) -> Counts:
+        """Move as long as that comes nearer to the target, until it is near enough."""
+        while self.off(counts, target) > tolerance:
+            direction = 1 if self._fraction(counts) > target else -1
+            there = (move for move in moves(counts, direction) if move is not None)
+            near = min(there, key=lambda move: self._rank(move, target), default=counts)
+            if self.off(near, target) >= self.off(counts, target):
                 break
             counts = near
         return counts
+
+    def _steps(self, counts: Counts, direction: int) -> Iterator[Counts | None]:
+        """Let one group lose a step more, or less."""
+        return (self._moved(counts, group, direction) for group in range(len(counts)))
+
+    def _exchanges(self, counts: Counts, _direction: int) -> Iterator[Counts | None]:
+        """Let one group lose a step more, and another one less."""
+        for more in self._steps(counts, 1):
+            if more is not None:
+                yield from (move for move in self._steps(more, -1) if move != counts)
+
+    def _rank(self, counts: Counts, target: float) -> tuple[float, Counts]:
+        return self.off(counts, target), counts
 
     def _moved(self, counts: Counts, group: int, direction: int) -> Counts | None:
         allowed = self.allowed[group]
