@@ -410,6 +410,34 @@ def test_ones_own_task_has_all_columns_of_numbers_and_is_learnt_and_judged(tmp_p
     assert before != after
 
 
+@pytest.mark.parametrize(
+    ("factory", "inputs", "says"),
+    [
+        ("encoder", nets.TOKENS, "compares the features of 2 pairs of modules: layers.0, layers.1"),
+        (
+            "tied",
+            {"ids": {**nets.TOKENS["input_ids"], "range": [0, 19]}},
+            "compares no features: nothing of the two models belongs together",
+        ),
+    ],
+)
+def test_recovery_restores_the_features_of_blocks_where_there_are_any(tmp_path, factory, inputs, says):
+    net = imported(tmp_path, factory, inputs)
+    rows = tokens() if factory == "encoder" else Rows({"ids": np.random.default_rng(0).integers(0, 20, (48, 8))}, 16)
+    events = []
+    made = run_stage(
+        tmp_path,
+        recover,
+        {"data": "text", "epochs": 1},
+        model=net,
+        steps={"model": net},
+        data={"text": rows},
+        collect=events,
+    )
+    assert any(text.startswith(says) for text in notes(events)), notes(events)
+    assert ("features" in history(made)[-1]) == (factory == "encoder")
+
+
 def test_recovery_is_judged_by_agreement_where_scores_of_classes_are_compared(tmp_path):
     net = imported(tmp_path, "cnn", nets.IMAGE, arguments={"width": 8})
     rows = Rows({"image": patterns(96).columns["image"]})
@@ -445,8 +473,9 @@ def test_settings_are_checked():
     for wrong in (
         {"imitate": []},
         {"imitate": ["output"]},
+        {"imitate": {}},
         {"imitate": {"outputs": 0}},
-        {"features": ["a"]},
+        {"imitate": ["outputs"], "features": ["a"]},
         {"imitate": ["outputs"], "relations": {"a": "b"}},
         {"distance": "hinton"},
         {"distance": {"a": "hinton"}},
@@ -461,11 +490,15 @@ def test_settings_are_checked():
         {"task": "none", "label_smoothing": 0.1},
         {"task": "mse", "label_smoothing": 0.1},
         {"task": "crossentropy"},
+        {"features": ["a"]},
         {"keep_layers": 2, "student": {"factory": "nets.py:cnn"}},
         {"student": {}},
     ):
         with pytest.raises(ValidationError):
             DistillConfig.model_validate({"data": "a", **wrong}, context={"base": HERE})
+    assert DistillConfig.model_validate({"data": "a"}).weights == {"outputs": 1.0}
+    assert RecoverConfig.model_validate({"data": "a", "features": ["x"]}).weights == {"outputs": 1.0, "features": 3.0}
+    assert RecoverConfig.model_validate({"data": "a", "compile": True}).weights == {"outputs": 1.0}
     config = DistillConfig.model_validate({"data": "a", "imitate": ["outputs", "features"], "features": ["x"]})
     assert config.imitate == {"outputs": 1.0, "features": 1.0}
     assert config.features == {"x": "x"}

@@ -32,6 +32,7 @@ def _words(value: Any) -> bool:
 
 Weights = Annotated[
     dict[AspectName, Annotated[float, Field(gt=0)]],
+    Field(min_length=1),
     BeforeValidator(_weights, json_schema_input_type=dict[AspectName, float] | list[AspectName]),
 ]
 """Aspects and their weights; a list gives each the weight 1."""
@@ -60,11 +61,10 @@ class DistanceConfig(StageConfig):
 class ImitationConfig(DistanceConfig):
     """What is compared."""
 
-    imitate: Weights = Field(
-        {"outputs": 1.0},
-        min_length=1,
+    imitate: Weights | None = Field(
+        None,
         description="What the student imitates, as a list or with weights: outputs, features (of blocks), relations "
-        "(of attention), similarity (of the rows of a batch).",
+        "(of attention), similarity (of the rows of a batch); outputs if absent.",
     )
     features: Pairs = Field(
         {},
@@ -75,12 +75,17 @@ class ImitationConfig(DistanceConfig):
         {}, description="Modules of attention that are compared, likewise; the last of both models when absent."
     )
 
+    @property
+    def weights(self) -> dict[AspectName, float]:
+        """What is imitated, with its weight."""
+        return self.imitate or {"outputs": 1.0}
+
     @model_validator(mode="after")
     def _used(self) -> Self:
         for name in ("features", "relations"):
-            if getattr(self, name) and name not in self.imitate:
+            if getattr(self, name) and name not in self.weights:
                 raise ValueError(f"`{name}` does nothing: add {name} to `imitate`, or leave it out")
-        inside = sorted({"features", "relations"} & set(self.imitate))
+        inside = sorted({"features", "relations"} & set(self.weights))
         if inside and getattr(self, "compile", False):
             raise ValueError(f"`compile` hides what {' and '.join(inside)} compare: leave one of them out")
         return self

@@ -7,7 +7,7 @@ from pydantic import Field
 from modelpack.artifact import Kind
 from modelpack.stage import DataRef, Job, TorchRef, stage
 from modelpack.stages import remarks
-from modelpack.stages.imitation_config import ImitationConfig
+from modelpack.stages.imitation_config import AspectName, ImitationConfig, Weights
 from modelpack.stages.schedule_config import FloatScheduleConfig
 from modelpack.stages.training import LessonConfig, prepare, rows
 
@@ -16,10 +16,22 @@ class RecoverConfig(FloatScheduleConfig, LessonConfig, ImitationConfig):
     """What the model is healed with."""
 
     teacher: TorchRef = Field("model", description="The step whose outputs are restored; 'model' is the original.")
+    imitate: Weights | None = Field(
+        None,
+        description="What of the teacher is restored, as for distill; if absent, outputs, and with a weight of 3 the "
+        "features of blocks that pair up by themselves, unless `compile` hides these.",
+    )
     data: DataRef = Field(description="Rows without labels, like those the model will see.")
     batch_norm: bool = Field(True, description="First measure the statistics of batch norms anew.")
     epochs: int = Field(2, ge=0, description="Passes of self-distillation over the data; 0 for none.")
     lr: float = Field(5e-4, gt=0, description="Highest learning rate.")
+
+    @property
+    def weights(self) -> dict[AspectName, float]:
+        """What is restored, with its weight."""
+        if self.imitate is None and not self.compile:
+            return {"outputs": 1.0, "features": 3.0}
+        return super().weights
 
 
 @stage(

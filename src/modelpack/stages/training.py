@@ -10,7 +10,7 @@ from modelpack.bind import UserCode
 from modelpack.stage import DataRef, Job, StageConfig, TorchRef
 from modelpack.stages import remarks
 from modelpack.stages.answers_config import AnswersConfig, remembering
-from modelpack.stages.imitation_config import DistanceConfig, ImitationConfig
+from modelpack.stages.imitation_config import AspectName, DistanceConfig, ImitationConfig
 from modelpack.stages.schedule_config import ScheduleConfig, schedule
 
 if TYPE_CHECKING:
@@ -143,15 +143,17 @@ def _task(config: TrainingConfig, job: Job, data: Rows, teacher: Any) -> Task | 
 def _wish(config: LessonConfig, job: Job) -> Wish:
     from modelpack.numerics import distillation
 
+    yielding: tuple[AspectName, ...] = ("features",)
     distances = config.distance if isinstance(config.distance, dict) else {distillation.ALL: config.distance}
     asked: object = config
     inner = asked if isinstance(asked, ImitationConfig) else None
     return distillation.Wish(
-        weights=inner.imitate if inner else {"outputs": 1.0},
+        weights=inner.weights if inner else {"outputs": 1.0},
         distances={name: distance for name, distance in distances.items() if distance != "auto"},
         temperature=config.temperature,
         alpha=config.alpha if isinstance(config, TrainingConfig) else 1.0,
         features=tuple(inner.features.items()) if inner else (),
         relations=tuple(inner.relations.items()) if inner else (),
+        yielding=yielding if inner and inner.imitate is None else (),
         mask=distillation.mask_for(config.mask, job.inputs),
     )

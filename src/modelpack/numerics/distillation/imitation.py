@@ -40,6 +40,7 @@ class Imitation:
         mask: The input that tells padded positions, if there is one.
         taps: Where aspects look inside the student, and inside the teacher.
         learned: Projections of the student's features; they are thrown away afterwards.
+        absent: Aspects that gave way, for the two models have nothing that belongs together.
     """
 
     teacher: Ask
@@ -50,6 +51,7 @@ class Imitation:
     mask: str | None = None
     taps: tuple[tuple[Tap, ...], tuple[Tap, ...]] = field(default=((), ()))
     learned: nn.Module | None = None
+    absent: tuple[Name, ...] = ()
 
     def losses(self, student: nn.Module, inputs: dict[str, Tensor], beside: dict[str, Tensor]) -> dict[str, Tensor]:
         """Compare a student with its teacher and with the truth.
@@ -105,7 +107,8 @@ class Imitation:
 
     def remarks(self) -> list[str]:
         """Say what was chosen by itself, and what was added to the student for its training."""
-        return [text for _, aspect in self.aspects.values() for text in aspect.remarks()]
+        gone = [f"compares no {name}: nothing of the two models belongs together by itself" for name in self.absent]
+        return [*gone, *(text for _, aspect in self.aspects.values() for text in aspect.remarks())]
 
     def figure(self, score: float) -> tuple[str, float]:
         """Name what decides."""

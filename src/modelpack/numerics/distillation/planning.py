@@ -24,7 +24,7 @@ from modelpack.numerics.training import layout
 from modelpack.numerics.training.batches import TRUTH, split
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from torch import nn
 
@@ -52,6 +52,7 @@ class Wish:
         alpha: Weight of the teacher beside the truth.
         features: Pairs of paths; matched by depth and shape when empty.
         relations: Pairs of paths of attention; the last ones when empty.
+        yielding: Aspects that give way where the two models have nothing that belongs together.
         mask: The input that tells padded positions.
     """
 
@@ -61,6 +62,7 @@ class Wish:
     alpha: float = 0.7
     features: Sequence[Pair] = ()
     relations: Sequence[Pair] = ()
+    yielding: Collection[Name] = ()
     mask: str | None = None
 
 
@@ -124,8 +126,9 @@ def imitation(
         with torch.no_grad(), models.blamed("teacher and student cannot be compared"):
             outputs.compatible(call(student, inputs), call(teacher, inputs))
             found |= _Pair(student, teacher, question(inputs, {}, wish.mask)).inner(wish)
-    parts = {name: (weight, *found[name]) for name, weight in wish.weights.items()}
-    made = replace(_together(parts, teacher, compared, wish), task=task)
+    absent = tuple(name for name in wish.weights if name in wish.yielding and name not in found)
+    parts = {name: (weight, *found[name]) for name, weight in wish.weights.items() if name not in absent}
+    made = replace(_together(parts, teacher, compared, wish), task=task, absent=absent)
     if student is not None:
         with torch.no_grad(), models.blamed("the losses cannot be computed"):
             made.losses(student, inputs, beside)  # what is wrong with them is better known now than after an epoch
@@ -161,14 +164,15 @@ class _Pair:
         """Plan what is compared inside the models, and say where to look."""
         found: dict[Name, tuple[Aspect, Taps]] = {}
         if "features" in wish.weights:
-            found["features"] = self.features(wish.features)
+            pairs = wish.features or self._matched(gives_way="features" in wish.yielding)
+            if pairs:
+                found["features"] = self.features(pairs)
         if "relations" in wish.weights:
             found["relations"] = self.relations(wish.relations)
         return found
 
-    def features(self, wanted: Sequence[Pair]) -> tuple[Features, Taps]:
-        """Find out what projections the features need, of blocks that belong together where none are named."""
-        pairs = wanted or self._matched()
+    def features(self, pairs: Sequence[Pair]) -> tuple[Features, Taps]:
+        """Find out what projections the features need."""
         for mine, theirs in pairs:
             at(self.student, mine, "student")
             at(self.teacher, theirs, "teacher")
@@ -179,12 +183,13 @@ class _Pair:
         )
         return features.planned(pairs, seen, told, self.question), taps
 
-    def _matched(self) -> Sequence[Pair]:
+    def _matched(self, *, gives_way: bool) -> Sequence[Pair]:
+        """Pair the blocks that belong together."""
         found = matching.blocks(self.student, self.teacher)
         inputs = self.question.inputs
         mine, theirs = survey(self.student, inputs, found[0]), survey(self.teacher, inputs, found[1])
         pairs = matching.matched(mine, theirs)
-        if not pairs:
+        if not pairs and not gives_way:
             raise matching.none_found(len(mine), len(theirs))
         return pairs
 
