@@ -11,13 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modelpack.server import batching
 from modelpack.server.batching import Pool
 from modelpack.server.engine import Engine
 from modelpack.server.faults import Disconnected, Full, Late
 from modelpack.server.independence import independent
 from modelpack.server.signature import read
 from modelpack.server.statistics import Statistics
-from serving import linear, pair, reshaping, write_model
+from serving import linear, pair, patient, reshaping, write_model
 
 
 def never() -> bool:
@@ -80,6 +81,37 @@ def test_what_waits_runs_together_and_everyone_gets_their_own_rows(sizes, limit)
     assert starts == sorted(starts), "the oldest goes first"
     if sizes and sum(sizes) <= limit:
         assert len(gate.runs) == 2, "one run for all that waited"
+
+
+def test_short_runs_are_made_at_once_and_long_ones_are_not(monkeypatch):
+    now, here = [0.0], []
+    monkeypatch.setattr(batching, "perf_counter", lambda: now[0])
+
+    def work(feed, _options):
+        here.append(threading.current_thread() is threading.main_thread())
+        now[0] += float(feed["x"][0, 0])
+        return {"y": feed["x"]}
+
+    async def play(seconds, **given):
+        pool = Pool(work, options, workers=1, limit=8, rows=8, **given)
+        later = asyncio.get_running_loop().time() + 60
+        here.clear()
+        for each in seconds:
+            await pool.run(rows_of(each), 1, later, never)
+            while pool.busy:
+                await asyncio.sleep(0)
+        pool.close(1)
+        return list(here)
+
+    short, long = 20e-6, 0.01
+    learned = asyncio.run(play([short] * 20, short=True))
+    assert (learned[0], learned[-1]) == (False, True)
+    assert not any(asyncio.run(play([short] * 20)))
+    assert not any(asyncio.run(play([long] * 20, short=True)))
+    disturbed = asyncio.run(play([*[short] * 60, long, *[short] * 2], short=True))
+    assert disturbed[-2:] == [True, True], "one interruption is no rule"
+    grown = asyncio.run(play([*[short] * 60, *[long] * 5], short=True))
+    assert grown[-2:] == [False, False]
 
 
 def test_a_limit_of_one_row_shares_nothing():
@@ -221,6 +253,11 @@ def test_an_engine_slices_what_exceeds_a_batch(tmp_path):
     np.testing.assert_allclose(sliced.run(feed)["y"], whole.run(feed)["y"], rtol=1e-5, atol=1e-6)
     assert engine(pair(tmp_path / "pair"), rows=4).batch == 4
     assert engine(reshaping(tmp_path / "reshaping"), rows=4).batch == 1
+
+
+def test_a_model_that_loops_may_take_any_time(tmp_path):
+    assert engine(linear(tmp_path / "linear")).steady
+    assert not engine(patient(tmp_path / "patient")).steady
 
 
 def test_models_that_mix_the_rows_of_a_run_keep_requests_apart(tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 
 from .cpus import available, quota
 from .faults import Invalid, StartError
-from .independence import entangling, independent
+from .independence import entangling, independent, repeating
 from .signature import DTYPES, Signature, Tensor, quote
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # onnxruntime reads it while it is imported
@@ -57,6 +57,7 @@ class Engine:
         _compare("input", signature.inputs, self.session.get_inputs())
         _compare("output", signature.outputs, self.session.get_outputs())
         self.names = list(signature.outputs)
+        self.steady = not repeating(path)
         self.batch = rows if signature.batches and not entangling(path) else 1
 
     def run(self, feed: Mapping[str, np.ndarray], options: Any = None) -> dict[str, np.ndarray]:

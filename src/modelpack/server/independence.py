@@ -1,4 +1,4 @@
-"""Whether the rows of one run know nothing of each other, so that requests of several clients may share it."""
+"""What can be relied on in a model: that rows know nothing of each other, that equal shapes take equally long."""
 
 from __future__ import annotations
 
@@ -15,16 +15,27 @@ if TYPE_CHECKING:
 
 # Operators that scale a whole tensor by its own extremes: one client's values would round another's.
 _ENTANGLING = (b"DynamicQuantizeLinear", b"DynamicQuantizeMatMul", b"DynamicQuantizeLSTM")
+_REPEATING = (b"Loop", b"Scan")
 _TOLERANCE = 0.02
 
 
 def entangling(path: Path) -> bool:
     """Say whether a model names an operator that mixes rows in a way too small for `independent` to see."""
+    return _names(path, _ENTANGLING)
+
+
+def repeating(path: Path) -> bool:
+    """Say whether a model names an operator that runs as long as its values tell it to."""
+    return _names(path, _REPEATING)
+
+
+def _names(path: Path, operators: tuple[bytes, ...]) -> bool:
+    """Search the file: operators are named in plain text; weights that happen to spell one only make us careful."""
     with path.open("rb") as stream:
         if not stream.seek(0, 2):
             return False
         with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return any(content.find(name) >= 0 for name in _ENTANGLING)
+            return any(content.find(name) >= 0 for name in operators)
 
 
 def independent(run: Callable[[Tensors], Tensors], feed: Tensors) -> bool:

@@ -94,7 +94,8 @@ class Model:
 
         self._pool = Pool(
             self.engine.run, stoppable,
-            workers=self._settings.concurrency, limit=self._settings.queue, rows=self.engine.batch, observe=self._ran,
+            workers=self._settings.concurrency, limit=self._settings.queue, rows=self.engine.batch,
+            short=self.engine.steady, observe=self._ran,
         )  # fmt: skip
         self.seconds = perf_counter() - began
 

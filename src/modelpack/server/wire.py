@@ -23,6 +23,33 @@ class WireFault(Exception):  # noqa: N818 - it becomes an answer
         self.status, self.message = status, message
 
 
+class Joined:
+    """A transport that sends the head of an answer with the first bytes of its body: one packet and one system call."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport, self._head = transport, b""
+        self.is_closing, self.get_extra_info = transport.is_closing, transport.get_extra_info
+        self.pause_reading, self.resume_reading = transport.pause_reading, transport.resume_reading
+
+    def write(self, data: bytes) -> None:
+        """Send, or hold the head of an answer whose body follows in the same step of the event loop."""
+        if not self._head and data.startswith(b"HTTP/1.1 ") and data.endswith(b"\r\n\r\n") and data[9:12] != b"100":
+            self._head = data
+        else:
+            self._transport.write(self._head + data)
+            self._head = b""
+
+    def flush(self) -> None:
+        """Send a head that no body follows."""
+        if self._head:
+            self.write(b"")
+
+    def close(self) -> None:
+        """Send what is held, then close."""
+        self.flush()
+        self._transport.close()
+
+
 class Protocol(HttpToolsProtocol):
     """One connection.
 
@@ -34,7 +61,7 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock, or refuse one connection too many."""
-        super().connection_made(transport)
+        super().connection_made(cast("asyncio.Transport", Joined(transport)))
         self._app = cast("App", self.config.app)
         self._limits = self._app.service.settings
         self._heading, self._begun = True, False  # between requests or inside a head; inside a head
@@ -166,6 +193,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Answer what comes next, or, after the last owed answer, what could not be read."""
+        cast("Joined", self.transport).flush()
         super().on_response_complete()
         self._owed -= 1
         if self._fault and not self._owed:
