@@ -18,7 +18,7 @@ import nets
 from crewing import together
 from modelpack.errors import RecipeError, StageError
 from modelpack.numerics import macs, models, zeros
-from modelpack.numerics.pruning import gradual
+from modelpack.numerics.pruning import gradual, latency
 from modelpack.numerics.training import checkpoint, crew
 from modelpack.recipe import load
 from modelpack.stages.distill import distill
@@ -172,15 +172,35 @@ def shared(root, source):
     mine = Path(root, str(crew.rank()))
     wanted = {"schedule": {"steps": 2, "lr": 3e-3}}
     made = pruned(mine, Artifact.load(Path(source)), wanted, patterns(64))
-    return [made.id, [row["kept"] for row in made.manifest.record["results"]["schedule"]]]
+    cutters = []
+
+    def cut(module, keep, _slack):
+        cutters.append(crew.rank())
+        return module, keep, {}
+
+    done = gradual.prune(nets.cnn(), [0.6, 0.3], cut, lambda *_: {}, mine / "alone", alone=True)
+    kept = [row["kept"] for row in made.manifest.record["results"]["schedule"]]
+    return [made.id, kept, crew.told(cutters), [row["kept"] for row in done.rows], crew.summed({"cuts": len(cutters)})]
 
 
 def test_the_processes_of_a_crew_prune_and_heal_together(tmp_path, trained):
     one, other = together("test_gradual", "shared", root=tmp_path, source=trained.path)
     assert one == other
     assert one[1][-1] == pytest.approx(0.5, rel=0.02)
+    assert one[2:] == [[0, 0], [0.6, 0.3], {"cuts": 2}]  # the first process alone, where it takes times
     assert prune.trains(PruneConfig.model_validate(CHEAP))
     assert not prune.trains(PruneConfig(macs=0.5))
+
+
+def test_a_time_is_met_in_steps_too(tmp_path, trained, monkeypatch):
+    monkeypatch.setattr(latency, "TOLERANCE", 100.0)  # whatever this machine says, the first trial will do
+    wanted = {"latency": 0.8, "data": "train", "schedule": {"steps": 2, "lr": 3e-3}}
+    made = run_stage(tmp_path, prune, wanted, model=trained, data={"train": patterns(64)})
+    results = made.manifest.record["results"]
+    assert [row["wanted"] for row in results["schedule"]] == gradual.fractions(0.8, 2)
+    assert results["schedule"][-1]["kept"] == made.metrics["latency_fraction"] == results["latency"]["measured"]
+    assert len(results["latency"]["trials"]) == 2
+    assert results["latency"]["exports"] == 4
 
 
 def test_what_is_left_of_a_try_and_cannot_be_read_is_named(tmp_path, trained):
@@ -243,8 +263,12 @@ def test_only_pruning_at_once_leaves_something_to_recover(tmp_path):
 def test_settings_are_checked():
     for wrong, says in (
         ({"macs": 0.5, "schedule": {"steps": 3}}, "schedule needs data"),
-        ({"depth": 0.5, "data": "train", "schedule": {}}, "depth does not go with `schedule`"),
-        ({"latency": 0.5, "data": "train", "schedule": {}}, "latency does not go with `schedule`"),
+        (
+            {"depth": 0.5, "data": "train", "schedule": {}},
+            "depth leaves blocks out at once: put it in a step of its own",
+        ),
+        ({"drop": ["a"], "data": "train", "schedule": {}}, "drop leaves blocks out at once"),
+        ({"macs": 0.5, "data": "train", "schedule": {}, "sensitivity": 8}, "measure it in a step without `schedule`"),
         ({"macs": 0.5, "data": "train", "schedule": {"steps": 1}}, "greater than 1"),
         ({"macs": 0.5, "data": "train", "schedule": {"step": 3}}, "Extra inputs"),
     ):

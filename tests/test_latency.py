@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import statistics
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -115,7 +115,7 @@ def test_a_latency_is_met_though_a_part_of_the_time_never_shrinks():
     found, log = run(module, feed, 0.7, watch, told=lines)
     whole, part = watch.timer(module)(), watch.timer(found.module)()
     assert part / whole == pytest.approx(0.7, rel=latency.TOLERANCE)
-    assert found.fraction == pytest.approx(part / whole) == log.measured
+    assert found.fraction == pytest.approx(part / whole) == log.trials[-1]["measured"]
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     assert len(lines) == len(log.trials)
     assert lines[-1].endswith(f"of the multiply-accumulates take {log.trials[-1]['measured']:.1%} of the time")
@@ -283,7 +283,13 @@ def test_settings_that_make_no_sense_are_refused(wrong):
         PruneConfig(**wrong)
 
 
-def test_medians_of_logs_are_those_of_the_trial_that_came_nearest():
-    log = latency.Log(0.5)
-    log.trials += [{"measured": 0.9, "macs": 0.8}, {"measured": 0.52, "macs": 0.4}, {"measured": 0.3, "macs": 0.2}]
-    assert log.measured == 0.52 == statistics.median(trial["measured"] for trial in log.trials)
+def test_a_latency_in_steps_is_a_fraction_of_the_model_before_the_first():
+    feed, module, watch = {"x": torch.randn(2, 16)}, twin(), Stopwatch(overhead=1500.0)
+    target, log = latency.of_latency(0.7, watch, print, clock=lambda: 0.0)
+    first = pruning.prune(module, feed, replace(target, keep=0.85), Worth("l2"))
+    second = pruning.prune(first.module, feed, replace(target, whole=module), Worth("l2"))
+    took = watch.timer(second.module)() / watch.timer(module)()
+    assert second.fraction == pytest.approx(took) == pytest.approx(0.7, rel=latency.TOLERANCE)
+    assert log.trials[-1]["macs"] == pytest.approx(macs.count(second.module, feed) / macs.count(module, feed))
+    assert log.exports == 2 + len(log.trials)
+    assert watch.timed == 1 + 1 + len(log.trials) + 2  # the whole model once, and the one between once more

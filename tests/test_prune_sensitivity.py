@@ -27,7 +27,7 @@ torch.set_num_threads(1)
 
 def ranked(module, feed, method="l2"):
     found = sound.candidates(module, feed, frozenset(), 0)
-    meter = targets.of_macs(0.5).meter(module, feed, found.groups)
+    meter = targets.of_macs(0.5).opened(module, feed, found.groups)
     return choice.rank(module, found.groups, Worth(method), meter)
 
 

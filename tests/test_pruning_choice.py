@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -191,6 +192,18 @@ def test_targets_are_met_on_blocks_of_channels(name, kind, width, keep):
         before, after = (net.get_submodule(path) for net in (module, pruned.module))
         width_of = "out_features" if isinstance(before, nn.Linear) else "out_channels"
         assert getattr(after, width_of) % step == 0 or getattr(after, width_of) == getattr(before, width_of)
+
+
+@pytest.mark.parametrize("name", list(targets.KINDS))
+def test_what_is_pruned_again_keeps_a_fraction_of_the_whole(name):
+    torch.manual_seed(0)
+    module = nets.cnn(width=16).eval()
+    target = targets.KINDS[name](0.3)
+    first = pruning.prune(module, IMAGE, replace(target, keep=0.6), Worth("l2"))
+    second = pruning.prune(first.module, IMAGE, replace(target, whole=module), Worth("l2"))
+    assert second.fraction == pytest.approx(0.3, rel=0.02)
+    count = {"macs": lambda net: macs.count(net, IMAGE), "params": models.parameter_count, "size": stored}[name]
+    assert second.fraction == pytest.approx(count(second.module) / count(module))
 
 
 def stored(module):

@@ -111,14 +111,14 @@ def test_removing_equals_ignoring_and_is_counted_as_expected(net, data):
     found = sound.candidates(net, FEED, frozenset(), 0)
     assert "hidden" in {group.name for group in found.groups}
     counts = tuple(data.draw(st.integers(0, group.units - 1)) for group in found.groups)
-    flat = pruning.targets.of_params(0.5).meter(net, FEED, found.groups)
+    flat = pruning.targets.of_params(0.5).opened(net, FEED, found.groups)
     ranking = choice.rank(net, found.groups, pruning.Worth("random", seed=1), flat)
     removals = ranking.removals(counts)
     assert plan.flaw(plan.stripped(net, 0), removals, FEED) == ""
     smaller = plan.apply(net, removals)
     assert smaller(**FEED).shape == (2, 3)
     for make in targets.KINDS.values():
-        meter = make(0.5).meter(net, FEED, found.groups)
+        meter = make(0.5).opened(net, FEED, found.groups)
         assert meter.estimate(counts) == pytest.approx(meter.measure(smaller), rel=1e-9)
 
 

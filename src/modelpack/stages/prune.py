@@ -119,9 +119,13 @@ class PruneConfig(StageConfig):
             return self
         if self.data is None:
             raise ValueError("schedule needs data to heal the model on: name an entry of `data:`")
-        unfit = [name for name in ("latency", "depth", "drop", "sensitivity") if getattr(self, name)]
-        if unfit:
-            raise ValueError(f"{unfit[0]} does not go with `schedule`, which cuts by macs, params or size")
+        for name in ("depth", "drop"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"{name} leaves blocks out at once: put it in a step of its own before the one with `schedule`"
+                )
+        if self.sensitivity:
+            raise ValueError("sensitivity is that of the unpruned model: measure it in a step without `schedule`")
         return self
 
 
@@ -176,7 +180,7 @@ def prune(config: PruneConfig, job: Job) -> None:
         smaller = pruned.module
         _report(job, pruned)
         if log is not None:
-            measures.report(log, job)
+            measures.report(log, pruned.fraction, job)
     models.save(smaller, job.out, like=job.source)
     remarks.zeros(job)
     job.metric("macs", macs.count(smaller, feed) / max(1, macs.count(module, feed)))

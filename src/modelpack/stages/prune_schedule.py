@@ -79,11 +79,12 @@ def gradually(
     healer = _Healer(config, healing, whole, job)
 
     def step(part: Any, keep: float, slack: float) -> tuple[Any, float, dict[str, Any]]:
-        made = cut(part, replace(target, keep=keep, tolerance=max(target.tolerance, slack)))
+        made = cut(part, replace(target, keep=keep, tolerance=max(target.tolerance, slack), whole=whole))
         facts = {"left": dict(made.left), "heads": list(made.heads), "rounding": dict(made.rounding)}
         return made.module, made.fraction, facts
 
-    done = gradual.prune(whole, gradual.fractions(target.keep, config.steps), step, healer.heal, job.scratch)
+    wanted = gradual.fractions(target.keep, config.steps)
+    done = gradual.prune(whole, wanted, step, healer.heal, job.scratch, alone=target.name == "latency")
     if done.resumed:
         job.note(f"continued after step {done.resumed} of an interrupted try")
     told = [{key: value for key, value in row.items() if key not in _FACTS} for row in done.rows]

@@ -51,7 +51,7 @@ def prune(
     """
     keep = tuple(keep)
     found = sound.candidates(module, feed, kept(module, keep), seed)
-    meter = target.meter(module, feed, found.groups)
+    meter = target.opened(module, feed, found.groups)
     ranking = choice.rank(module, found.groups, worth, meter)
     study(module, ranking)
     chosen = choice.choose(module, ranking, target, meter, rounding)

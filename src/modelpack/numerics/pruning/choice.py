@@ -150,7 +150,8 @@ def choose(module: nn.Module, ranking: Ranking, target: Target, meter: Meter, ro
 
 def _spaces(ranking: Ranking, target: Target, meter: Meter, rounded: Rounding) -> Iterator[_Space]:
     """List what may be chosen from, the most welcome first: no bottlenecks, then whole blocks of channels."""
-    for least in (rounding.welcome_share(target.keep), rounding.LEAST_SHARE):
+    before = meter.estimate((0,) * len(ranking.groups))
+    for least in (rounding.welcome_share(min(1.0, target.keep / before)), rounding.LEAST_SHARE):
         for steps in rounded.levels(ranking.groups):
             allowed = [ranking.allowed(group, step, least) for group, step in enumerate(steps)]
             # What even the narrowest choice does not reach need not be measured, as long as there is a narrower one.
@@ -174,7 +175,8 @@ class _Scales:
     def sought(self) -> float:
         """The estimate to aim at, after all that was measured so far."""
         tries = [(self.meter.estimate(counts), found) for counts, found in self._known.items()]
-        return aim.following(tries, self.target.keep) if tries else self.target.keep
+        before = self.meter.estimate((0,) * len(self.ranking.groups))
+        return aim.following(tries, self.target.keep, before) if tries else self.target.keep
 
     def weigh(self, counts: Counts) -> float | None:
         """Give what stays; None where that is not known and no more may be measured."""

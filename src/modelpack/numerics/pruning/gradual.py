@@ -36,8 +36,8 @@ Row = dict[str, Any]
 Cut = Callable[[nn.Module, float, float], tuple[nn.Module, float, Row]]
 """Makes a smaller copy of a model.
 
-Given the model, the fraction of it that shall stay, and how far from that it may end, relative to it; gives the copy,
-the fraction that stays, and what to report.
+Given the model so far, the fraction of the whole one that shall stay, and how far from that it may end, relative to it;
+gives the copy, the fraction of the whole model that stays, and what to report.
 """
 
 Heal = Callable[[nn.Module, int, Path], Row]
@@ -74,15 +74,18 @@ def fractions(keep: float, steps: int) -> list[float]:
     return [keep + (1 - keep) * (1 - step / steps) ** 3 for step in range(1, steps)] + [keep]
 
 
-def prune(module: nn.Module, wanted: Sequence[float], cut: Cut, heal: Heal, scratch: Path) -> Progress:
+def prune(
+    module: nn.Module, wanted: Sequence[float], cut: Cut, heal: Heal, scratch: Path, *, alone: bool = False
+) -> Progress:
     """Cut and heal a model once for each fraction.
 
     Args:
         module: The whole model; left as it is.
         wanted: What shall stay of it after each step, falling.
-        cut: Asked for what shall stay of the model so far.
+        cut: Makes the model smaller.
         heal: Called after each cut.
         scratch: Directory for what an interrupted run continues from.
+        alone: Of a crew only the first process cuts, since cutting takes times, which the others would disturb.
 
     Raises:
         StageError: When a step cannot be cut, or what an interrupted run left cannot be read.
@@ -90,9 +93,9 @@ def prune(module: nn.Module, wanted: Sequence[float], cut: Cut, heal: Heal, scra
     progress = _read(module, scratch)
     resumed = progress.done
     while progress.done < len(wanted) or not progress.healed:
-        if progress.healed:
+        if progress.healed and (crew.leads() or not alone):
             progress = _cut(progress, wanted, cut)
-        else:
+        elif not progress.healed:
             progress = _healed(progress, heal, scratch / f"{progress.done:03d}-training")
         if crew.leads():
             _write(progress, module, scratch)
@@ -103,15 +106,13 @@ def prune(module: nn.Module, wanted: Sequence[float], cut: Cut, heal: Heal, scra
 def _cut(progress: Progress, wanted: Sequence[float], cut: Cut) -> Progress:
     step = progress.done + 1
     try:
-        smaller, stayed, row = cut(
-            progress.module, min(1.0, wanted[step - 1] / progress.fraction), _slack(wanted, step)
-        )
+        keep = min(wanted[step - 1], progress.fraction)
+        smaller, fraction, row = cut(progress.module, keep, _slack(wanted, step))
     except StageError as error:
         hint = f"{error.then}; " if error.then else ""
         raise StageError(
             error.what, where=f"step {step} of {len(wanted)}", then=f"{hint}or take another number of steps"
         ) from error
-    fraction = progress.fraction * stayed
     told = {"step": step, "wanted": wanted[step - 1], "kept": fraction, **row}
     return Progress(smaller, step, False, fraction, [*progress.rows, told])
 

@@ -52,8 +52,9 @@ class Log:
     Attributes:
         asked: The fraction that was asked for.
         original_ms: What the unpruned model takes, by the median of the first trial.
-        costs: What a unit of each group costs.
+        costs: What a unit of each group costs, of the model that was cut last.
         trials: Fractions of time and of multiply-accumulates of every model that was measured.
+        exports: How many models were exported.
         seconds: What all of it took.
     """
 
@@ -61,17 +62,12 @@ class Log:
     original_ms: float = 0.0
     costs: list[dict[str, Any]] = field(default_factory=list)
     trials: list[dict[str, float]] = field(default_factory=list)
+    exports: int = 0
     seconds: float = 0.0
-
-    @property
-    def measured(self) -> float:
-        """The fraction of the trial that came nearest."""
-        return min((trial["measured"] for trial in self.trials), key=lambda found: abs(found - self.asked))
 
     def to_json(self) -> dict[str, Any]:
         """Give it as a JSON object."""
-        exports = 1 + len(self.trials)
-        return {**vars(self), "measured": self.measured, "exports": exports, "seconds": round(self.seconds, 1)}
+        return {**vars(self), "seconds": round(self.seconds, 1)}
 
 
 def of_latency(
@@ -91,28 +87,45 @@ def of_latency(
     Returns:
         The target, and a log of what was measured on the way to it.
     """
-    log = Log(keep)
+    log, originals = Log(keep), _Originals(watch)
 
-    def meter(module: nn.Module, feed: Mapping[str, Tensor], groups: Sequence[Group]) -> Meter:
+    def meter(module: nn.Module, feed: Mapping[str, Tensor], groups: Sequence[Group], whole: nn.Module) -> Meter:
         began = clock()
         times = watch.times(module)
-        estimate = cost.formula(times, module, groups)
-        log.costs = cost.table(estimate, groups, times.total / 1000)
-        whole, original = max(1, macs.count(module, feed)), watch.timer(module)
+        formula = cost.formula(times, module, groups)
+        log.costs = cost.table(formula, groups, times.total / 1000)
+        total, original = max(1, macs.count(whole, feed)), originals.timer(whole)
+        before = 1.0 if module is whole else compare(original, watch.timer(module), clock)[0]
+        log.exports += 1
         log.seconds += clock() - began
 
         def measure(smaller: nn.Module) -> float:
             began = clock()
             found, original_ms = compare(original, watch.timer(smaller), clock)
             log.original_ms = log.original_ms or original_ms
-            log.trials.append({"measured": found, "macs": macs.count(smaller, feed) / whole})
+            log.trials.append({"measured": found, "macs": macs.count(smaller, feed) / total})
             tell(f"{log.trials[-1]['macs']:.1%} of the multiply-accumulates take {found:.1%} of the time")
+            log.exports += 1
             log.seconds += clock() - began
             return found
 
-        return Meter(estimate, measure)
+        return Meter(lambda counts: before * formula(counts), measure)
 
     return Target("latency", "measured time", keep, meter, TOLERANCE, TRIALS), log
+
+
+class _Originals:
+    """Times the unpruned model, which is exported once however often it is compared with."""
+
+    def __init__(self, watch: Stopwatch) -> None:
+        self._watch = watch
+        self._known: tuple[nn.Module, Timer] | None = None
+
+    def timer(self, whole: nn.Module) -> Timer:
+        """Make what runs the unpruned model once, or give what was made before."""
+        if self._known is None or self._known[0] is not whole:
+            self._known = whole, self._watch.timer(whole)
+        return self._known[1]
 
 
 def compare(original: Timer, smaller: Timer, clock: Callable[[], float] = time.monotonic) -> tuple[float, float]:

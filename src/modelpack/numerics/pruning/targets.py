@@ -29,8 +29,12 @@ class Meter:
     measure: Callable[[nn.Module], float]
 
 
-Opens = Callable[[nn.Module, Mapping[str, Tensor], Sequence[Group]], Meter]
-"""Makes a meter for a module, the inputs of one forward pass, and the groups that may lose units."""
+Opens = Callable[[nn.Module, Mapping[str, Tensor], Sequence[Group], nn.Module], Meter]
+"""Makes a meter.
+
+Given a module, the inputs of one forward pass, the groups that may lose units, and the model that fractions are of: the
+module itself, or the one that it was before it was pruned the first time.
+"""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class Target:
         meter: How the quantity is measured.
         tolerance: How far from `keep` the result may be, relative to it.
         trials: How many pruned copies are measured at most.
+        whole: The model that `keep` is a fraction of; None for the one that is pruned.
     """
 
     name: str
@@ -52,6 +57,11 @@ class Target:
     meter: Opens
     tolerance: float = TOLERANCE
     trials: int = 60
+    whole: nn.Module | None = None
+
+    def opened(self, module: nn.Module, feed: Mapping[str, Tensor], groups: Sequence[Group]) -> Meter:
+        """Make the meter for a module, the inputs of one forward pass, and the groups that may lose units."""
+        return self.meter(module, feed, groups, module if self.whole is None else self.whole)
 
     def met(self, fraction: float) -> bool:
         """Tell whether a fraction is near enough."""
@@ -61,9 +71,10 @@ class Target:
 def of_macs(keep: float) -> Target:
     """Keep a fraction of the multiply-accumulates of one forward pass."""
 
-    def meter(module: nn.Module, feed: Mapping[str, Tensor], groups: Sequence[Group]) -> Meter:
+    def meter(module: nn.Module, feed: Mapping[str, Tensor], groups: Sequence[Group], whole: nn.Module) -> Meter:
         estimate = counting.multiply_accumulates(module, feed, groups)
-        return Meter(estimate, lambda smaller: macs.count(smaller, feed) / estimate.whole)
+        total = estimate.whole if whole is module else max(1, macs.count(whole, feed))
+        return Meter(_share(estimate, total), lambda smaller: macs.count(smaller, feed) / total)
 
     return Target("macs", "multiply-accumulates", keep, meter)
 
@@ -79,14 +90,19 @@ def of_size(keep: float) -> Target:
 
 
 def _of_tensors(name: str, words: str, keep: float, weigh: Callable[[Tensor], float]) -> Target:
-    def total(module: nn.Module) -> float:
+    def sum_of(module: nn.Module) -> float:
         return sum(weigh(item) for _, item in counting.each_tensor(module))
 
-    def meter(module: nn.Module, _feed: Mapping[str, Tensor], groups: Sequence[Group]) -> Meter:
-        estimate = counting.tensors(module, groups, weigh)
-        return Meter(estimate, lambda smaller: total(smaller) / estimate.whole)
+    def meter(module: nn.Module, _feed: Mapping[str, Tensor], groups: Sequence[Group], whole: nn.Module) -> Meter:
+        estimate, total = counting.tensors(module, groups, weigh), sum_of(whole) or 1.0
+        return Meter(_share(estimate, total), lambda smaller: sum_of(smaller) / total)
 
     return Target(name, words, keep, meter)
+
+
+def _share(estimate: counting.Formula, total: float) -> Callable[[Counts], float]:
+    """Turn fractions of a module's cost into fractions of the whole model's."""
+    return lambda counts: estimate(counts) * estimate.whole / total
 
 
 KINDS: Mapping[str, Callable[[float], Target]] = {"macs": of_macs, "params": of_params, "size": of_size}

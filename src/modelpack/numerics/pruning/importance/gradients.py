@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from modelpack.errors import StageError
 from modelpack.numerics import models
+from modelpack.numerics.randomness import repeatable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -98,7 +99,7 @@ def _gradients(module: nn.Module) -> Iterator[None]:
     native = torch.backends.cudnn.enabled and not recurrent
     module.zero_grad(set_to_none=True)
     try:
-        with torch.enable_grad(), torch.backends.cudnn.flags(enabled=native, deterministic=True):
+        with torch.enable_grad(), repeatable(next(module.parameters()).device, cudnn=native):
             for item in frozen:
                 item.requires_grad_()
             yield
