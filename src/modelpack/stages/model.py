@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -13,12 +14,15 @@ from modelpack.stage import Job, StageConfig, stage
 from modelpack.stages import remarks
 from modelpack.tensors import TensorSpec
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 _EXTERNAL = re.compile(rb"\x0a\x08location\x12([\x01-\x7f])", re.DOTALL)
 """What precedes the name of a file of external tensors in an ONNX file: the entry's key, then the name's length."""
 
 
-class ModelConfig(StageConfig):
-    """A PyTorch model: the code that builds it, its weights, and what it takes."""
+class BuiltConfig(StageConfig):
+    """A PyTorch model: the code that builds it, and its weights."""
 
     factory: UserCode = Field(
         description="What builds the model: file.py:callable beside the recipe, or package.module:callable."
@@ -27,6 +31,11 @@ class ModelConfig(StageConfig):
     weights: InputPath | None = Field(
         None, description="A .safetensors, .pt or .pth state dict; the factory's own weights when absent."
     )
+
+
+class ModelConfig(BuiltConfig):
+    """A PyTorch model: the code that builds it, its weights, and what it takes."""
+
     inputs: dict[str, TensorSpec] = Field(
         min_length=1, description="The model's inputs by name, in the order of its forward()."
     )
@@ -76,24 +85,42 @@ def model(config: ModelConfig, job: Job) -> None:
     """Build a PyTorch model from code and weights, and try it once on inputs of the declared shapes."""
     from modelpack.numerics import models
 
-    module, notes = models.write(
-        job.out,
-        reference=config.factory.reference,
-        base=config.factory.base,
-        arguments=config.arguments,
-        weights=config.weights.path if config.weights else None,
-        inputs=config.inputs,
-        outputs=config.outputs,
-        seed=job.seed,
-    )
-    for note in notes:
-        job.note(note)
+    module = built(config, job, config.inputs, config.outputs)
     if config.weights is None:
         job.note("no weights are given: the model keeps those that its factory makes")
     feed = models.example(module, config.inputs, 2, job.seed)
     for name in models.not_finite(module, feed):
         job.warn(f"output '{name}' holds NaN or infinity on made-up inputs: are the weights and the ranges right?")
     remarks.size(module, feed, job)
+
+
+def built(config: BuiltConfig, job: Job, inputs: Mapping[str, TensorSpec], outputs: tuple[str, ...] | None) -> Any:
+    """Build a model, and write it where the step's result belongs.
+
+    Args:
+        config: Says which.
+        job: Its seed is that of weights that the factory draws.
+        inputs: What the model takes.
+        outputs: Names for what it gives.
+
+    Raises:
+        StageError: When it cannot be built, its weights do not fit, or it fails on such inputs.
+    """
+    from modelpack.numerics import models
+
+    module, notes = models.write(
+        job.out,
+        reference=config.factory.reference,
+        base=config.factory.base,
+        arguments=config.arguments,
+        weights=config.weights.path if config.weights else None,
+        inputs=inputs,
+        outputs=outputs,
+        seed=job.seed,
+    )
+    for note in notes:
+        job.note(note)
+    return module
 
 
 def _inputs(config: OnnxModelConfig) -> dict[str, TensorSpec]:

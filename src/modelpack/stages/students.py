@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field, model_validator
 
-from modelpack.bind import Arguments, InputPath, UserCode
 from modelpack.errors import StageError
-from modelpack.stage import Job, StageConfig
 from modelpack.stages import remarks
+from modelpack.stages.model import BuiltConfig, built
 from modelpack.stages.training import TeacherConfig
 
+if TYPE_CHECKING:
+    from modelpack.stage import Job
 
-class OwnStudent(StageConfig):
+
+class OwnStudent(BuiltConfig):
     """A model that is built by code of its own, as `model` is."""
 
-    factory: UserCode = Field(description="What builds the student: file.py:callable, or package.module:callable.")
-    arguments: Arguments = Field(default_factory=dict, description="Keyword arguments of the factory.")
-    weights: InputPath | None = Field(
-        None, description="A .safetensors, .pt or .pth state dict; the factory's own weights when absent."
-    )
     outputs: tuple[str, ...] | None = Field(
         None, min_length=1, description="Names for what forward() returns; those of the teacher when absent."
     )
@@ -73,24 +70,11 @@ def begin(config: StudentConfig, job: Job) -> Any:
 
 
 def _own(student: OwnStudent, job: Job, teacher: str) -> Any:
-    from modelpack.numerics import models
-
     try:
-        module, notes = models.write(
-            job.out,
-            reference=student.factory.reference,
-            base=student.factory.base,
-            arguments=student.arguments,
-            weights=student.weights.path if student.weights else None,
-            inputs=job.inputs,
-            outputs=student.outputs or _names(job, teacher),
-            seed=job.seed,
-        )
+        module = built(student, job, job.inputs, student.outputs or _names(job, teacher))
     except StageError as error:
         then = error.then if error.where else "the student reads the teacher's inputs and gives its outputs"
         raise StageError(error.what, where=f"student {error.where}".rstrip(), then=then) from error
-    for text in notes:
-        job.note(text)
     return module.to(job.device)
 
 
