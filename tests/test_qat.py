@@ -11,6 +11,7 @@ from onnx import helper
 from torch import nn
 from torch.nn import functional
 
+import nets
 from modelpack.numerics import grid, qat, rows, tracing
 from modelpack.numerics.calling import call
 from modelpack.numerics.fake_quantization import rounding
@@ -269,3 +270,17 @@ def test_biases_end_on_the_grids_of_their_products_whatever_their_names():
         products = module.get_parameter(path).detach().double().abs().amax(1) / 127 * grids[value].scale
         steps = module.get_parameter(bias).detach().double() / products
         torch.testing.assert_close(steps, steps.round(), rtol=0, atol=1e-2)
+
+
+def test_a_program_that_makes_numbers_of_its_own_makes_them_on_its_device():
+    inputs = {name: TensorSpec.model_validate(spec) for name, spec in nets.TOKENS.items()}
+    outputs = {
+        "logits": {"shape": ["batch", 5], "dtype": "float32"},
+        "embedding": {"shape": ["batch", 32], "dtype": "float32"},
+    }
+    feed, module = rows.sample(inputs, 2, 0, {"sequence": 9}), nets.encoder(layers=1).eval()
+    made = qat.prepare(module, inputs, outputs, exclude=(), feed=feed, seed=0)
+    away = torch.device("meta")
+    moved = tracing.on_device(made.exported.program, away).module()
+    found = moved(*(torch.tensor(value, device=away) for value in feed.values()))
+    assert {tensor.device for tensor in found} == {away}

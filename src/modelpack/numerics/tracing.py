@@ -19,6 +19,7 @@ from modelpack.numerics.silence import quiet
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from torch import fx
     from torch.export import ExportedProgram
 
     from modelpack.numerics.rows import Feed
@@ -99,7 +100,22 @@ def capture(
 
 def on_device(program: ExportedProgram, device: torch.device) -> ExportedProgram:
     """Let a program traced on the CPU run on another device, the tensors that it makes itself included."""
-    return program if device.type == "cpu" else move_to_device_pass(program, device)
+    if device.type == "cpu":
+        return program
+    moved = move_to_device_pass(program, device)
+    for node in moved.graph.nodes:
+        if _makes_tensors(node) and "device" not in node.kwargs:  # torch moves those alone that name a device
+            node.kwargs = {**node.kwargs, "device": device}
+    moved.graph_module.recompile()
+    return moved
+
+
+def _makes_tensors(node: fx.Node) -> bool:
+    """Whether a node makes a tensor of numbers alone, wherever it is told to."""
+    if not isinstance(node.target, torch._ops.OpOverload):  # noqa: SLF001 - the type of an operator has no other name
+        return False
+    arguments = {item.name: str(item.type) for item in node.target._schema.arguments}  # noqa: SLF001 - nor its signature
+    return "device" in arguments and not any("Tensor" in kind for kind in arguments.values())
 
 
 @contextlib.contextmanager
