@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import traceback
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -30,10 +31,13 @@ class Trial(Protocol):
 @contextlib.contextmanager
 def explained(trial: Trial, batch: Arrays, share: Share) -> Iterator[None]:
     """Turn torch's word that memory is full into a `StageError` that names the batch that fits."""
-    with contextlib.suppress(torch.OutOfMemoryError):
+    try:
         yield
+    except torch.OutOfMemoryError as error:
+        # Whoever threw it in here keeps it alive, and its frames the activations that filled the memory.
+        traceback.clear_frames(error.__traceback__)
+    else:
         return
-    # Outside the handler: the error holds the frames, and these the activations that filled the memory.
     rows, fits = share.of, largest(trial, batch, share)
     if fits == 0:
         raise StageError(
