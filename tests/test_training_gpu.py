@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn import functional
 
 import nets
 from modelpack.errors import StageError
+from modelpack.numerics import randomness
 from modelpack.numerics.training import Schedule, train
 from modelpack.numerics.training.recompute import recomputed
 from modelpack.stages.distill import distill
@@ -95,6 +98,42 @@ def test_the_same_seed_gives_the_same_artifact_on_a_gpu(tmp_path, factory, preci
     assert one.id == two.id
     before, after = (load_file(item.file("weights.safetensors")) for item in (student, one))
     assert any(not torch.equal(value, after[name]) for name, value in before.items())
+
+
+class Crowded(nn.Module):
+    """Adds thousands of numbers up to a few in its backward pass."""
+
+    def __init__(self, enlarged):
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.head, self.enlarged = nn.Embedding(8, 6), nn.Linear(6, 2), enlarged
+
+    def forward(self, x):
+        chosen = (x[:, :, None] * torch.arange(1, 400, device=x.device)).long().remainder(8)
+        found = self.words(chosen.flatten(1)).mean(1).view(-1, 1, 2, 3)
+        return self.head(functional.interpolate(found, (64, 64), mode=self.enlarged)[:, :, ::32, ::22].flatten(1))
+
+
+@pytest.mark.cuda
+def test_sums_are_the_same_twice_where_there_is_a_way_and_else_it_is_told(tmp_path):
+    settings = Schedule(4, 0.05, precision="float32")
+    for mode, told in (("bilinear", ()), ("bicubic", ("upsample_bicubic2d_backward_out_cuda",))):
+        twice = [
+            learn(tmp_path / f"{mode}{turn}", settings, GPU, Crowded(mode), data=numbers(256, 64)) for turn in range(2)
+        ]
+        assert told or same(twice[0][0], twice[1][0])
+        assert [found.unsteady for _, found in twice] == [told, told]
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_operators_without_a_repeatable_way_are_collected_and_other_warnings_pass():
+    found = set()
+    with warnings.catch_warnings(record=True) as seen, randomness._noticed(found):
+        warnings.simplefilter("always")
+        warnings.warn("roll_cuda does not have a deterministic implementation, but you set it", stacklevel=1)
+        warnings.warn("something else", stacklevel=1)
+    assert found == {"roll_cuda"}
+    assert [str(item.message) for item in seen] == ["something else"]
 
 
 class Hungry(nn.Module):

@@ -40,6 +40,8 @@ def training(trained: Trained, lesson: Lesson, job: Job) -> None:
 
     for text in loop.remarks(trained, lesson):
         job.note(text)
+    if trained.unsteady:
+        job.warn(f"the next run may end with other bits: the GPU has no repeatable way for {listed(trained.unsteady)}")
     job.result("history", trained.history)
     answers(lesson, job)
     for name, value in trained.figures.items():

@@ -61,6 +61,7 @@ class Trained:
         score: Its score; None without data to evaluate on.
         figures: By name, how people read that epoch's score, and what else was judged.
         resumed: Where an earlier, interrupted try had come; empty when there was none.
+        unsteady: Operators that may give other bits the next time.
     """
 
     history: list[dict[str, Any]]
@@ -68,3 +69,4 @@ class Trained:
     score: float | None
     figures: dict[str, float]
     resumed: str
+    unsteady: tuple[str, ...] = ()

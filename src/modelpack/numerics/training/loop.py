@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from modelpack.errors import StageError
-from modelpack.numerics.randomness import chained, reseed, seeded
+from modelpack.numerics.randomness import chained, repeatable, reseed, seeded
 from modelpack.numerics.training import crew, layout, precision, sharing, tensors
 from modelpack.numerics.training.batches import head, split
 from modelpack.numerics.training.checkpoint import Checkpoints, Progress
@@ -49,8 +49,7 @@ def train(student: nn.Module, lesson: Lesson, scratch: Path) -> Trained:
     Raises:
         StageError: When the loss stops being a number, or nothing can be trained.
     """
-    deterministic = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
-    with deterministic, _prepared(student, lesson) as pupil:
+    with repeatable(lesson.device) as unsteady, _prepared(student, lesson) as pupil:
         course = Course(pupil, lesson, scratch)
         while not course.finished:
             course.epoch()
@@ -59,7 +58,8 @@ def train(student: nn.Module, lesson: Lesson, scratch: Path) -> Trained:
         tensors.restore(pupil.student, course.best)
     student.eval()
     progress = course.progress
-    return Trained(progress.history, progress.best_epoch, progress.best, course.figures, course.resumed)
+    best = progress.best_epoch, progress.best
+    return Trained(progress.history, *best, course.figures, course.resumed, tuple(sorted(unsteady)))
 
 
 @contextlib.contextmanager
