@@ -436,8 +436,11 @@ def test_a_gpu_chooses_what_the_processor_chooses(tmp_path, importance, factory,
 def test_whole_blocks_are_left_out_on_a_gpu(tmp_path):
     source = imported(tmp_path, "cnn", nets.IMAGE)
     given_ = {"model": source, "data": {"train": images()}}
-    here, there = (
-        run_stage(tmp_path / device, prune, {"depth": 0.7, "data": "train"}, device=device, **given_)
-        for device in ("cpu", "cuda:0")
+    here, there, again = (
+        run_stage(tmp_path / name, prune, {"depth": 0.7, "data": "train"}, device=device, **given_)
+        for name, device in (("1", "cpu"), ("2", "cuda:0"), ("3", "cuda:0"))
     )
-    assert here.id == there.id
+    assert there.id == again.id
+    feed = feed_for(source, 8)
+    one, two = (outputs(models.load(item), feed)["output"] for item in (here, there))
+    assert torch.allclose(one, two, atol=1e-5)
