@@ -14,7 +14,7 @@ import nets
 from layered import GREY, IDS, Bert, made, resnet
 from modelpack.errors import StageError
 from modelpack.numerics import macs, models
-from modelpack.numerics.pruning import blocks, depth
+from modelpack.numerics.pruning import blocks, cost, depth
 from modelpack.numerics.randomness import seeded
 from modelpack.stages.prune import PruneConfig, prune
 from support import Rows, run_stage
@@ -125,6 +125,22 @@ def test_blocks_that_cost_more_go_before_others_that_are_worth_as_little():
     assert work["4"] == 0
     assert work["1.0"] == pytest.approx(2 * 64 * 4 * 4 * 9 * 2 / macs.count(net, GREY))
     assert free in {"1.0", "1.1", "1.2", "2.1", "2.2"}
+
+
+def test_the_time_of_a_block_is_that_of_the_layers_inside():
+    times = cost.Times({"a.one": 300.0, "a.two": 100.0, "ab": 200.0}, {"a.one": 50.0, "ab": 30.0}, rest=320.0)
+    assert cost.of_modules(times, ["a", "ab", "c"]) == pytest.approx({"a": 0.45, "ab": 0.23, "c": 0.0})
+
+
+def test_the_stage_weighs_blocks_by_time_on_this_machine(tmp_path):
+    source = imported(tmp_path, "cnn", nets.IMAGE)
+    shallow = run_stage(tmp_path, prune, {"depth": 0.7, "cost": "latency"}, model=source)
+    costs = [row["cost"] for row in shallow.manifest.record["results"]["blocks"]]
+    assert len(costs) == 3
+    assert all(share > 0 for share in costs)
+    assert sum(costs) < 1
+    assert [item.name for item in prune.assumes(PruneConfig(depth=0.5, cost="latency"), "cpu")] == ["machine"]
+    assert not list(prune.assumes(PruneConfig(depth=0.5), "cpu"))
 
 
 def test_blocks_can_be_named_and_kept():

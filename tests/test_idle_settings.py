@@ -35,3 +35,15 @@ def test_importance_of_weights_alone_reads_nothing(idle):
     with pytest.raises(ValidationError, match=f"`{setting}` does nothing with importance l1: take taylor or fisher"):
         PruneConfig.model_validate({"macs": 0.5, "importance": "l1", **idle})
     assert PruneConfig.model_validate({"macs": 0.5, "importance": "taylor", "data": "rows", **idle})
+
+
+def test_the_truth_is_for_what_asks_for_it():
+    with pytest.raises(ValidationError, match="`target` does nothing without loss task, or sensitivity"):
+        PruneConfig.model_validate({"macs": 0.5, "target": "kind"})
+    assert PruneConfig.model_validate({"macs": 0.5, "target": "kind", "sensitivity": 8, "data": "rows"})
+
+
+def test_what_blocks_cost_is_for_a_choice_of_blocks():
+    with pytest.raises(ValidationError, match="`cost` is that of layers or blocks"):
+        PruneConfig.model_validate({"drop": ["a"], "cost": "latency"})
+    assert PruneConfig.model_validate({"depth": 0.5, "cost": "latency"})

@@ -44,7 +44,12 @@ class PruneConfig(StageConfig):
     depth: Share | None = Field(
         None,
         description="Fraction of the layers or blocks to keep, of those that the model can do without; the others go "
-        "whole, those first whose absence changes the outputs least for the multiply-accumulates that it saves.",
+        "whole, those first whose absence changes the outputs least for what it saves.",
+    )
+    cost: Literal["macs", "latency"] = Field(
+        "macs",
+        description="What leaving a layer or block out saves, for depth: multiply-accumulates, or time in onnxruntime "
+        "on this machine, measured once.",
     )
     drop: tuple[str, ...] = Field((), description="Glob patterns of layers or blocks that go, whatever they do.")
     importance: Literal["l1", "l2", "bn_scale", "fpgm", "lamp", "taylor", "fisher", "random"] = Field(
@@ -111,6 +116,10 @@ class PruneConfig(StageConfig):
         for name, used in users.items():
             if name in self.model_fields_set and getattr(self, name) is not None and not used:
                 raise ValueError(f"`{name}` does nothing with importance {self.importance}: take taylor or fisher")
+        if "target" in self.model_fields_set and self.loss != "task" and not self.sensitivity:
+            raise ValueError("`target` does nothing without loss task, or sensitivity")
+        if "cost" in self.model_fields_set and self.depth is None:
+            raise ValueError("`cost` is that of layers or blocks: it does nothing without depth")
         return self
 
     @model_validator(mode="after")
@@ -130,8 +139,8 @@ class PruneConfig(StageConfig):
 
 
 def _assumed(config: PruneConfig, device: str) -> Iterator[Assumption]:
-    """Say on which machine times are taken, where one is the target."""
-    if config.latency is not None:
+    """Say on which machine times are taken, where they decide."""
+    if config.latency is not None or config.cost == "latency":
         yield measures.assumed(device)
 
 
@@ -212,6 +221,7 @@ def _shallower(config: PruneConfig, job: Job, module: Any, feed: Any) -> Any:
         share=1.0 if config.depth is None else config.depth,
         drop=config.drop,
         keep=config.keep,
+        costs=measures.block_times(config.data, job) if config.cost == "latency" else depth.by_work,
         watch=lambda steps: job.track(steps, len(steps), "blocks to leave out"),
     )
     if config.data is not None and (count := statistics.reestimate_all(found.module, rows)):

@@ -104,6 +104,15 @@ def formula(times: Times, module: nn.Module, groups: Sequence[Group]) -> Formula
     return counting.layers(module, groups, times.products, times.outputs, times.rest)
 
 
+def of_modules(times: Times, paths: Sequence[str]) -> dict[str, float]:
+    """Give the fraction of the time that the layers inside each of some modules take, with what follows them."""
+    parts = [*times.products.items(), *times.outputs.items()]
+    return {
+        path: sum(taken for layer, taken in parts if layer == path or layer.startswith(f"{path}.")) / times.total
+        for path in paths
+    }
+
+
 def table(estimate: Formula, groups: Sequence[Group], whole_ms: float) -> list[dict[str, Any]]:
     """List what groups cost.
 

@@ -61,6 +61,12 @@ class Shallower:
     left: Mapping[str, str]
 
 
+def by_work(module: nn.Module, feed: Mapping[str, Tensor], paths: Sequence[str]) -> dict[str, float]:
+    """Give the fraction of the multiply-accumulates of one forward pass that each module computes."""
+    counts = macs.count_by_module(module, feed)
+    return {path: counts.get(path, 0) / max(1, counts[""]) for path in paths}
+
+
 def shallower(
     module: nn.Module,
     feed: Feed,
@@ -69,7 +75,7 @@ def shallower(
     share: float = 1.0,
     drop: Iterable[str] = (),
     keep: Iterable[str] = (),
-    costs: Costs | None = None,
+    costs: Costs = by_work,
     watch: Callable[[Sequence[int]], Iterable[int]] = lambda steps: steps,
 ) -> Shallower:
     """Leave the least important blocks of a model out.
@@ -81,7 +87,7 @@ def shallower(
         share: Fraction of the blocks that stays, 0 < share ≤ 1; at least one does.
         drop: Glob patterns of blocks that go whatever their importance; they count among those that go.
         keep: Glob patterns of modules that must stay as they are: blocks among, inside or around them stay.
-        costs: Says what each block costs; the fraction of the multiply-accumulates if absent.
+        costs: Says what each block costs.
         watch: Passes the steps through, to show progress.
 
     Raises:
@@ -101,7 +107,7 @@ def shallower(
             f"{count} of the {len(paths)} blocks would go, but {max(1, len(kept))} of them must stay",
             then="raise depth, or shorten keep or drop",
         )
-    state = _State(module, rows, found, (costs or by_work)(module, feed, paths))
+    state = _State(module, rows, found, costs(module, feed, paths))
     for _ in watch(range(count - len(named))):
         state.step(kept, named)
     gone = (*named, *state.gone)
@@ -136,12 +142,6 @@ def thinned(module: nn.Module, feed: Feed, keep: int | Sequence[int]) -> nn.Modu
         stay = [round(place * (total - 1) / max(1, keep - 1)) for place in range(keep)]
     chosen = [block for place, block in enumerate(found.blocks) if place not in stay]
     return _without(module, feed, chosen, [block.path for block in found.blocks])
-
-
-def by_work(module: nn.Module, feed: Feed, paths: Sequence[str]) -> dict[str, float]:
-    """Give the fraction of the multiply-accumulates of one forward pass that each module computes."""
-    counts = macs.count_by_module(module, feed)
-    return {path: counts.get(path, 0) / max(1, counts[""]) for path in paths}
 
 
 class _State:
