@@ -17,7 +17,9 @@ class ClipConfig(StageConfig):
     """What is an outlier."""
 
     bits: Annotated[Literal[8, 4], Whole] = Field(
-        8, description="Bits of the grid that the weights will be rounded to."
+        8,
+        description="Bits of the grid that the weights will be rounded to. With 8 and a grid for each channel there is "
+        "next to nothing to gain.",
     )
     percentile: float | None = Field(
         None,
