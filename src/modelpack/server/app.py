@@ -30,7 +30,7 @@ class App:
 
     def __init__(self, service: Service) -> None:
         self.service = service
-        self.router = Router(protocols.every())
+        self.router = Router(protocols.every(service.settings))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, whatever happens in it."""

@@ -94,9 +94,9 @@ class Engine:
             except Exception as error:  # noqa: BLE001 - whatever the runtime raises, the reason is kept
                 reason = _reason(error)
             else:
-                if self.batch > 1 and not independent(self.run, feed):
+                if self.batch > 1 and not independent(self.run, feed, self.signature):
                     self.batch = 1
-                    _log.info("requests do not share runs: this model mixes the rows of a run")
+                    _log.info("requests do not share runs: rows of this model may depend on each other")
                 return
         if not free:
             raise StartError(f"the model does not run: {reason}")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from ..model import Answer, Model
     from ..service import Service
+    from ..settings import Settings
     from ..signature import Signature
 
 JSON = "application/json"
@@ -25,7 +26,7 @@ _GIVEN = {blobs.RAW: blobs.to_raw, blobs.NPY: blobs.to_npy}
 _KEYS = ("instances", "inputs", "parameters")
 
 
-def protocol() -> Protocol:
+def protocol(_settings: Settings) -> Protocol:
     """Give the table."""
     routes = (
         Route("POST", "/predict", predict),

@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     from ..exchange import Request
     from ..model import Model
     from ..service import Service
+    from ..settings import Settings
 
 BINARY, LENGTH = "application/octet-stream", "inference-header-content-length"
 _EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
 
 
-def protocol() -> Protocol:
+def protocol(_settings: Settings) -> Protocol:
     """Give the table."""
     routes = [
         Route("GET", "/v2", server),
