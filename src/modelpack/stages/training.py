@@ -132,6 +132,7 @@ def _task(config: TrainingConfig, job: Job, data: Rows, teacher: Any) -> Task | 
         output=config.output,
         smoothing=config.label_smoothing,
         device=loop.device(job.device),
+        named="target" in config.model_fields_set,
     )
     if found is None:
         job.note(f"the data have no truth (column '{config.target}'): the student learns from the teacher alone")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from modelpack.errors import StageError
+from modelpack.errors import StageError, did_you_mean
 from modelpack.numerics import models
 from modelpack.numerics.calling import call
 from modelpack.numerics.distillation import attention, matching, tasks
@@ -81,18 +81,39 @@ def mask_for(asked: str, inputs: Mapping[str, TensorSpec]) -> str | None:
 
 
 def task_for(
-    data: Rows, teacher: nn.Module, name: str, *, output: str, smoothing: float, device: torch.device
+    data: Rows,
+    teacher: nn.Module,
+    name: str,
+    *,
+    output: str,
+    smoothing: float,
+    device: torch.device,
+    named: bool = False,
 ) -> Task | None:
     """Give a task by name; for ``auto``, the one that the first batch speaks of, None when it holds no truth.
+
+    Args:
+        data: Rows to learn from.
+        teacher: In evaluation mode, on the device.
+        name: As recipes have it.
+        output: The output that the truth is about; the first one when empty.
+        smoothing: Share of the truth's certainty that is spread over all classes.
+        device: Where the teacher is.
+        named: Whether the user named the column of the truth, so that there must be one.
 
     Raises:
         StageError: When the truth is missing, or cannot be what the task needs.
     """
     inputs, beside = split(data.labelled(), device)
     truth = beside.get(TRUTH)
-    if name == "auto":
-        if truth is None:
+    if truth is None:
+        if name == "auto" and not named:
             return None
+        raise StageError(
+            f"the data have no column '{data.target}'" + (f", which task {name} needs" if name != "auto" else ""),
+            then=did_you_mean(data.target or "", data.others()) or "name the column of the truth as `target`",
+        )
+    if name == "auto":
         with torch.no_grad(), models.blamed("the teacher fails on the data"):
             given = call(teacher, inputs)
         name = tasks.guess(truth, given[tasks.chosen(given, output)])

@@ -97,6 +97,10 @@ class Rows:
             raise StageError("the data hold no rows")
         return first
 
+    def others(self) -> list[str]:
+        """Name the columns of the data that are no inputs."""
+        return [name for name in next(iter(self.read()), {}) if name not in self.inputs]
+
     def shuffled(self, seed: int) -> Iterator[Arrays]:
         """Read batches in an order that follows from the seed; batches of the size of the source's first one.
 

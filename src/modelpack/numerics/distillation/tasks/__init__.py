@@ -81,13 +81,11 @@ def guess(truth: Tensor, output: Tensor | None = None) -> str:
     return "multi_label" if alike and bool(((truth == 0) | (truth == 1)).all()) else "cross_entropy"
 
 
-def check(task: str, truth: Tensor | None, target: str) -> None:
+def check(task: str, truth: Tensor, target: str) -> None:
     """Refuse a truth that a task cannot read.
 
     Raises:
-        StageError: When it is missing, or of the wrong type.
+        StageError: When it is of the wrong type.
     """
-    if truth is None:
-        raise StageError(f"task {task} needs the column '{target}', which the data lack", then="set target")
     if task in ("cross_entropy", "language_modelling") and truth.is_floating_point():
         raise StageError(f"task {task} needs integers in the column '{target}'", then="use task: mse")

@@ -38,7 +38,10 @@ class SquaredError:
         """
         output, truth = outputs[chosen(outputs, self.output)].float(), question.known
         if output.numel() != truth.numel():
-            raise StageError(f"the truth has the shape {list(truth.shape)}, the output {list(output.shape)}")
+            raise StageError(
+                f"the truth has the shape {list(truth.shape)}, the output {list(output.shape)}",
+                then="task mse compares number with number: name the right `output` or `target`, or use another task",
+            )
         return functional.mse_loss(output.reshape(truth.shape), truth.float())
 
     def judge(self, outputs: Mapping[str, Tensor], question: Question) -> dict[str, tuple[float, int]]:
