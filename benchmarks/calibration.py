@@ -1,8 +1,9 @@
 """What calibration costs: CPU time and memory beside plain inference of the same images, and beside onnxruntime's.
 
-Usage: ``python benchmarks/calibration.py [--rounds 5] [--images 64] [--only lite0]``, after what
+Usage: ``python benchmarks/calibration.py [--rounds 5] [--images 64] [--only lite0] [--device cuda:0]``, after what
 ``recipes/lite0-int8.yaml`` asks for. Every way runs in a process of its own, the ways taking turns; CPU time is that of
-all its threads, and memory its peak above what it held once images and an idle session of the model were loaded.
+all its threads (with a GPU the time of the wall), and memory its peak above what it held once images and an idle
+session of the model were loaded.
 """
 
 from __future__ import annotations
@@ -70,18 +71,18 @@ def images(place: Path, count: int) -> Iterator[np.ndarray]:
         yield batch
 
 
-def inference(model: Path, batches: Iterator[np.ndarray], size: int) -> None:
+def inference(model: Path, batches: Iterator[np.ndarray], size: int, device: str) -> None:
     """Run every image."""
     from modelpack.numerics import runtime
 
-    opened = runtime.session(model, entries=runtime.AT_REST)
+    opened = runtime.session(model, device, entries=runtime.AT_REST)
     name = opened.get_inputs()[0].name
     for batch in batches:
         for start in range(0, len(batch), size):
             runtime.execute(opened, {name: batch[start : start + size]})
 
 
-def ours(model: Path, batches: Iterator[np.ndarray], *, histograms: bool, whole: bool) -> None:
+def ours(model: Path, batches: Iterator[np.ndarray], device: str, *, histograms: bool, whole: bool) -> None:
     """Calibrate, and quantize with what was found if `whole`."""
     from modelpack.numerics import graph, onnxfile
     from modelpack.numerics.quantization import engine
@@ -92,12 +93,12 @@ def ours(model: Path, batches: Iterator[np.ndarray], *, histograms: bool, whole:
     read = onnxfile.read(model)
     inputs = {name: TensorSpec.model_validate(spec) for name, spec in graph.signature(read)["inputs"].items()}
     feeds = ({next(iter(inputs)): batch} for batch in batches)
-    found = calibrate(read, "model", Asked(histograms=histograms), lambda _label: feeds, inputs)
+    found = calibrate(read, "model", Asked(histograms=histograms), lambda _label: feeds, inputs, device=device)
     if whole:
-        onnxfile.encode(engine.quantize(read, Settings(), Evidence(calibration=found)).outcome.model)
+        onnxfile.encode(engine.quantize(read, Settings(), Evidence(calibration=found, device=device)).outcome.model)
 
 
-def theirs(model: Path, batches: Iterator[np.ndarray], method: str) -> None:
+def theirs(model: Path, batches: Iterator[np.ndarray], method: str, device: str) -> None:
     """Quantize by onnxruntime, one image at a time, as its examples do."""
     from onnxruntime.quantization import CalibrationMethod, QuantType, quantize_static
 
@@ -117,39 +118,41 @@ def theirs(model: Path, batches: Iterator[np.ndarray], method: str) -> None:
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=getattr(CalibrationMethod, method),
+            calibration_providers=["CPUExecutionProvider" if device == "cpu" else "CUDAExecutionProvider"],
         )
 
 
-DO: dict[str, Callable[[Path, Iterator[Any]], None]] = {
-    "inference": lambda model, batches: inference(model, batches, 1),
-    "batches": lambda model, batches: inference(model, batches, BATCH),
-    "minmax": lambda model, batches: ours(model, batches, histograms=False, whole=False),
-    "histograms": lambda model, batches: ours(model, batches, histograms=True, whole=False),
-    "quantize": lambda model, batches: ours(model, batches, histograms=False, whole=True),
-    "ort_minmax": lambda model, batches: theirs(model, batches, "MinMax"),
-    "ort_percentile": lambda model, batches: theirs(model, batches, "Percentile"),
+DO: dict[str, Callable[[Path, Iterator[Any], str], None]] = {
+    "inference": lambda model, batches, device: inference(model, batches, 1, device),
+    "batches": lambda model, batches, device: inference(model, batches, BATCH, device),
+    "minmax": lambda model, batches, device: ours(model, batches, device, histograms=False, whole=False),
+    "histograms": lambda model, batches, device: ours(model, batches, device, histograms=True, whole=False),
+    "quantize": lambda model, batches, device: ours(model, batches, device, histograms=False, whole=True),
+    "ort_minmax": lambda model, batches, device: theirs(model, batches, "MinMax", device),
+    "ort_percentile": lambda model, batches, device: theirs(model, batches, "Percentile", device),
 }
 
 
-def child(way: str, model: Path, place: Path, count: int) -> None:
-    """Do one way and print what it cost: CPU seconds, and bytes above the idle session."""
+def child(way: str, model: Path, place: Path, count: int, device: str) -> None:
+    """Do one way and print what it cost: seconds, and bytes above the idle session."""
     from modelpack.numerics import runtime
     from modelpack.numerics.measure import memory
 
     for name in IMPORTS:  # before the clock starts
         importlib.import_module(name)
-    idle = runtime.session(model, entries=runtime.AT_REST)
+    idle = runtime.session(model, device, entries=runtime.AT_REST)
     next(images(place, BATCH))
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forgets the peak so far
-    held, began = memory.resident(), time.process_time()
-    DO[way](model, images(place, count))
-    print(json.dumps({"seconds": time.process_time() - began, "bytes": max(memory.peak() - held, 0)}))
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    held, began = memory.resident(), clock()
+    DO[way](model, images(place, count), device)
+    print(json.dumps({"seconds": clock() - began, "bytes": max(memory.peak() - held, 0)}))
     del idle
 
 
-def measured(way: str, model: Path, place: Path, count: int) -> dict[str, float]:
+def measured(way: str, model: Path, place: Path, count: int, device: str) -> dict[str, float]:
     """Let a fresh process do one way."""
-    arguments = [way, str(model), str(place), str(count)]
+    arguments = [way, str(model), str(place), str(count), device]
     ran = subprocess.run([sys.executable, __file__, "--child", *arguments], capture_output=True, text=True, check=True)
     return json.loads(ran.stdout.splitlines()[-1])
 
@@ -176,19 +179,19 @@ def prepared(path: Path, folder: Path) -> tuple[Path, Path]:
     return store.get(run.step("export").artifact).file("model.onnx"), place
 
 
-def table(short: str, rounds: int, count: int) -> list[dict[str, str]]:
+def table(short: str, rounds: int, count: int, device: str) -> list[dict[str, str]]:
     """Measure one network."""
     with tempfile.TemporaryDirectory() as folder:
         model, place = prepared(RECIPES[short], Path(folder))
         found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
         for _ in range(rounds):
             for way, results in found.items():
-                results.append(measured(way, model, place, count))
-        many = {way: measured(way, model, place, 512) for way in ("minmax", "histograms")}
+                results.append(measured(way, model, place, count, device))
+        many = {way: measured(way, model, place, 512, device) for way in ("minmax", "histograms")}
     rows = []
     for way, results in found.items():
         row = {"network": NAMES[short], "way": WAYS[way]}
-        row["CPU s"] = f"{statistics.median(item['seconds'] for item in results):.2f}"
+        row["CPU s" if device == "cpu" else "s"] = f"{statistics.median(item['seconds'] for item in results):.2f}"
         for reference, label in (("inference", "× one at a time"), ("batches", f"× {BATCH} at a time")):
             pairs = zip(results, found[reference], strict=True)
             row[label] = f"{statistics.median(one['seconds'] / other['seconds'] for one, other in pairs):.2f}"
@@ -201,23 +204,28 @@ def table(short: str, rounds: int, count: int) -> list[dict[str, str]]:
 def main() -> None:
     """Measure, and write the table."""
     if sys.argv[1:2] == ["--child"]:
-        way, model, place, count = sys.argv[2:]
-        child(way, Path(model), Path(place), int(count))
+        way, model, place, count, device = sys.argv[2:]
+        child(way, Path(model), Path(place), int(count), device)
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--only", choices=list(RECIPES))
+    parser.add_argument("--device", default="cpu", help="cpu or cuda:N")
     asked = parser.parse_args()
-    rows = [row for short in RECIPES if asked.only in (None, short) for row in table(short, asked.rounds, asked.images)]
+    chosen = [short for short in RECIPES if asked.only in (None, short)]
+    rows = [row for short in chosen for row in table(short, asked.rounds, asked.images, asked.device)]
+    cpu = asked.device == "cpu"
     note = (
-        f"CPU seconds of all threads, and the peak of memory above the idle session, for {asked.images} images; "
-        f"medians of {asked.rounds} rounds in which the ways take turns, each in a process of its own. Modelpack reads "
-        f"batches of {BATCH} as its data sources give them; onnxruntime's calibrators take single images."
+        f"{'CPU seconds of all threads' if cpu else 'Seconds'}, and the peak of the host's memory above the idle "
+        f"session, for {asked.images} images; medians of {asked.rounds} rounds in which the ways take turns, each in a "
+        f"process of its own. Modelpack reads batches of {BATCH} as its data sources give them; onnxruntime's "
+        "calibrators take single images."
     )
     only = f" --only {asked.only}" if asked.only else ""
+    only += "" if cpu else f" --device {asked.device}"
     command = f"python benchmarks/calibration.py --rounds {asked.rounds} --images {asked.images}{only}"
-    write("calibration", "What calibration costs", rows, [note], command)
+    write("calibration", "What calibration costs", rows, [note], command, device=asked.device)
 
 
 if __name__ == "__main__":

@@ -14,12 +14,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 RESULTS = Path(__file__).with_name("results")
-LIBRARIES = ("modelpack", "torch", "onnx", "onnxruntime", "numpy")
+LIBRARIES = ("modelpack", "torch", "onnx", "numpy")
 ABILITIES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16")
 
 
-def machine() -> dict[str, Any]:
-    """Describe what the figures were measured on: processor, cores, memory, system and library versions."""
+def machine(device: str = "cpu") -> dict[str, Any]:
+    """Describe what the figures were measured on: device, processor, cores, memory, system and library versions."""
+    libraries = (*LIBRARIES, "onnxruntime" if device == "cpu" else "onnxruntime-gpu")
     fields = {}
     for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
         name, _, value = line.partition(":")
@@ -27,35 +28,55 @@ def machine() -> dict[str, Any]:
     flags = set(fields.get("flags", "").split())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
+        **_accelerator(device),
         "processor": fields.get("model name", platform.processor()),
         "instructions": [name for name in ABILITIES if name in flags],
         "cores": len(os.sched_getaffinity(0)),
         "memory": f"{memory / 2**30:.0f} GiB",
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "libraries": {name: importlib.metadata.version(name) for name in libraries},
     }
+
+
+def _accelerator(device: str) -> dict[str, str]:
+    if device == "cpu":
+        return {}
+    import torch
+
+    return {"gpu": torch.cuda.get_device_name(device), "cuda": str(torch.version.cuda)}
 
 
 def _sentence(facts: Mapping[str, Any]) -> str:
     libraries = ", ".join(f"{name} {version}" for name, version in facts["libraries"].items())
+    gpu = f"{facts['gpu']}, CUDA {facts['cuda']}; " if "gpu" in facts else ""
     return (
-        f"{facts['processor']} ({', '.join(facts['instructions'])}), {facts['cores']} cores, {facts['memory']}, "
+        f"{gpu}{facts['processor']} ({', '.join(facts['instructions'])}), {facts['cores']} cores, {facts['memory']}, "
         f"{facts['system']}, Python {facts['python']}; {libraries}."
     )
 
 
-def write(name: str, title: str, rows: Sequence[Mapping[str, Any]], notes: Sequence[str], command: str) -> None:
+def write(
+    name: str,
+    title: str,
+    rows: Sequence[Mapping[str, Any]],
+    notes: Sequence[str],
+    command: str,
+    *,
+    device: str = "cpu",
+) -> None:
     """Write ``results/NAME.md`` and ``results/NAME.json``, and print the page.
 
     Args:
-        name: Name of both files.
+        name: Name of both files; figures of a GPU get ``-cuda`` behind it.
         title: Heading of the page.
         rows: Lines of the table; the first one's keys are the columns.
         notes: Paragraphs below the table: what was compared with what, and how.
         command: The command line that repeats it.
+        device: What was measured, ``cpu`` or ``cuda:N``.
     """
-    facts = machine()
+    facts = machine(device)
+    name += "" if device == "cpu" else "-cuda"
     columns = list(rows[0])
     lines = [f"# {title}", "", "| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     lines += ["| " + " | ".join(str(row.get(column, "")) for column in columns) + " |" for row in rows]

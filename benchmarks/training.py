@@ -1,6 +1,6 @@
 """What the training loop costs beside the computing itself: it against the same training written out in torch.
 
-Usage: ``python benchmarks/training.py [--pairs 7] [--seconds 4]``.
+Usage: ``python benchmarks/training.py [--pairs 7] [--seconds 4] [--device cuda:0]``.
 
 Both loops train the same network on the same batches with the same optimizer, learning rates and limit of the gradient.
 """
@@ -8,6 +8,7 @@ Both loops train the same network on the same batches with the same optimizer, l
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import tempfile
 import time
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from modelpack.numerics.calling import call
+from modelpack.numerics.randomness import repeatable
 from modelpack.numerics.training import Lesson, Rows, Schedule, train
 from modelpack.numerics.training.batches import TRUTH, split
 from modelpack.tensors import TensorSpec
@@ -101,6 +103,19 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Arrays], int]] =
 }
 
 
+NOTES = {
+    "cpu": ("Processor time", "Channels first is how torch lays images out unless told."),
+    "cuda": (
+        "Time",
+        (
+            "They lie on the GPU. The loop lets the GPU add up in the same order every time, as torch does only when "
+            "told; networks of this size keep the processor that gives the orders busy, not the GPU."
+        ),
+    ),
+}
+"""What is counted on each kind of device, and what else is to be known."""
+
+
 def rows_of(columns: Arrays, size: int) -> Rows:
     """Give rows as training reads them."""
     count = len(next(iter(columns.values())))
@@ -116,25 +131,48 @@ def rows_of(columns: Arrays, size: int) -> Rows:
     return Rows(read, inputs, "label")
 
 
+def clock(device: torch.device) -> float:
+    """Tell the time: the processor's, which others on the machine take none of; on a GPU that of the wall."""
+    if device.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 def ours(student: nn.Module, data: Rows, epochs: int) -> float:
-    """Train with the loop; gives the seconds of processor time."""
-    schedule = Schedule(epochs, RATE, clip=CLIP)
-    lesson = Lesson(Labels(), data, None, schedule, torch.device("cpu"), 0)
+    """Train with the loop; gives the seconds that `clock` counts."""
+    device = next(student.parameters()).device
+    schedule = Schedule(epochs, RATE, clip=CLIP, precision="float32")
+    lesson = Lesson(Labels(), data, None, schedule, device, 0)
     with tempfile.TemporaryDirectory() as scratch:
-        began = time.process_time()
+        began = clock(device)
         train(student, lesson, Path(scratch))
-        return time.process_time() - began
+        return clock(device) - began
 
 
-def bare(student: nn.Module, data: Rows, epochs: int, order: torch.memory_format) -> float:
-    """Train in plain torch, the batches in memory and in order; gives the seconds of processor time."""
-    ready = [split(batch, torch.device("cpu"), shared=False) for batch in data.shuffled(0)]
-    schedule = Schedule(epochs, RATE, clip=CLIP)
-    began = time.process_time()
-    student.to(memory_format=order)
-    student.train()
+def bare(student: nn.Module, data: Rows, epochs: int, *, alike: bool) -> float:
+    """Train in plain torch, the batches on the device and in order; gives the seconds that `clock` counts.
+
+    Args:
+        student: On its device.
+        data: What it learns from.
+        epochs: How often.
+        alike: Whether to compute as the loop does: channels last on a processor, on a GPU the same bits every time.
+    """
+    device = next(student.parameters()).device
+    ready = [split(batch, device, shared=False) for batch in data.shuffled(0)]
+    with repeatable(device) if alike and device.type == "cuda" else contextlib.nullcontext():
+        began = clock(device)
+        if alike and device.type == "cpu":
+            student.to(memory_format=torch.channels_last)
+        _steps(student.train(), ready, Schedule(epochs, RATE, clip=CLIP))
+        return clock(device) - began
+
+
+def _steps(student: nn.Module, ready: list[tuple[dict[str, Tensor], dict[str, Tensor]]], schedule: Schedule) -> None:
+    epochs = schedule.epochs
     optimizer = torch.optim.AdamW(student.parameters(), lr=RATE, weight_decay=schedule.decay, fused=True)
-    total, done = 0.0, 0
+    total, done = torch.zeros(()), 0
     for _ in range(epochs):
         for inputs, beside in ready:
             optimizer.param_groups[0]["lr"] = RATE * schedule.fraction(done / (epochs * len(ready)))
@@ -143,30 +181,37 @@ def bare(student: nn.Module, data: Rows, epochs: int, order: torch.memory_format
             loss.backward()
             nn.utils.clip_grad_norm_(student.parameters(), CLIP)
             optimizer.step()
-            total, done = total + loss.item(), done + 1
-    return time.process_time() - began
+            total, done = total.to(loss.device) + loss.detach(), done + 1
+        float(total)
 
 
-def measure(case: str, pairs: int, seconds: float) -> dict[str, str]:
+def measure(case: str, pairs: int, seconds: float, device: str) -> dict[str, str]:
     """Time both loops in turn; gives a line of the table."""
-    build, draw, size = CASES[case]
+    draw, size = CASES[case][1:]
+
+    def build() -> nn.Module:
+        return CASES[case][0]().to(device)
+
     columns = draw(10 * size)
     columns["label"] = np.random.default_rng(1).integers(0, CLASSES, 10 * size)
     data = rows_of(columns, size)
-    once = bare(build(), data, 1, torch.channels_last)
+    bare(build(), data, 1, alike=True)  # whatever is made at the first call
+    once = bare(build(), data, 1, alike=True)
     epochs = max(1, round(seconds / once))
     mine, same, plain = [], [], []
     for _ in range(pairs):
-        same.append(bare(build(), data, epochs, torch.channels_last))
+        same.append(bare(build(), data, epochs, alike=True))
         mine.append(ours(build(), data, epochs))
-        plain.append(bare(build(), data, epochs, torch.contiguous_format))
+        plain.append(bare(build(), data, epochs, alike=False))
     steps = 10 * epochs
     return {
         "network": case,
         "batch": str(size),
         "step": f"{1000 * min(mine) / steps:.1f} ms",
         "to the same in plain torch": ratio(mine, same),
-        "to plain torch, channels first": ratio(mine, plain),
+        "to plain torch, channels first" if device == "cpu" else "to plain torch, any order of sums": ratio(
+            mine, plain
+        ),
     }
 
 
@@ -175,16 +220,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=4.0, help="how long one training takes, about")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda:N")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rows = [measure(case, options.pairs, options.seconds) for case in CASES]
+    rows = [measure(case, options.pairs, options.seconds, options.device) for case in CASES]
+    cpu = options.device == "cpu"
+    counted, last = NOTES["cpu" if cpu else "cuda"]
     note = (
-        f"Processor time of {options.pairs} trainings with modelpack's loop, each as a ratio to one written out in "
+        f"{counted} of {options.pairs} trainings with modelpack's loop, each as a ratio to one written out in "
         "torch right before or after it: the same network, batches, AdamW, learning rates and limit of the gradient. "
         "The loop also shuffles and gathers the rows, sees that every loss is a number, keeps weights and writes "
-        "checkpoints; the plain one has its batches ready. Channels first is how torch lays images out unless told."
+        f"checkpoints; the plain one has its batches ready. {last}"
     )
-    write("training", "What the training loop costs", rows, [note], "python benchmarks/training.py")
+    command = "python benchmarks/training.py" + ("" if cpu else f" --device {options.device}")
+    write("training", "What the training loop costs", rows, [note], command, device=options.device)
 
 
 if __name__ == "__main__":
