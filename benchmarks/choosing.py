@@ -104,9 +104,9 @@ def main() -> None:
     torch.set_num_threads(1)
     note = (
         f"EfficientNet-Lite0 and {options.images} photos of 224x224: processor time on one thread of `prune` with "
-        f"Taylor importance to {KEEP:.0%} of the multiply-accumulates, from the trace to the counted result, beside that "
-        f"of passing the same photos forward and backward in plain torch; {options.pairs} pairs that took turns, median "
-        "and quartiles of their ratios. Importance itself takes eight photos at a time."
+        f"Taylor importance to {KEEP:.0%} of the multiply-accumulates, from the trace to the counted result, beside "
+        "that of passing the same photos forward and backward in plain torch. Median and quartiles of the ratios of "
+        f"{options.pairs} pairs that took turns. Importance itself takes eight photos at a time."
     )
     rows = measure(options.images, options.pairs)
     write("choosing", "What choosing channels costs", rows, [note], "python benchmarks/choosing.py")
