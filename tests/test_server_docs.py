@@ -21,7 +21,7 @@ def test_every_command_of_the_page_succeeds(tmp_path):
     scaled(tmp_path / "models" / "scale" / "2", 2)
     linear(tmp_path / "models" / "linear")
     commands = "".join(re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL))
-    assert commands.count("curl ") == 10
+    assert commands.count("curl ") == 11
     with Server(tmp_path / "models", allow_loading=1) as server:
         script = commands.replace("localhost:8080", f"127.0.0.1:{server.port}").replace(
             "curl ", "curl --fail-with-body --silent --show-error "

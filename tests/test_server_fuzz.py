@@ -70,7 +70,7 @@ def test_any_json(servers, content, name):
 @FUZZ
 @given(
     body=st.binary(max_size=200),
-    media=st.sampled_from(["application/json", "application/x-npy", "text/plain", "", "*/*"]),
+    media=st.sampled_from(["application/json", "application/x-npy", "text/csv", "text/plain", "", "*/*"]),
 )
 def test_any_bytes(servers, body, media):
     send(servers["linear"], body, {"content-type": media})

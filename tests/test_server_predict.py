@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from serving import JSON, Server, linear, logarithm, pair, reshaping, table, whole
+from serving import JSON, Server, linear, logarithm, pair, reshaping, table, whole, write_model
 
 ROWS = np.random.default_rng(1).normal(size=(5, 4)).astype("float32")
 
@@ -86,6 +86,67 @@ def test_a_raw_tensor_is_answered_as_the_client_accepts(serve, folders, accept):
     else:
         given = np.float32(json.loads(body)["predictions"])
     np.testing.assert_array_equal(given, expected)
+
+
+def table_of(rows, *heading):
+    lines = [",".join(map(str, line)) for line in ([heading] if heading else []) + list(rows)]
+    return "\r\n".join([*lines, ""]).encode()
+
+
+@pytest.mark.parametrize("heading", [(), ("a", "b", "c", "d")])
+def test_a_table_gives_rows(serve, heading):
+    plain = serve("linear").predict({"instances": ROWS.tolist()})
+    status, _, body = serve("linear").ask(
+        "POST", "/predict", table_of(ROWS.tolist(), *heading), {"content-type": "text/csv"}
+    )
+    assert (status, json.loads(body)) == plain
+
+
+def test_a_table_for_several_inputs_names_them(tmp_path):
+    from onnx import helper
+
+    folder = write_model(
+        tmp_path,
+        [helper.make_node("Where", ["flag", "a", "zero"], ["y"])],
+        {"a": (["batch"], "float32"), "flag": (["batch", 1], "bool")},
+        {"y": (["batch", "batch"], "float32")},
+        {"zero": np.float32(0)},
+    )
+    with Server(folder) as server:
+
+        def ask(text):
+            status, _, body = server.ask("POST", "/predict", text, {"content-type": "text/csv; charset=utf-8"})
+            return status, json.loads(body)
+
+        assert ask(b"flag,a\nTrue,1.5\n0, 2\n")[1]["predictions"] == [[1.5, 2.0], [0.0, 0.0]]
+        assert "must name the inputs 'a', 'flag'" in ask(b"1,2\n")[1]["error"]
+        assert "must name the inputs" in ask(b"a,b\n1,2\n")[1]["error"]
+        assert "line 2, column 2: expected bool for input 'flag', found '2'" in ask(b"a,flag\n1,2\n")[1]["error"]
+
+
+@pytest.mark.parametrize(
+    ("model", "body", "message"),
+    [
+        ("linear", b"", "the body is empty"),
+        ("linear", b"a,b,c,d\n", "the table has no rows"),
+        ("linear", b"\xff\xfe", "not a table"),
+        ("linear", b'1,2,3,"4', "not a table"),
+        ("linear", b"1,2,3,4\n1,2,3\n", "line 2 has 3 cells, and the first has 4"),
+        ("linear", b"1,2,3\n", r"of shape \[batch, 4\] is not one of 3 cells a row"),
+        ("linear", b"1,2,3,4\n1,2,,4\n", "line 2, column 3: expected float32 for input 'x', found ''"),
+        ("linear", b"1,2,3,4\n1,2,nan,4\n", "found 'nan'"),
+        ("linear", b"1,2,3,4\n1,2,1e999,4\n", "found '1e999'"),
+        ("linear", b"1,2,3,4\n1,2,1_0,4\n", "found '1_0'"),
+        ("linear", b"1,2,3,1e300\n", "too large for float32"),
+        ("table", b"1\n2.5\n", "line 2, column 1: expected int64 for input 'id', found '2.5'"),
+        ("table", b"99999999999999999999\n", "outside"),
+        ("pair", b"ids,mask\n1,true\n", r"\[batch, length\] is not one of 1 cells a row"),
+    ],
+)
+def test_wrong_tables_are_400_with_the_place(serve, model, body, message):
+    status, _, answer = serve(model).ask("POST", "/predict", body, {"content-type": "text/csv"})
+    assert status == 400
+    assert re.search(message, json.loads(answer)["error"]), answer
 
 
 @pytest.mark.parametrize(
@@ -269,7 +330,7 @@ def test_tensors_need_a_model_with_one_input_and_one_output(serve):
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
-        ({"content-type": "text/csv"}, 415),
+        ({"content-type": "text/plain"}, 415),
         ({}, 415),
         ({"content-type": "application/json; charset=latin-1"}, 415),
         ({"content-type": "Application/JSON; charset=UTF-8"}, 200),

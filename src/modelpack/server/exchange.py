@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -95,11 +96,7 @@ class Request:
     @property
     def media(self) -> str:
         """The body's media type, without parameters; a charset other than UTF-8 is refused."""
-        media, _, parameters = self.header("content-type").partition(";")
-        charset = re.search(r"charset\s*=\s*\"?([^\s;\"]+)", parameters, re.IGNORECASE)
-        if charset and charset[1].lower() not in ("utf-8", "utf8", "us-ascii"):
-            raise Refused(415, f"the charset {charset[1][:40]!r} is not UTF-8")
-        return media.strip().lower()
+        return _media(self.header("content-type"))
 
     async def body(self) -> bytes:
         """Read the whole body.
@@ -144,6 +141,15 @@ class Request:
                     left -= len(message["body"])
 
 
+@functools.lru_cache(64)
+def _media(content_type: str) -> str:
+    media, _, parameters = content_type.partition(";")
+    charset = re.search(r"charset\s*=\s*\"?([^\s;\"]+)", parameters, re.IGNORECASE)
+    if charset and charset[1].lower() not in ("utf-8", "utf8", "us-ascii"):
+        raise Refused(415, f"the charset {charset[1][:40]!r} is not UTF-8")
+    return media.strip().lower()
+
+
 def _never() -> bool:
     return False
 
@@ -170,6 +176,7 @@ async def respond(request: Request, response: Response, send: Send, *, close: bo
         await send({"type": "http.response.body", "body": response.body, "more_body": False})
 
 
+@functools.lru_cache(64)
 def preferred(accept: str, offers: tuple[str, ...]) -> str:
     """Choose the offer that an Accept header likes best; the first one wins ties, and when nothing fits.
 

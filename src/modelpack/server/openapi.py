@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .settings import Settings
     from .signature import Signature, Tensor
 
-JSON, RAW, NPY = "application/json", "application/octet-stream", "application/x-npy"
+JSON, RAW, NPY, CSV = "application/json", "application/octet-stream", "application/x-npy", "text/csv"
 _ERRORS = {
     400: "The body is not what the model takes; the message names the input, what was expected and what came.",
     406: "Several outputs were asked for in a format that carries one.",
@@ -78,6 +78,8 @@ def _predict(signature: Signature, settings: Settings, prefix: str) -> dict[str,
                 "example": ",".join(str(size) if isinstance(size, int) else "1" for size in signature.only.shape),
             }
         ]  # fmt: skip
+    if all(tensor.shape for tensor in signature.inputs.values()):
+        content |= {CSV: {"schema": {"type": "string"}}}
     if len(signature.outputs) == 1:
         answers |= {RAW: {}, NPY: {}}
     errors = {str(status): _error(text) for status, text in _ERRORS.items()}

@@ -11,6 +11,7 @@ from ..faults import Invalid
 from ..router import Protocol, Route
 from ..rows import dump, from_columns, from_rows, parse, to_columns, to_rows
 from ..signature import quote
+from ..table import CSV, from_csv
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from ..signature import Signature
 
 JSON = "application/json"
-_TAKEN = (JSON, blobs.RAW, blobs.NPY)
+_TAKEN = (JSON, blobs.RAW, blobs.NPY, CSV)
 _GIVEN = {blobs.RAW: blobs.to_raw, blobs.NPY: blobs.to_npy}
 _KEYS = ("instances", "inputs", "parameters")
 
@@ -72,6 +73,8 @@ def _decode(media: str, body: bytes, request: Request, signature: Signature) -> 
         return blobs.from_raw(body, request.header("x-shape"), signature), "tensor"
     if media == blobs.NPY:
         return blobs.from_npy(body, signature), "tensor"
+    if media == CSV:
+        return from_csv(body, signature), "rows" if signature.rowwise else "columns"
     content = parse(body)
     if not isinstance(content, dict):
         raise Invalid('expected a JSON object: {"instances": [...]} or {"inputs": {...}}')
