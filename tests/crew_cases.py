@@ -223,9 +223,9 @@ CASES = {
 }
 
 
-def trained(root: str, models: dict) -> dict:
-    """Train students in both ways, each process in stores of its own."""
-    return {parallel: train(root, models, parallel) for parallel in ("ddp", "fsdp")}
+def everything(root: str, models: dict) -> dict:
+    """The small cases, and students trained in both ways: to start processes takes longer than what they compute."""
+    return {"small": small(), **{parallel: train(root, models, parallel) for parallel in ("ddp", "fsdp")}}
 
 
 def train(root: str, models: dict, parallel: str, device: str = "cpu") -> dict:

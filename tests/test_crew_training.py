@@ -21,9 +21,30 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
-def small():
+def models(tmp_path_factory):
+    """A student and a teacher for each case."""
+    root = tmp_path_factory.mktemp("models")
+    sizes = {"cnn": ("width", 8, 16, nets.IMAGE), "encoder": ("hidden", 32, 64, nets.TOKENS)}
+    found = {}
+    for name, (key, small, large, inputs) in sizes.items():
+        made = []
+        for size in (small, large):
+            settings = {"factory": f"crew_cases.py:{name}", "inputs": inputs, "arguments": {key: size}}
+            made.append(str(run_stage(root / f"{name}{size}", model, settings, base=HERE).path))
+        found[name] = made
+    return found
+
+
+@pytest.fixture(scope="module")
+def shared(models, tmp_path_factory):
+    """What two processes come to, in the small cases and in both ways of training."""
+    return together("crew_cases", "everything", root=tmp_path_factory.mktemp("two"), models=models)
+
+
+@pytest.fixture(scope="module")
+def small(shared):
     """What two processes find in the small cases."""
-    return together("crew_cases", "small")
+    return [said["small"] for said in shared]
 
 
 def test_processes_tell_each_other_numbers_json_and_tensors_and_share_rows(small):
@@ -89,30 +110,9 @@ def test_accumulated_gradients_are_exchanged_once_a_step(small):
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """A student and a teacher for each case."""
-    root = tmp_path_factory.mktemp("models")
-    sizes = {"cnn": ("width", 8, 16, nets.IMAGE), "encoder": ("hidden", 32, 64, nets.TOKENS)}
-    found = {}
-    for name, (key, small, large, inputs) in sizes.items():
-        made = []
-        for size in (small, large):
-            settings = {"factory": f"crew_cases.py:{name}", "inputs": inputs, "arguments": {key: size}}
-            made.append(str(run_stage(root / f"{name}{size}", model, settings, base=HERE).path))
-        found[name] = made
-    return found
-
-
-@pytest.fixture(scope="module")
 def alone(models, tmp_path_factory):
     """What one process comes to."""
     return crew_cases.train(str(tmp_path_factory.mktemp("alone")), models, "ddp")
-
-
-@pytest.fixture(scope="module")
-def shared(models, tmp_path_factory):
-    """What two processes come to, each of them in both ways."""
-    return together("crew_cases", "trained", root=tmp_path_factory.mktemp("two"), models=models)
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
