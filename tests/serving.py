@@ -125,8 +125,11 @@ def whole(folder: Path) -> Path:
     )  # fmt: skip
 
 
-def patient(folder: Path) -> Path:
-    """Multiply matrices as often as the request says: a run as long as a test needs it."""
+def patient(folder: Path, *, rowwise: bool = False) -> Path:
+    """Multiply matrices as often as the request says: a run as long as a test needs it.
+
+    With `rowwise` every row gets its own number back, so that requests may share a run.
+    """
     value = helper.make_tensor_value_info
     body = helper.make_graph(
         [helper.make_node("MatMul", ["h", "m"], ["g"]), helper.make_node("Identity", ["go"], ["on"])],
@@ -138,17 +141,24 @@ def patient(folder: Path) -> Path:
         ],
         [value("on", TensorProto.BOOL, []), value("g", TensorProto.FLOAT, [256, 256])],
     )
+    answer = [
+        helper.make_node("Cast", ["steps"], ["number"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMax", ["last"], ["one"], keepdims=0),
+        helper.make_node("Mul", ["number", "one"], ["y"]),
+    ] if rowwise else [
+        helper.make_node("ReduceMean", ["last"], ["mean"], axes=[1], keepdims=0),
+        helper.make_node("Slice", ["mean", "from", "to"], ["y"]),
+    ]  # fmt: skip
     return write_model(
         folder,
         [
             helper.make_node("ReduceMax", ["steps"], ["count"], keepdims=0),
             helper.make_node("Loop", ["count", "", "m"], ["last"], body=body),
-            helper.make_node("ReduceMean", ["last"], ["mean"], axes=[1], keepdims=0),
-            helper.make_node("Slice", ["mean", "zero", "one"], ["y"]),
+            *answer,
         ],
         {"steps": (["batch"], "int64")},
-        {"y": (["one"], "float32")},
-        {"m": np.eye(256, dtype="float32"), "zero": np.array([0]), "one": np.array([1])},
+        {"y": (["batch" if rowwise else "one"], "float32")},
+        {"m": np.eye(256, dtype="float32")} | ({} if rowwise else {"from": np.array([0]), "to": np.array([1])}),
         {"steps": [0, 10**9]},
     )
 

@@ -16,7 +16,7 @@ from modelpack.server.batching import Pool
 from modelpack.server.engine import Engine
 from modelpack.server.faults import Disconnected, Full, Late
 from modelpack.server.independence import independent
-from modelpack.server.signature import Signature, Tensor, read
+from modelpack.server.signature import read
 from modelpack.server.statistics import Statistics
 from serving import linear, pair, patient, reshaping, write_model
 
@@ -277,15 +277,12 @@ def test_a_model_that_refuses_the_trial_shares_nothing():
     def refuse(_feed):
         raise ValueError
 
-    signature = Signature({"x": Tensor("x", ("n", 4), "float32")}, {})
-    assert not independent(refuse, {"x": np.zeros((1, 4), "float32")}, signature)
+    assert not independent(refuse, {"x": np.zeros((1, 4), "float32")}, {})
 
 
 @pytest.mark.parametrize(("limits", "seen"), [((0, 9), True), (None, False)])
 def test_whole_numbers_are_tried_where_their_range_is_known(limits, seen):
-    signature = Signature({"id": Tensor("id", ("n", 8), "int64", limits)}, {})
-
     def mixing(feed):
         return {"y": feed["id"] - feed["id"].sum()}
 
-    assert independent(mixing, {"id": np.zeros((1, 8), "int64")}, signature) is not seen
+    assert independent(mixing, {"id": np.zeros((1, 8), "int64")}, {"id": limits}) is not seen

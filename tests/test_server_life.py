@@ -164,6 +164,19 @@ def test_a_full_queue_is_429_and_empties(slow):
         assert server.metric('modelpack_requests_total{code="429",protocol="native",route="/predict"}') == 1
 
 
+def test_requests_that_wait_share_the_next_run(slow, tmp_path):
+    _, steps = slow
+    with Server(patient(tmp_path, rowwise=True), threads=1) as server:
+        first = Asking(server, steps)
+        wait_for(lambda: server.metric("modelpack_inflight_requests") == 2)
+        others = [Asking(server, number) for number in range(1, 9)]
+        wait_for(lambda: server.metric("modelpack_queue_depth") == 8)
+        answers_ = [json.loads(each.answer()[2])["predictions"] for each in (first, *others)]
+        assert answers_ == [[steps], *([number] for number in range(1, 9))]
+        assert server.metric("modelpack_batch_size_count") == 2
+        assert server.metric("modelpack_batch_size_sum") == 9
+
+
 def test_a_deadline_is_504_and_stops_the_run(slow):
     folder, steps = slow
     with Server(folder, deadline=0.3, threads=1) as server:

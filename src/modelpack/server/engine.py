@@ -94,7 +94,9 @@ class Engine:
             except Exception as error:  # noqa: BLE001 - whatever the runtime raises, the reason is kept
                 reason = _reason(error)
             else:
-                if self.batch > 1 and not independent(self.run, feed, self.signature):
+                # Numbers in a loop may say how often it runs: then only the smallest are tried.
+                ranges = {name: tensor.range for name, tensor in self.signature.inputs.items() if self.steady}
+                if self.batch > 1 and not independent(self.run, feed, ranges):
                     self.batch = 1
                     _log.info("requests do not share runs: rows of this model may depend on each other")
                 return

@@ -88,7 +88,8 @@ def read(path: Path) -> Signature:
         content = json.loads(path.read_bytes())
         return Signature(_tensors(content["inputs"], "input"), _tensors(content["outputs"], "output"))
     except OSError as error:
-        raise StartError(f"the signature cannot be read: {error}") from None
+        kinds = "a model's directory holds model.onnx and signature.json, a directory of models NAME/VERSION/…"
+        raise StartError(f"the signature cannot be read: {error}; {kinds}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StartError(f"{path} is not a signature: {error!r}") from None
 
