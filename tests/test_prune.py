@@ -306,6 +306,20 @@ def test_what_cannot_be_pruned_soundly_is_left_alone():
     assert halves.module.gate.out_features == 2 * halves.module.head.in_features < 32
 
 
+def test_every_layer_that_is_left_alone_is_named():
+    """What a norm spans is a whole stream of layers, not only the last of them."""
+    torch.manual_seed(0)
+    feed = {"input_ids": torch.randint(0, 50, (2, 6)), "attention_mask": torch.ones(2, 6).long()}
+    module = nets.encoder().eval()
+    found = pruned_to(0.8, module, feed)
+    stream = {f"layers.{number}.{name}" for number in range(2) for name in ("attention.out", "fc2")}
+    (reason,) = [reason for reason, layers in pruning.reasons(found.left).items() if stream == set(layers)]
+    assert "normalises over it" in reason
+    with pytest.raises(StageError, match=r"classifier.*: 'layers\.1\.fc2' is kept") as caught:
+        pruned_to(0.8, module, feed, keep=["layers*", "classifier"])
+    assert caught.value.then == "shorten keep"
+
+
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     width=st.integers(3, 12),

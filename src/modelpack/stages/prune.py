@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from modelpack.artifact import Kind
+from modelpack.errors import listed
 from modelpack.stage import Assumption, DataRef, Job, StageConfig, stage
 from modelpack.stages import prune_measures as measures
 from modelpack.stages import prune_schedule as schedules
@@ -163,6 +164,8 @@ def prune(config: PruneConfig, job: Job) -> None:
     module = models.load(job.source)
     feed = models.example(module, job.inputs, 2, job.seed, job.device)
     module = module.to(job.device)
+    if config.importance in JUDGED or config.sensitivity or config.schedule or config.depth or config.drop:
+        remarks.invented({config.data}, job)
     if config.depth is not None or config.drop:
         smaller = _shallower(config, job, module, feed)
     else:
@@ -213,7 +216,6 @@ def _shallower(config: PruneConfig, job: Job, module: Any, feed: Any) -> Any:
     else:
         batches = job.track(job.data[config.data].batches(), label="rows for importance")
         rows = [models.tensors(batch, job.device) for batch in feeds(batches, job.inputs, config.rows)]
-        remarks.invented({config.data}, job)
     found = depth.shallower(
         module,
         feed,
@@ -266,18 +268,18 @@ def _worth(config: PruneConfig, job: Job) -> Worth:
         job.inputs,
         config.target if config.loss == "task" else None,
     )
-    if job.synthetic & {config.data}:
-        job.warn(f"importance was measured on invented rows ('{config.data}')")
     found, judged = evidence.gather(data, config.rows, job.device, job.seed)
     job.note(f"importance {config.importance} judges {judged}")
     return Worth(config.importance, config.scope, found, job.seed)
 
 
-def _report(job: Job, pruned: Any) -> None:
+def _report(job: Job, pruned: Pruned) -> None:
+    from modelpack.numerics.pruning import reasons
+
     job.result("layers", pruned.layers)
     job.result("left_alone", dict(pruned.left))
     job.result("rounding", dict(pruned.rounding))
     if pruned.heads[1]:
         job.note(f"removed {pruned.heads[0]} of {pruned.heads[1]} attention heads")
-    for reason, layers in pruned.by_reason().items():
-        job.note(f"left alone: {', '.join(layers)} ({reason})")
+    for reason, layers in reasons(pruned.left).items():
+        job.note(f"left alone: {listed(layers, 6)} ({reason})")

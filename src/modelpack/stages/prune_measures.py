@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from modelpack.device import machine
 from modelpack.stage import Assumption
-from modelpack.stages import remarks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -80,7 +79,6 @@ def study(rows: int, data: str | None, target: str, job: Job) -> Callable[[Any, 
 
         assert data is not None, "checked when the recipe was read"
         samples = sensitivity.gather(job.data[data].batches, job.inputs, rows, target, job.device)
-        remarks.invented({data}, job)
         found = sensitivity.measure(
             module, ranking, samples, watch=lambda groups: job.track(groups, len(groups), "sensitivity")
         )

@@ -75,7 +75,6 @@ def gradually(
     from modelpack.numerics.pruning import Pruned, gradual
     from modelpack.numerics.pruning.result import changes
 
-    remarks.invented({healing.data}, job)
     healer = _Healer(config, healing, whole, job)
 
     def step(part: Any, keep: float, slack: float) -> tuple[Any, float, dict[str, Any]]:

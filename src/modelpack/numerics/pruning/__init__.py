@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from modelpack.errors import StageError
+from modelpack.errors import StageError, listed
 from modelpack.numerics import matrices
 from modelpack.numerics.pruning import choice, evidence, plan, sound, targets
-from modelpack.numerics.pruning import groups as grouping
 from modelpack.numerics.pruning.choice import Worth
+from modelpack.numerics.pruning.groups import reasons
 from modelpack.numerics.pruning.importance import Evidence
 from modelpack.numerics.pruning.result import Pruned, changes
 from modelpack.numerics.pruning.rounding import Rounding
@@ -89,11 +89,23 @@ def _missed(target: Target, chosen: Choice, left: Mapping[str, str], *, coarse: 
     ways = [f"set {target.name}: {chosen.fraction:.3f}"]
     ways += ["lower round_to"] if coarse else []
     ways += ["shorten keep"] if kept else []
-    alone = [f"; '{name}' was left alone: {reason}" for name, reason in left.items() if reason != grouping.UNREAD]
+    alone = [f"; {listed(names)} left alone: {reason}" for reason, names in reasons(left).items()]
     return StageError(
         f"cannot keep {target.keep:.1%} of the {target.words}; the nearest possible is {chosen.fraction:.1%}",
         then=f"{' or '.join(ways)}{''.join(alone[:5])}",
     )
 
 
-__all__ = ["Evidence", "Meter", "Pruned", "Rounding", "Target", "Worth", "evidence", "kept", "prune", "targets"]
+__all__ = [
+    "Evidence",
+    "Meter",
+    "Pruned",
+    "Rounding",
+    "Target",
+    "Worth",
+    "evidence",
+    "kept",
+    "prune",
+    "reasons",
+    "targets",
+]

@@ -66,6 +66,11 @@ class Group:
     heads: bool = False
 
     @property
+    def makers(self) -> tuple[str, ...]:
+        """The layers whose channels these are."""
+        return _makers(self.members)
+
+    @property
     def units(self) -> int:
         """How many units there are."""
         return len(self.classes[0])
@@ -125,10 +130,23 @@ def find(module: nn.Module, feed: Mapping[str, Tensor], keep: frozenset[str]) ->
         reason = _forbidden(members, traced, keep)
         group = _group(name, members, traced, tracing.blocks(root, links)) if not reason else None
         if group is None:
-            left[name] = reason or "its layers are grouped in ways that do not line up"
+            left |= dict.fromkeys(_makers(members), reason or "its layers are grouped in ways that do not line up")
         else:
             groups.append(group)
     return Found(tuple(groups), left)
+
+
+def _makers(members: Sequence[Member]) -> tuple[str, ...]:
+    return tuple(member.path for member in members if member.side == "out")
+
+
+def reasons(left: Mapping[str, str]) -> dict[str, list[str]]:
+    """Give the layers that were left alone by their reason, but for a model's last ones, which nothing reads."""
+    grouped: dict[str, list[str]] = {}
+    for layer, reason in left.items():
+        if reason != UNREAD:
+            grouped.setdefault(reason, []).append(layer)
+    return grouped
 
 
 def _unreached(module: nn.Module, graph: Any, opaque: Mapping[str, str]) -> dict[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from modelpack.numerics.pruning import groups as grouping
 from modelpack.numerics.pruning.surgery import MATRICES, channels_of
 
 if TYPE_CHECKING:
@@ -33,14 +32,6 @@ class Pruned:
     left: Mapping[str, str]
     heads: tuple[int, int]
     rounding: Mapping[str, int]
-
-    def by_reason(self) -> dict[str, list[str]]:
-        """Group the layers left alone by their reason; a model's last layers, which nothing reads, are left out."""
-        grouped: dict[str, list[str]] = {}
-        for layer, reason in self.left.items():
-            if reason != grouping.UNREAD:
-                grouped.setdefault(reason, []).append(layer)
-        return grouped
 
 
 def changes(before: nn.Module, after: nn.Module) -> list[dict[str, Any]]:

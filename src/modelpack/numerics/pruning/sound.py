@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from modelpack.errors import StageError
+from modelpack.errors import StageError, listed
 from modelpack.numerics.pruning import groups as grouping
 from modelpack.numerics.pruning import plan
 from modelpack.numerics.pruning.plan import Removal
@@ -50,9 +50,10 @@ def candidates(module: nn.Module, feed: Mapping[str, Tensor], keep: frozenset[st
     sound, left = _tried(trial, found.groups, module)
     left = {**found.left, **left}
     if not sound:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(left.items())[:5])
-        why = reasons or "it has no layers whose channels could be"
-        raise StageError(f"no channels of this model can be removed ({why})")
+        told = "; ".join(f"{listed(names)}: {reason}" for reason, names in list(grouping.reasons(left).items())[:5])
+        why = told or ("nothing that could shrink reads them" if left else "it has no layers whose channels could be")
+        then = "shorten keep" if keep else "leave whole layers out by `depth`, or take `low_rank` or `quantize`"
+        raise StageError(f"no channels of this model can be removed ({why})", then=then)
     return Candidates(tuple(sound), left)
 
 
@@ -91,7 +92,7 @@ def _tried(trial: _Trial, groups: Sequence[Group], module: nn.Module) -> tuple[l
         if not together or not trial.flaw(together):
             return together, {}
     if len(groups) == 1:
-        return [], {groups[0].name: trial.flaw(groups)}
+        return [], dict.fromkeys(groups[0].makers, trial.flaw(groups))
     middle = len(groups) // 2
     halves = [_tried(trial, half, module) for half in (groups[:middle], groups[middle:])]
     return [group for sound, _ in halves for group in sound], {**halves[0][1], **halves[1][1]}
