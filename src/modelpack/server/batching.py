@@ -222,6 +222,8 @@ class Pool:
         if not wanted:
             return
         run = Run(wanted, self._options())
+        if all(job.over for job in wanted):  # given up since they were looked at, when there was no run to stop yet
+            run.options.terminate = True
         run.started = perf_counter()
         try:
             parts = self._compute(run)
