@@ -126,6 +126,28 @@ def test_sums_are_the_same_twice_where_there_is_a_way_and_else_it_is_told(tmp_pa
     assert not torch.are_deterministic_algorithms_enabled()
 
 
+ENLARGING = """
+from torch import nn
+from torch.nn import functional
+class Enlarging(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 4, 3), nn.Linear(4, 10)
+    def forward(self, image):
+        return self.second(functional.interpolate(self.first(image), scale_factor=2, mode="bicubic").mean((2, 3)))
+"""
+
+
+@pytest.mark.cuda
+def test_a_step_that_another_run_may_not_repeat_warns(tmp_path):
+    (tmp_path / "own.py").write_text(ENLARGING)
+    net = run_stage(tmp_path, model, {"factory": "own.py:Enlarging", "inputs": nets.IMAGE}, base=tmp_path)
+    given = {"model": net, "steps": {"model": net}, "data": {"train": patterns(64)}, "device": "cuda:0"}
+    made = run_stage(tmp_path, distill, {"data": "train", "epochs": 1, "alpha": 0.0}, **given)
+    (told,) = made.manifest.record["warnings"]
+    assert "other bits: the GPU has no repeatable way for upsample_bicubic2d" in told
+
+
 def test_operators_without_a_repeatable_way_are_collected_and_other_warnings_pass():
     found = set()
     with warnings.catch_warnings(record=True) as seen, randomness._noticed(found):
