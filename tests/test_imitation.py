@@ -22,6 +22,7 @@ from modelpack.numerics.training.recompute import recomputed
 from modelpack.stages.distill import DistillConfig, distill
 from modelpack.stages.model import model
 from modelpack.stages.recover import RecoverConfig, recover
+from modelpack.stages.sparsify import sparsify
 from support import Rows, run_stage
 from test_distill import accuracy, history, patterns, run
 from test_models import imported, outputs
@@ -302,6 +303,25 @@ def test_a_student_of_its_own_is_built_trained_and_rebuilt(tmp_path):
     assert list(found) == list(wanted) == list(made.read_json("signature.json")["outputs"])
     lines = history(made)
     assert lines[-1]["score"] > 0.8 * lines[0]["score"]  # scores are negative distances
+
+
+def test_zeros_of_the_model_that_is_read_are_none_of_a_student_of_its_own(tmp_path):
+    (tmp_path / "nets.py").write_text((HERE / "nets.py").read_text())
+    (tmp_path / "zero.py").write_text(
+        "import nets\ndef build():\n    net = nets.cnn()\n    net.block3.project.weight.data.zero_()\n    return net\n"
+    )
+    sparse = run_stage(tmp_path, sparsify, {"ratio": 0.5}, model=imported(tmp_path, "cnn", nets.IMAGE))
+    assert (models.load(sparse).block3.project.weight == 0).any()
+    made = run_stage(
+        tmp_path,
+        distill,
+        {"data": "train", "epochs": 1, "student": {"factory": "zero.py:build"}},
+        model=sparse,
+        steps={"model": sparse},
+        data={"train": patterns(64)},
+        base=tmp_path,
+    )
+    assert (models.load(made).block3.project.weight != 0).all()
 
 
 class Interrupted(list):

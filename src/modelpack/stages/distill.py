@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from modelpack.artifact import Kind
 from modelpack.stage import Job, stage
 from modelpack.stages import remarks, students
@@ -31,6 +33,8 @@ def distill(config: DistillConfig, job: Job) -> None:
 
     student = students.begin(config, job)
     lesson = prepare(config, job, student)
+    if config.student is not None:
+        lesson = replace(lesson, constraint=None)  # zeros of the model that is read are none of its own
     trained = loop.train(student, lesson, job.scratch)
     students.end(config, job, student)
     if config.student is None:

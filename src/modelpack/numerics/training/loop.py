@@ -226,7 +226,7 @@ class Course:
                 self._give_up(f"the loss is {value} in epoch {self.progress.epoch + 1}, step {step}")
 
     def _give_up(self, what: str) -> NoReturn:
-        """Leave the best weights so far where the user finds them.
+        """Leave the best weights so far, or those of the last checkpoint, where the user finds them.
 
         Raises:
             StageError: Always.
@@ -238,4 +238,6 @@ class Course:
         if self.progress.best_epoch:
             kept = self.checkpoints.keep(self.best, self.progress.best_epoch)
             then += f"; the weights of epoch {self.progress.best_epoch}, the best so far, are in {kept}"
+        elif (newest := self.checkpoints.newest) is not None:
+            then += f"; the weights of the last checkpoint are in {newest / 'student.safetensors'}"
         raise StageError(what, then=then)
