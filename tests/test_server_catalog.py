@@ -179,6 +179,21 @@ def test_refreshing_takes_what_is_good_and_keeps_the_rest(root):
     assert play(root, scene) == (5, 10)
 
 
+@pytest.mark.parametrize("spoil", ["card", "current"])
+def test_a_directory_that_cannot_be_read_changes_nothing(root, spoil, caplog):
+    async def scene(catalog):
+        if spoil == "card":
+            (root / "pair" / "card.json").write_text("[]")
+        else:
+            (root / "scale" / "current").write_bytes(b"\xff")
+        scaled(root / "scale" / "11", 11)
+        await catalog.refresh()
+        return await ask(catalog, "scale")
+
+    assert play(root, scene) == 10
+    assert "as they are" in caplog.text or "as it is" in caplog.text
+
+
 def test_clients_change_nothing_unless_they_may(root):
     async def whole(**given):
         service = Service(settings(root, **given))

@@ -133,7 +133,7 @@ class Catalog:
                 if (found := self._scan().get(name)) is None:
                     raise Unknown(f"no model {name[:80]!r} is in the directory")
                 shelf = self._shelf(name, found, self._shelves.get(name))
-            except StartError as error:
+            except (StartError, OSError) as error:
                 raise Invalid(str(error)) from None
             if shelf != self._shelves.get(name):
                 await self._fill(shelf)
@@ -173,7 +173,7 @@ class Catalog:
         """Read the whole directory again; what cannot be served is logged and leaves that model as it is."""
         try:
             found = self._scan()
-        except StartError as error:
+        except (StartError, OSError) as error:
             _log.error("the models stay as they are: %s", error)
             return
         for name in [*found, *(set(self._shelves) - set(found))]:
