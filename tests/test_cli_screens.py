@@ -170,6 +170,8 @@ def test_doctor_finds_something_about_everything(shell):
         ("sqnr_db", 17.08, "17.1 dB"),
         ("parameters", 105_866, "105.9 k"),
         ("cosine", 1.0, "1"),
+        ("sparsity", 0.5, "50.0 %"),
+        ("eval_agreement", 0.995, "99.5 %"),
         ("export_difference", 9.53e-07, "9.53e-07"),
         ("anything", None, "–"),
         ("anything", True, "True"),

@@ -39,6 +39,21 @@ def test_no_end_is_better_than_the_one_found(seed, bits, freedom):
     assert bool((found <= 1.06 * dense).all())
 
 
+@given(width=st.integers(1, 40), percentile=st.floats(50, 99.99), seed=st.integers(0, 99))
+def test_a_percentile_lies_where_torch_has_it(width, percentile, seed):
+    torch.manual_seed(seed)
+    layer = nn.Linear(width, 3).double()
+    wanted = layer.weight.detach().abs().quantile(percentile / 100, dim=1)
+    clipping.clip(nn.Sequential(layer), 8, percentile, (), channels=True)
+    assert torch.allclose(layer.weight.detach().abs().amax(1), wanted)
+
+
+def test_a_percentile_of_more_weights_than_torch_takes_is_found():
+    layer = nn.Linear(4100, 4100, dtype=torch.float16)
+    (told,), _ = clipping.clip(nn.Sequential(layer), 8, 75, (), channels=False)
+    assert told.count == pytest.approx(0.25 * told.weights, rel=1e-2)
+
+
 def test_the_error_is_that_of_rounding_around_zero():
     rows = torch.tensor([[0.4, -0.9, 7.0, 3.0, 9.0]], dtype=torch.float64)
     assert float(clipping.error(rows, torch.tensor([7.0], dtype=torch.float64), 4)) == pytest.approx(0.16 + 0.01 + 4)

@@ -172,7 +172,8 @@ _UNITS: tuple[tuple[re.Pattern[str], Callable[[float], str]], ...] = (
     (re.compile(r"_(drop|drop_stderr)$"), lambda value: f"{value * 100:.2f} pp"),
     (
         re.compile(
-            r"^(quantize_)?(accuracy|top5|precision|recall|f1|auroc|agreement|macs)(_reference|_stderr)?$|_(share|fraction)$"
+            r"^(quantize_|eval_)?(accuracy|top5|precision|recall|f1|auroc|agreement|macs)(_reference|_stderr)?$"
+            r"|^(sparsity|parameters_kept)$|_(share|fraction)$"
         ),
         percent,
     ),

@@ -110,7 +110,7 @@ def _cut(path: str, weight: Tensor, axis: int | None, bits: int, percentile: flo
     values = weight.detach().double()
     rows = values.reshape(1, -1) if axis is None else values.movedim(axis, 0).flatten(1)
     largest = rows.abs().amax(1)
-    ends = best(rows, bits) if percentile is None else rows.abs().quantile(percentile / 100, dim=1)
+    ends = best(rows, bits) if percentile is None else _quantile(rows.abs(), percentile / 100)
     shape = [1] * weight.ndim
     if axis is not None:
         shape[axis] = -1
@@ -119,6 +119,13 @@ def _cut(path: str, weight: Tensor, axis: int | None, bits: int, percentile: flo
     weight.copy_(torch.minimum(torch.maximum(weight, -limits), limits))
     before, after = (float(error(rows, item, bits).sum()) for item in (largest, ends))
     return Clipped(path, count, weight.numel(), before, after, float(rows.square().sum()))
+
+
+def _quantile(sizes: Tensor, share: float) -> Tensor:
+    """Give a quantile of each row, ``(n,)``, as torch does, which refuses large rows."""
+    place = share * (sizes.shape[1] - 1)
+    below, above = (sizes.kthvalue(whole(place) + 1, dim=1).values for whole in (math.floor, math.ceil))
+    return below + (above - below) * (place - math.floor(place))
 
 
 def error(rows: Tensor, ends: Tensor, bits: int) -> Tensor:

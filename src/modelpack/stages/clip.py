@@ -8,7 +8,6 @@ from pydantic import Field
 
 from modelpack.artifact import Kind
 from modelpack.bind import Whole
-from modelpack.errors import listed
 from modelpack.stage import Job, StageConfig, stage
 from modelpack.stages import remarks
 
@@ -51,12 +50,10 @@ def clip(config: ClipConfig, job: Job) -> None:
     job.metric("source_weights_sqnr_db", clipping.ratio_db(power, before))
     job.metric("weights_sqnr_db", clipping.ratio_db(power, after))
     job.result("layers", [item.to_json() for item in done])
-    job.result("left_alone", dict(left))
     gain = clipping.ratio_db(power, after) - clipping.ratio_db(power, before)
     tell = job.note if gain >= 0 else job.warn
     tell(
         f"cut {cut} of {weights} weights in {sum(item.count > 0 for item in done)} of {len(done)} layers: rounded to "
         f"{config.bits} bits, the weights have {gain:+.1f} dB of signal to noise against before"
     )
-    for reason in sorted(set(left.values())):
-        job.note(f"left alone: {listed([name for name, why in left.items() if why == reason])} ({reason})")
+    remarks.left_alone(left, job)

@@ -103,7 +103,6 @@ def _evidence(config: LowRankConfig, job: Job) -> Evidence:
 
 def _report(made: Split, job: Job) -> None:
     job.result("layers", made.table)
-    job.result("left_alone", dict(made.left))
-    job.note(f"split {len(made.table)} layers: {listed(row['layer'] for row in made.table)}")
-    for reason in sorted(set(made.left.values())):
-        job.note(f"left alone: {listed([path for path, why in made.left.items() if why == reason])} ({reason})")
+    names = [row["layer"] for row in made.table]
+    job.note(f"split {len(names)} layer{'s' * (len(names) > 1)}: {listed(names)}")
+    remarks.left_alone(made.left, job)

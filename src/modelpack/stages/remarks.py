@@ -73,6 +73,19 @@ def zeros(job: Job) -> None:
     job.warn(f"the model is sparse no longer: {listed(gone)} changed shape or lost zeros")
 
 
+def left_alone(reasons: Mapping[str, str], job: Job, how: str = "left alone") -> None:
+    """Record the layers that stay as they were, and tell of them by reason.
+
+    Args:
+        reasons: Layer → why.
+        job: Where it is told.
+        how: What they are called.
+    """
+    job.result("left_alone", dict(reasons))
+    for reason in sorted(set(reasons.values())):
+        job.note(f"{how}: {listed(name for name, why in reasons.items() if why == reason)} ({reason})")
+
+
 def layers(found: Sequence[Layer], job: Job, wanted: frozenset[str] = frozenset()) -> None:
     """Record how many layers are quantized, and tell of those that are not: a warning, unless all are `wanted` so."""
     from modelpack.numerics.quantization.layers import left_out

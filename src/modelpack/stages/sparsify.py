@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import Field, model_validator
 
 from modelpack.artifact import Kind
-from modelpack.errors import listed
 from modelpack.quantities import size
 from modelpack.stage import DataRef, Job, StageConfig, stage
 from modelpack.stages import remarks
@@ -151,13 +150,11 @@ def _report(made: Sparsity, left: Mapping[str, str], sizes: Mapping[str, int], j
             for name, zeros in made.layers.items()
         ],
     )
-    job.result("left_alone", dict(left))
     told = (
-        f"{share:.1%} of the weights of {len(made.layers)} layers are zero: "
+        f"{share:.1%} of the weights of {len(made.layers)} layer{'s' * (len(made.layers) > 1)} are zero: "
         f"smaller only when compressed (zlib level {compressed.LEVEL}: {size(before)} → {size(after)}); "
         "no speed on this runtime"
     )
     job.note(told)
     job.result("sparsity", {"zeros": made.zeros, "told": told})
-    for reason in sorted(set(left.values())):
-        job.note(f"left dense: {listed([name for name, why in left.items() if why == reason])} ({reason})")
+    remarks.left_alone(left, job, "left dense")

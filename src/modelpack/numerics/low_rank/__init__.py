@@ -135,16 +135,20 @@ def split(
 
 
 def _budgeted(found: Sequence[Layer], lost: Mapping[Layer, Tensor], whole: int, keep: float) -> dict[Layer, int]:
-    """Choose ranks for a fraction of the work: multiples of 8 where these meet it, else any."""
+    """Choose ranks for a fraction of the work: multiples of 8 where these meet it, else any; none if no split helps."""
     rest = whole - sum({layer.path: layer.cost for layer in found}.values())
     nearest = math.inf
     for step, slack in itertools.product(_STEPS, (0.0, TOLERANCE)):
         chosen = ranks.by_cost(found, lost, keep * (1 + slack) * whole - rest, step)
         spared = sum(layer.cost - layer.rank_cost * rank for layer, rank in chosen.items())
         fraction = 1 - spared / max(1, whole)
+        if not chosen:
+            continue
         if abs(fraction - keep) <= TOLERANCE * keep:
             return chosen
         nearest = min(nearest, fraction, key=lambda value: abs(value - keep))
+    if nearest == math.inf:
+        return {}
     raise StageError(
         f"cannot keep {keep:.1%} of the multiply-accumulates by splits; the nearest possible is {nearest:.1%}",
         then=f"set macs: {nearest:.3f}, or shorten keep",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from modelpack.errors import StageError
 from modelpack.numerics.calling import call
 
 if TYPE_CHECKING:
@@ -25,18 +26,25 @@ def find(module: nn.Module, feed: Mapping[str, Tensor]) -> set[str]:
 
     Returns:
         Their paths.
+
+    Raises:
+        StageError: When no output follows from a layer by gradients, so that nobody can tell.
     """
     leaves: dict[int, str] = {}
     with torch.enable_grad(), _cut_off(module, leaves) as kept:
-        outputs = call(module, feed)
-        found = {_source(value, leaves) for value in outputs.values() if value.grad_fn is not None}
-    del kept
+        outputs = [value for value in call(module, feed).values() if value.grad_fn is not None]
+        if not outputs and kept:
+            raise StageError(
+                "the model's outputs do not follow from its layers by gradients: which of them give outputs is unknown",
+                then="take torch.no_grad() and detach() out of forward(), or say `head: true`; see `exclude`",
+            )
+        found = {_source(value, leaves) for value in outputs}
     return found - {""}
 
 
 @contextlib.contextmanager
 def _cut_off(module: nn.Module, leaves: dict[int, str]) -> Iterator[list[Tensor]]:
-    """Let what layers give start the chain of gradients anew, and name these starts by their id."""
+    """Let what layers give start the chain of gradients anew; name these starts by their id, and keep them alive."""
     kept: list[Tensor] = []
 
     def hook(path: str) -> Any:
