@@ -17,7 +17,6 @@ from pydantic import ValidationError
 from torch import nn
 
 import nets
-from crewing import together
 from modelpack import canonical
 from modelpack.numerics.distillation import shelf as shelf_module
 from modelpack.numerics.distillation.answers import Answers, Memory
@@ -25,7 +24,6 @@ from modelpack.numerics.distillation.shelf import KEY, Shelf
 from modelpack.numerics.training import batches as batches_module
 from modelpack.stages.distill import DistillConfig, distill
 from modelpack.stages.model import model
-from modelpack.tensors import TensorSpec
 from support import DEVICES, Rows, run_stage
 from test_distill import history, student_and_teacher
 from test_models import imported
@@ -422,41 +420,3 @@ def test_settings_are_checked_and_the_cache_is_no_part_of_what_was_asked():
     ):
         with pytest.raises(ValidationError):
             DistillConfig.model_validate({**base, **wrong})
-
-
-def learn_together(room):
-    """Train in one of two processes, twice with one cache and once without; gives ranks' figures and weights."""
-    from modelpack.numerics import distillation, training
-    from modelpack.numerics.distillation.taps import Told
-    from modelpack.numerics.training.augmentation import Augmentation, Wanted
-
-    found = []
-    for attempt, limit in enumerate((2**24, 2**24, 0)):
-        torch.manual_seed(0)
-        student, teacher = nets.cnn(width=8), nets.cnn(width=8).eval()
-        data = training.Rows(unlabelled(64).batches, {"image": TensorSpec(shape=("batch", 1, 16, 16))}, None)
-        objective = distillation.imitation(
-            teacher, student, data, None, wish=distillation.Wish(), device=training.device("cpu")
-        )
-        assert isinstance(objective.teacher, Told)
-        change = Augmentation(Wanted(flip=True, mixup=0.2, variants=2), data, 0)
-        lesson = training.Lesson(
-            objective, data, None, training.Schedule(epochs=4, rate=1e-3), training.device("cpu"), 0, change=change
-        )
-        lesson = distillation.remembering(lesson, Path(room), limit, teacher="teacher", variants=2)
-        training.train(student, lesson, Path(room).parent / f"scratch{attempt}")
-        use = distillation.remembered(lesson)
-        weights = torch.cat([value.flatten() for value in student.state_dict().values()])
-        found.append([use.rows if use else 0, use.remembered if use else 0, float(weights.double().sum())])
-    return found
-
-
-def test_two_processes_share_what_their_teachers_answered(tmp_path):
-    one, other = together("test_answers", "learn_together", room=str(tmp_path / "room"))
-    assert [line[2] for line in one] == [line[2] for line in other]
-    assert one[0][2] == one[1][2] == one[2][2]
-    # Each takes half of each of 2 batches in 4 epochs. What one wrote in the first 2 epochs, both find later.
-    assert one[0][0] + other[0][0] == 64 * 2
-    assert one[0][1] == other[0][1] == 2 * 2 - 2
-    assert one[1][:2] == other[1][:2] == [0, 4 * 2 - 2]
-    assert len(list((tmp_path / "room").glob("*/*.index"))) == 2

@@ -1,4 +1,4 @@
-"""Several processes that share a batch learn what one alone would, though positions are padded."""
+"""Several processes that share a batch learn what one alone would, and share what their teachers answered."""
 
 from pathlib import Path
 
@@ -13,11 +13,13 @@ from modelpack.numerics.distillation import tasks
 from modelpack.numerics.distillation.aspects import features, relations
 from modelpack.numerics.distillation.aspects.outputs import ALL, Outputs
 from modelpack.numerics.distillation.question import question
-from modelpack.numerics.distillation.taps import Seen, Tap
+from modelpack.numerics.distillation.taps import Seen, Tap, Told
 from modelpack.numerics.training import crew, sharing
+from modelpack.numerics.training.augmentation import Augmentation, Wanted
 from modelpack.numerics.training.batches import TRUTH
 from modelpack.tensors import TensorSpec
 from test_imitation import tokens
+from test_recover import unlabelled
 
 WAYS = ("kl", "dkd", "mse", "cosine", "features", "relations", "cross_entropy", "language_modelling")
 
@@ -79,15 +81,45 @@ class Narrow(nets.Encoder):
         return {**found, "embedding": self.wide(found["embedding"])}
 
 
-def everything(root: str) -> dict[str, dict[str, float]]:
+def answers(room: str) -> list[list[float]]:
+    """Train twice with one cache and once without; give figures of the cache, and of the weights."""
+    found = []
+    for attempt, limit in enumerate((2**24, 2**24, 0)):
+        torch.manual_seed(0)
+        student, teacher = nets.cnn(width=8), nets.cnn(width=8).eval()
+        data = training.Rows(unlabelled(64).batches, {"image": TensorSpec(shape=("batch", 1, 16, 16))}, None)
+        objective = distillation.imitation(
+            teacher, student, data, None, wish=distillation.Wish(), device=training.device("cpu")
+        )
+        assert isinstance(objective.teacher, Told)
+        change = Augmentation(Wanted(flip=True, mixup=0.2, variants=2), data, 0)
+        lesson = training.Lesson(
+            objective, data, None, training.Schedule(epochs=4, rate=1e-3), training.device("cpu"), 0, change=change
+        )
+        lesson = distillation.remembering(lesson, Path(room), limit, teacher="teacher", variants=2)
+        training.train(student, lesson, Path(room).parent / f"scratch{attempt}")
+        use = distillation.remembered(lesson)
+        weights = torch.cat([value.flatten() for value in student.state_dict().values()])
+        found.append([use.rows if use else 0, use.remembered if use else 0, float(weights.double().sum())])
+    return found
+
+
+def everything(root: str) -> dict[str, object]:
     """All of the above: starting processes takes longer than what they compute."""
-    return {"losses": losses(), "ddp": train(f"{root}/ddp", "ddp"), "fsdp": train(f"{root}/fsdp", "fsdp")}
+    ways = {parallel: train(f"{root}/{parallel}", parallel) for parallel in ("ddp", "fsdp")}
+    return {"losses": losses(), "answers": answers(f"{root}/room"), **ways}
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory):
+def two(tmp_path_factory):
+    """Where two processes leave what they write."""
+    return tmp_path_factory.mktemp("two")
+
+
+@pytest.fixture(scope="module")
+def shared(two):
     """What two processes find."""
-    return together("test_losses_shared", "everything", root=tmp_path_factory.mktemp("two"))
+    return together("test_losses_shared", "everything", root=two)
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
@@ -102,3 +134,14 @@ def test_losses_of_parts_are_those_of_the_whole(shared):
     assert set(alone) == set(WAYS)
     for found in shared:
         assert found["losses"] == pytest.approx(alone, rel=1e-5)
+
+
+def test_two_processes_share_what_their_teachers_answered(shared, two):
+    one, other = (found["answers"] for found in shared)
+    assert [line[2] for line in one] == [line[2] for line in other]
+    assert one[0][2] == one[1][2] == one[2][2]
+    # Each takes half of each of 2 batches in 4 epochs. What one wrote in the first 2 epochs, both find later.
+    assert one[0][0] + other[0][0] == 64 * 2
+    assert one[0][1] == other[0][1] == 2 * 2 - 2
+    assert one[1][:2] == other[1][:2] == [0, 4 * 2 - 2]
+    assert len(list((two / "room").glob("*/*.index"))) == 2
