@@ -145,6 +145,9 @@ def test_the_description_is_complete(servers):
         for method, operation in item.items():
             assert servers["linear"].ask(method.upper(), path)[0] not in (404, 405)
             assert operation["operationId"]
+    assert {"/openapi.json", "/metrics", "/v2", "/v2/models/digits%20%3Cb%3E/infer"} <= set(document["paths"])
+    identities = [operation["operationId"] for item in document["paths"].values() for operation in item.values()]
+    assert len(identities) == len(set(identities))
     names = re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document))
     assert set(names) == set(document["components"]["schemas"])
     assert "Rows" not in described(servers["whole"])["components"]["schemas"]

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 
+import jsonschema
 import numpy as np
 import pytest
 import tritonclient.http as triton
@@ -287,6 +288,29 @@ def test_wrong_lengths_of_the_header_are_refused(server, length, message):
     body = json.dumps({"inputs": [entry()]})
     status, _, answer = server.ask("POST", "/v2/models/linear/infer", body, {LENGTH: length})
     assert (status, message in json.loads(answer)["error"]) == (400, True)
+
+
+def test_requests_and_answers_fit_the_description(server):
+    document = json.loads(server.ask("GET", "/openapi.json")[2])
+    operation = document["paths"]["/v2/models/linear/infer"]["post"]
+
+    def validator(content):
+        schema = content["application/json"]["schema"] | {"components": document["components"]}
+        jsonschema.Draft202012Validator.check_schema(schema)
+        return jsonschema.Draft202012Validator(schema)
+
+    asked = validator(operation["requestBody"]["content"])
+    good = {"inputs": [entry()], "id": "a", "outputs": [{"name": "y"}]}
+    asked.validate(good)
+    status, _, body = server.ask("POST", "/v2/models/linear/infer", json.dumps(good))
+    assert status == 200
+    validator(operation["responses"]["200"]["content"]).validate(json.loads(body))
+    for wrong in (entry(name="z"), entry(shape=[1, 5]), entry(shape=[4]), entry(datatype="FP8"), entry(shape=None)):
+        assert not asked.is_valid({"inputs": [wrong]})
+        assert server.ask("POST", "/v2/models/linear/infer", json.dumps({"inputs": [wrong]}))[0] == 400
+    assert not asked.is_valid({"inputs": []})
+    kinds = document["components"]["schemas"]["pair.InferRequest"]["properties"]["inputs"]["items"]["oneOf"]
+    assert [kind["properties"]["name"]["const"] for kind in kinds] == ["ids", "mask"]
 
 
 def test_bytes_after_the_last_input_are_refused(server):

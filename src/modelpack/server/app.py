@@ -7,10 +7,10 @@ import logging
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from . import protocols
-from .exchange import Refused, Request, Response, respond
+from . import openapi, protocols
+from .exchange import Refused, Request, Response, as_json, respond
 from .faults import Disconnected, Failed, Fault, Unknown, Unready
-from .router import Place, Protocol, Router
+from .router import Place, Protocol, Route, Router
 from .service import DRAINING
 
 if TYPE_CHECKING:
@@ -30,7 +30,13 @@ class App:
 
     def __init__(self, service: Service) -> None:
         self.service = service
-        self.router = Router(protocols.every(service.settings))
+        about = Protocol("native", (Route("GET", "/openapi.json", self._describe),))
+        self._protocols = [*protocols.every(service.settings), about]
+        self.router = Router(self._protocols)
+
+    async def _describe(self, service: Service, _request: Request) -> Response:
+        """Describe every route."""
+        return as_json(openapi.describe(self._protocols, service.catalog.current, service.settings))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, whatever happens in it."""

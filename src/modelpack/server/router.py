@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .exchange import failure
 from .faults import StartError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from .exchange import Request, Response
     from .faults import Fault
+    from .model import Model
     from .service import Service
+    from .settings import Settings
 
     Answering = Callable[[Service, Request], Awaitable[Response]]
 
 _PART = re.compile(r"\{(\w+)\}")
+
+
+@dataclass(frozen=True)
+class Described:
+    """A route in the words of OpenAPI: an operation, and the schemas that it points to."""
+
+    operation: Mapping[str, Any]
+    schemas: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -30,12 +40,17 @@ class Route:
         path: With named parts: `/v1/models/{model}:predict`. A part is never empty and holds no slash.
         answer: Takes the service and the request, whose `parts` are filled.
         name: What metrics call it; the path when empty.
+        media: The forms of its answers.
+        describe: Describes it in OpenAPI for one model, under the server's limits, with a prefix for the names of its
+            schemas; None takes the first line of the docstring of `answer`.
     """
 
     method: str
     path: str
     answer: Answering
     name: str = ""
+    media: tuple[str, ...] = ("application/json",)
+    describe: Callable[[Model, Settings, str], Described] | None = None
 
 
 @dataclass(frozen=True)

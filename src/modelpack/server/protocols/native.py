@@ -5,9 +5,10 @@ from __future__ import annotations
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from .. import blobs, openapi, page
+from .. import blobs, page
 from ..exchange import Refused, Request, Response, as_json, preferred
 from ..faults import Invalid
+from ..openapi.predict import predict as described
 from ..router import Protocol, Route
 from ..rows import dump, from_columns, from_rows, parse, to_columns, to_rows
 from ..signature import quote
@@ -24,21 +25,21 @@ if TYPE_CHECKING:
 JSON = "application/json"
 _TAKEN = (JSON, blobs.RAW, blobs.NPY, CSV)
 _GIVEN = {blobs.RAW: blobs.to_raw, blobs.NPY: blobs.to_npy}
+_CARD = (JSON, "text/html")
 _KEYS = ("instances", "inputs", "parameters")
 
 
 def protocol(_settings: Settings) -> Protocol:
     """Give the table."""
     routes = (
-        Route("POST", "/predict", predict),
-        Route("POST", "/predict/{model}", predict),
+        Route("POST", "/predict", predict, describe=described),
+        Route("POST", "/predict/{model}", predict, describe=described),
         Route("POST", "/predict/{model}/{version}", predict),
-        Route("GET", "/", card),
-        Route("GET", "/card/{model}", card),
+        Route("GET", "/", card, media=_CARD),
+        Route("GET", "/card/{model}", card, media=_CARD),
         Route("GET", "/card/{model}/{version}", card),
         Route("POST", "/rollback/{model}", rollback),
-        Route("GET", "/openapi.json", describe),
-        Route("GET", "/metrics", metrics),
+        Route("GET", "/metrics", metrics, media=("text/plain",)),
         Route("GET", "/readyz", readyz),
         Route("GET", "/startupz", startupz),
         *(Route("GET", path, livez, name="/livez") for path in ("/livez", "/healthz", "/health")),
@@ -123,11 +124,6 @@ async def rollback(service: Service, request: Request) -> Response:
     name = request.parts["model"]
     model = await service.change(lambda: service.catalog.rollback(name))
     return as_json({"model_name": model.name, "model_version": model.version})
-
-
-async def describe(service: Service, _request: Request) -> Response:
-    """Describe every route for the current version of every model."""
-    return as_json(openapi.describe(service.catalog.current, service.settings))
 
 
 async def metrics(service: Service, request: Request) -> Response:

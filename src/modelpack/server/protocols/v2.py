@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .. import VERSION, descriptions, open_inference
 from ..exchange import Response, as_json
 from ..faults import Invalid, Unready
+from ..openapi.infer import infer as described
 from ..router import Protocol, Route
 from ..rows import parse
 
@@ -44,7 +45,7 @@ def protocol(_settings: Settings) -> Protocol:
             Route("GET", f"{model}/ready", model_ready),
             Route("GET", f"{model}/config", configuration),
             Route("GET", f"{model}/stats", statistics),
-            Route("POST", f"{model}/infer", infer),
+            Route("POST", f"{model}/infer", infer, describe=described),
         ]
     return Protocol("v2", tuple(routes))
 

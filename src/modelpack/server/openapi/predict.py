@@ -1,0 +1,84 @@
+"""What `POST /predict` takes and gives: rows and columns with a model's real tensors, one tensor as bytes, a table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..router import Described
+from .parts import JSON, errors, fields, ref, tensor_schema
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ..model import Model
+    from ..settings import Settings
+    from ..signature import Signature, Tensor
+
+RAW, NPY, CSV = "application/octet-stream", "application/x-npy", "text/csv"
+_ALSO = {406: "Several outputs were asked for in a format that carries one."}
+
+
+def predict(model: Model, settings: Settings, prefix: str) -> Described:
+    """Describe the route for one model, whose schemas are named with a prefix."""
+    signature = model.signature
+    rows = f"at most {settings.max_rows} rows"
+    if signature.splits:
+        rows += ", which run one by one because the model was built for exactly one"
+    elif signature.fixed_rows is not None:
+        rows = f"exactly {signature.fixed_rows} rows"
+    content: dict[str, Any] = {JSON: {"schema": _either(signature, f"{prefix}Rows", f"{prefix}Columns")}}
+    answers: dict[str, Any] = {JSON: {"schema": _either(signature, f"{prefix}RowAnswer", f"{prefix}ColumnAnswer")}}
+    parameters = []
+    if signature.only is not None:
+        content |= {RAW: {}, NPY: {}}
+        parameters = [
+            {
+                "name": "X-Shape", "in": "header", "required": False, "schema": {"type": "string"},
+                "description": f"The sizes of the raw tensor {signature.only.wanted}, with {RAW} only.",
+                "example": ",".join(str(size) if isinstance(size, int) else "1" for size in signature.only.shape),
+            }
+        ]  # fmt: skip
+    if all(tensor.shape for tensor in signature.inputs.values()):
+        content |= {CSV: {"schema": {"type": "string"}}}
+    if len(signature.outputs) == 1:
+        answers |= {RAW: {}, NPY: {}}
+    operation = {
+        "summary": f"Run {model.name}",
+        "description": f"Takes {rows} and {settings.max_body} bytes in a request. Raw tensors are little-endian. "
+        "JSON has no NaN and no infinity: where the model gives one, the answer holds `null`.",
+        "parameters": parameters,
+        "requestBody": {"required": True, "content": content},
+        "responses": {"200": {"description": "What the model gives.", "content": answers}, **errors(_ALSO)},
+    }
+    return Described(operation, {prefix + name: schema for name, schema in _schemas(signature).items()})
+
+
+def _either(signature: Signature, rows: str, columns: str) -> dict[str, Any]:
+    return {"oneOf": [ref(rows), ref(columns)]} if signature.rowwise else ref(columns)
+
+
+def _schemas(signature: Signature) -> dict[str, Any]:
+    free = signature.splits
+    inputs = {name: tensor_schema(tensor, free=free) for name, tensor in signature.inputs.items()}
+    outputs = {name: tensor_schema(tensor, free=free, output=True) for name, tensor in signature.outputs.items()}
+    unused = {"type": "object", "description": "Accepted and not used."}
+    schemas = {
+        "Columns": fields({"inputs": fields(inputs), "parameters": unused}, required=["inputs"]),
+        "ColumnAnswer": fields({"outputs": fields(outputs), **_LABELS}),
+    }
+    if signature.rowwise:
+        instances: dict[str, Any] = {"type": "array", "minItems": 1, "items": _row(signature.inputs)}
+        if signature.fixed_rows is not None and not free:
+            instances |= {"minItems": signature.fixed_rows, "maxItems": signature.fixed_rows}
+        predictions = {"type": "array", "items": _row(signature.outputs, output=True)}
+        schemas["Rows"] = fields({"instances": instances, "parameters": unused}, required=["instances"])
+        schemas["RowAnswer"] = fields({"predictions": predictions, **_LABELS})
+    return schemas
+
+
+_LABELS = {"model_name": {"type": "string"}, "model_version": {"type": "string"}}
+
+
+def _row(tensors: Mapping[str, Tensor], *, output: bool = False) -> dict[str, Any]:
+    each = {name: tensor_schema(tensor, skip=1, output=output) for name, tensor in tensors.items()}
+    return next(iter(each.values())) if len(each) == 1 else fields(each)
