@@ -403,7 +403,8 @@ def test_settings_are_checked():
             DistillConfig.model_validate({"data": "a", **wrong}, context={"base": HERE})
     assert DistillConfig.model_validate({"data": "a"}).weights == {"outputs": 1.0}
     assert RecoverConfig.model_validate({"data": "a", "features": ["x"]}).weights == {"outputs": 1.0, "features": 3.0}
-    assert RecoverConfig.model_validate({"data": "a", "compile": True}).weights == {"outputs": 1.0}
+    for without in ({"compile": True}, {"epochs": 0}):
+        assert RecoverConfig.model_validate({"data": "a", **without}).weights == {"outputs": 1.0}
     config = DistillConfig.model_validate({"data": "a", "imitate": ["outputs", "features"], "features": ["x"]})
     assert config.imitate == {"outputs": 1.0, "features": 1.0}
     assert config.features == {"x": "x"}

@@ -29,7 +29,7 @@ class RecoverConfig(FloatScheduleConfig, LessonConfig, ImitationConfig):
     @property
     def weights(self) -> dict[AspectName, float]:
         """What is restored, with its weight."""
-        if self.imitate is None and not self.compile:
+        if self.imitate is None and self.epochs and not self.compile:
             return {"outputs": 1.0, "features": 3.0}
         return super().weights
 
