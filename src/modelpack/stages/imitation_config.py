@@ -80,6 +80,11 @@ class ImitationConfig(DistanceConfig):
         """What is imitated, with its weight."""
         return self.imitate or {"outputs": 1.0}
 
+    @property
+    def yielding(self) -> tuple[AspectName, ...]:
+        """What gives way where the models have nothing that belongs together: features that nobody asked for."""
+        return ("features",) if self.imitate is None else ()
+
     @model_validator(mode="after")
     def _used(self) -> Self:
         for name in ("features", "relations"):

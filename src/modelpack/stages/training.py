@@ -10,7 +10,7 @@ from modelpack.bind import UserCode
 from modelpack.stage import DataRef, Job, StageConfig, TorchRef
 from modelpack.stages import remarks
 from modelpack.stages.answers_config import AnswersConfig, remembering
-from modelpack.stages.imitation_config import AspectName, DistanceConfig, ImitationConfig
+from modelpack.stages.imitation_config import DistanceConfig, ImitationConfig
 from modelpack.stages.schedule_config import ScheduleConfig, schedule
 
 if TYPE_CHECKING:
@@ -111,10 +111,11 @@ def rows(config: LessonConfig, job: Job, name: str) -> Rows:
     """Name the rows of a data entry, with the column of the truth where it counts; all columns for the user's task."""
     from modelpack.numerics import training as loop
 
-    read, task = job.data[name].batches, config.task if isinstance(config, TrainingConfig) else "none"
-    if isinstance(task, UserCode):
-        return loop.Rows(read, job.inputs, None, beside=True)
-    return loop.Rows(read, job.inputs, config.target if isinstance(config, TrainingConfig) and task != "none" else None)
+    read = job.data[name].batches
+    if not isinstance(config, TrainingConfig) or config.task == "none":
+        return loop.Rows(read, job.inputs, None)
+    own = isinstance(config.task, UserCode)
+    return loop.Rows(read, job.inputs, None if own else config.target, beside=own)
 
 
 def _task(config: TrainingConfig, job: Job, data: Rows, teacher: Any) -> Task | None:
@@ -144,7 +145,6 @@ def _task(config: TrainingConfig, job: Job, data: Rows, teacher: Any) -> Task | 
 def _wish(config: LessonConfig, job: Job) -> Wish:
     from modelpack.numerics import distillation
 
-    yielding: tuple[AspectName, ...] = ("features",)
     distances = config.distance if isinstance(config.distance, dict) else {distillation.ALL: config.distance}
     asked: object = config
     inner = asked if isinstance(asked, ImitationConfig) else None
@@ -155,6 +155,6 @@ def _wish(config: LessonConfig, job: Job) -> Wish:
         alpha=config.alpha if isinstance(config, TrainingConfig) else 1.0,
         features=tuple(inner.features.items()) if inner else (),
         relations=tuple(inner.relations.items()) if inner else (),
-        yielding=yielding if inner and inner.imitate is None else (),
+        yielding=inner.yielding if inner else (),
         mask=distillation.mask_for(config.mask, job.inputs),
     )
