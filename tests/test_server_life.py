@@ -329,6 +329,41 @@ def test_the_relocated_server_needs_nothing_of_modelpack(relocated, tmp_path):
         assert local.predict({"instances": [[1, 2, 3, 4]]}) == (status, answer)
 
 
+SHOUTING = """
+from ..exchange import Response, failure
+from ..router import Protocol, Route
+from ..rows import dump, from_rows, parse, to_rows
+
+def protocol(_settings):
+    return Protocol("shouting", (Route("POST", "/shout/{model}!", shout),), fail=loudly)
+
+async def shout(service, request):
+    "Run a model, loudly."
+    with service.catalog.lease(request.parts["model"]) as model:
+        feed = from_rows(parse(await request.body())["ROWS"], model.signature)
+        answer = await service.infer(model, feed, request.arrived, request.gone)
+        return Response(200, dump({"ANSWERS": to_rows(answer.outputs, answer.rows)}))
+
+def loudly(fault):
+    return failure(fault, {"WRONG": fault.message.upper()})
+"""
+
+
+def test_a_new_file_is_a_new_protocol(relocated, tmp_path):
+    (tmp_path / "app" / "modelpack_server" / "protocols" / "shouting.py").write_text(SHOUTING)
+    with Server(linear(tmp_path / "model"), command=relocated) as server:
+        plain = server.predict({"instances": [[1, 2, 3, 4]]})[1]["predictions"]
+        asked = [server.ask("POST", "/shout/model!", json.dumps({"ROWS": rows})) for rows in ([[1, 2, 3, 4]], [[1]])]
+        assert [(status, json.loads(body)) for status, _, body in asked] == [
+            (200, {"ANSWERS": plain}),
+            (400, {"WRONG": "INPUT 'X': EXPECTED SHAPE [BATCH, 4], GOT [1, 1]"}),
+        ]
+        assert server.ask("GET", "/shout/model!")[0] == 405
+        document = json.loads(server.ask("GET", "/openapi.json")[2])
+        assert document["paths"]["/shout/model!"]["post"]["summary"] == "Run a model, loudly"
+        assert server.metric('modelpack_requests_total{code="400",protocol="shouting",route="/shout/{model}!"}') == 1
+
+
 def test_the_relocated_server_writes_nothing_and_calls_nobody(relocated, tmp_path):
     """Every audit event for a file opened to be written, or a socket that connects, is an event too many."""
     spy = (
