@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 import crew_cases
 import nets
 from crewing import HERE, together
 from modelpack.artifact import Artifact
-from modelpack.numerics.training import crew, norms, sharing
+from modelpack.errors import StageError
+from modelpack.numerics.training import crew, norms, sharing, spread
 from modelpack.stages.model import model
 from support import run_stage
 
@@ -141,11 +143,10 @@ def _compare(found, alone, models, loose=1.0):
 
 @pytest.mark.cuda
 def test_two_processes_that_share_a_gpu_come_to_what_one_comes_to(models, alone, tmp_path, monkeypatch):
-    # NCCL wants a GPU for each; gloo carries the tensors of one that they share.
+    # NCCL wants a GPU for each; gloo carries the tensors of one that they share, but not those of fsdp.
     monkeypatch.setenv("CREW_OVER", "gloo")
     said = together("crew_cases", "trained_on_one_gpu", device="cuda:0", root=tmp_path, models=models)
-    for parallel in ("ddp", "fsdp"):
-        _compare([found[parallel] for found in said], alone, models)
+    _compare(said, alone, models)
 
 
 @pytest.mark.cuda
@@ -188,3 +189,11 @@ def test_who_is_gone_is_told_from_what_is_wrong():
     assert crew.lost(torch.distributed.DistBackendError("NCCL"))
     assert not crew.lost(RuntimeError("the size of tensor a must match"))
     assert not crew.lost(ValueError("gloo"))
+
+
+def test_a_parameter_without_parts_is_refused_by_its_name():
+    net = nn.Sequential(nn.Linear(2, 2))
+    net.scale = nn.Parameter(torch.tensor(1.0))
+    with pytest.raises(StageError, match="'scale', which is a single number") as caught:
+        spread._shard(net, torch.device("cpu"))
+    assert "parallel: ddp" in caught.value.then

@@ -265,6 +265,7 @@ def test_what_cannot_be_trained_is_refused_with_the_reason(tmp_path, factory, se
         ({"epochs": 0}, "greater than 0"),
         ({"task": "none", "alpha": 0}, "nothing to learn"),
         ({"freeze_after": 0.5}, "learn: false"),
+        ({"parallel": "fsdp"}, "learn: false"),
         ({"percentile": 100}, "less than 100"),
         ({"percentile": 99.9}, "belongs to `ranges: percentile`"),
         ({"bits": 4}, "Extra inputs"),

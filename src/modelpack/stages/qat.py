@@ -50,6 +50,8 @@ class QatConfig(TrainingConfig):
             raise ValueError("`freeze_after` stops ranges that are followed: set `learn: false`, or leave it out")
         if "percentile" in self.model_fields_set and self.ranges != "percentile":
             raise ValueError("`percentile` belongs to `ranges: percentile`: write that, or leave it out")
+        if self.learn and self.parallel == "fsdp":
+            raise ValueError("`parallel: fsdp` deals out no scales: set `learn: false`, or take `parallel: ddp`")
         return self
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from modelpack.errors import StageError
 from modelpack.numerics.silence import quiet
 from modelpack.numerics.training import crew, norms, sharing, tensors
 
@@ -106,11 +107,18 @@ def _shard(module: nn.Module, device: torch.device) -> None:
     """Deal a module's parameters out, block by block where it has a list of blocks.
 
     That is FSDP2, after Zhao et al. 2023 (arXiv 2304.11277).
+
+    Raises:
+        StageError: When a parameter is a single number, which has no parts.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    for parameter in module.parameters():
+    for name, parameter in module.named_parameters():
+        if parameter.ndim == 0:
+            raise StageError(
+                f"`parallel: fsdp` cannot deal out '{name}', which is a single number", then="take `parallel: ddp`"
+            )
         parameter.data = parameter.data.contiguous()  # parts are cut from rows; convolutions may lie otherwise
     mesh = init_device_mesh(device.type, (crew.size(),))
     for block in _blocks(module):
