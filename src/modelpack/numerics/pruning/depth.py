@@ -105,7 +105,7 @@ def shallower(
     if count > len(paths) - len(kept) or count == len(paths):
         raise StageError(
             f"{count} of the {len(paths)} blocks would go, but {max(1, len(kept))} of them must stay",
-            then="raise depth, or shorten keep or drop",
+            then="shorten drop, or keep" if share == 1 else "raise depth, or shorten keep or drop",
         )
     state = _State(module, rows, found, costs(module, feed, paths))
     for _ in watch(range(count - len(named))):
