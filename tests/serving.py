@@ -198,6 +198,7 @@ class Server:
         self.process = subprocess.Popen(
             [*command, "--model", str(folder), "--host", "127.0.0.1", "--port", "0"],
             env=environment,
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

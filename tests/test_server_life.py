@@ -148,6 +148,21 @@ def test_ctrl_c_ends_with_130(slow):
     assert Server(slow[0], drain_delay=30).stop(signal.SIGINT) == 130
 
 
+def test_a_terminal_that_hangs_up_ends_the_server(tmp_path):
+    leader, follower = os.openpty()
+    try:
+        command = [sys.executable, "-m", "modelpack.server", "--model", str(linear(tmp_path)), "--port", "0"]
+        with subprocess.Popen(command, stdin=follower, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr is not None
+            while "ready: " not in process.stderr.readline():
+                assert process.poll() is None
+            process.send_signal(signal.SIGHUP)
+            assert process.wait(30) == -signal.SIGHUP
+    finally:
+        os.close(leader)
+        os.close(follower)
+
+
 def test_a_full_queue_is_429_and_empties(slow):
     folder, steps = slow
     with Server(folder, queue=1, threads=1) as server:

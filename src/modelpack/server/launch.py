@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import sys
@@ -33,6 +34,7 @@ class Server(uvicorn.Server):
 
     SIGTERM: readiness turns 503 and connections close after their answers, new work is still served for the drain
     delay, then what is in flight finishes. Ctrl-C does the same without the delay. A second signal ends it at once.
+    SIGHUP reads the directory of the models again.
     """
 
     def __init__(self, app: App, config: uvicorn.Config) -> None:
@@ -48,7 +50,8 @@ class Server(uvicorn.Server):
         """Listen first, so that probes get answers, then load."""
         await super().startup(sockets)
         self._loading = asyncio.create_task(self._load())
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._refresh)
+        if not os.isatty(0):  # a terminal that hangs up ends what runs in it
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._refresh)
 
     def _refresh(self) -> None:
         self._refreshing = asyncio.create_task(self.app.service.refresh())
