@@ -209,6 +209,16 @@ def test_what_cannot_be_followed_is_left_alone_with_a_reason(kind, free):
     assert all(found.left.values())
 
 
+def test_a_depthwise_layer_that_reads_the_input_is_left_alone_by_its_name():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 3, 3, groups=3), nn.Conv2d(3, 12, 1), nn.ReLU(), nn.Flatten(), nn.Linear(48, 3)
+    ).eval()
+    found = sound.candidates(net, {"input": FEED["x"]}, frozenset(), 0)
+    assert [group.name for group in found.groups] == ["1"]
+    assert found.left["0"].startswith("the model fails without some of them")
+
+
 class Headed(nn.Module):
     """Attention that keeps the width of all heads beside their number, as BERT does."""
 

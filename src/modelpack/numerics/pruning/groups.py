@@ -137,7 +137,8 @@ def find(module: nn.Module, feed: Mapping[str, Tensor], keep: frozenset[str]) ->
 
 
 def _makers(members: Sequence[Member]) -> tuple[str, ...]:
-    return tuple(member.path for member in members if member.side == "out")
+    """Name the layers that make channels; where none does, as before a depthwise layer that is the first, that one."""
+    return tuple(member.path for member in members if member.side == "out") or (members[0].path,)
 
 
 def reasons(left: Mapping[str, str]) -> dict[str, list[str]]:
