@@ -143,14 +143,19 @@ def test_lower_precision_trains_too(tmp_path, precision):
 @pytest.mark.parametrize(
     ("settings", "change", "says"),
     [
-        ({"task": "cross_entropy"}, {"label": None}, "no column 'label', which task cross_entropy needs\n  name the"),
-        ({"target": "lable"}, {}, "no column 'lable'\n  did you mean 'label'?"),
+        (
+            {"task": "cross_entropy"},
+            {"label": None},
+            "no column 'label', which task cross_entropy asks for\n  name the",
+        ),
+        ({"target": "lable"}, {}, "no column 'lable', which `target` asks for\n  did you mean 'label'?"),
         ({"task": "mse"}, {}, r"shape \[32\], the output \[32, 10\]\n  task mse compares"),
         ({"task": "cross_entropy"}, {"label": np.zeros(192, np.float32)}, "needs integers"),
         ({}, {"label": np.full(192, 10)}, "10 classes"),
         ({}, {"label": np.zeros((192, 3), np.int64)}, "do not fit"),
         ({"output": "nothing"}, {}, "no output 'nothing'"),
-        ({"alpha": 0}, {"label": None}, "nothing to learn"),
+        ({"alpha": 0}, {"label": None}, "no column 'label', which `alpha` asks for"),
+        ({"label_smoothing": 0.1}, {"label": None}, "no column 'label', which `label_smoothing` asks for"),
         ({}, {"image": np.zeros((192, 3, 16, 16), np.float32)}, "image"),
     ],
 )
@@ -163,6 +168,16 @@ def test_unfit_data_are_refused_with_a_reason(tmp_path, settings, change, says):
             data.columns[name] = column
     with pytest.raises(StageError, match=says):
         run(tmp_path, student, teacher, {"data": "train", "epochs": 1, **settings}, train=data)
+
+
+def test_rows_that_judge_need_the_truth_where_rows_to_learn_from_have_it(tmp_path):
+    student, teacher = student_and_teacher(tmp_path)
+    val = patterns(32, target="lable")
+    with pytest.raises(StageError, match=r"evaluation data have no column 'label'.*\n  did you mean 'lable'?"):
+        run(tmp_path, student, teacher, {"data": "train", "eval_data": "val"}, train=patterns(), val=val)
+    alone = {"data": "train", "eval_data": "val", "epochs": 1, "alpha": 1}
+    made = run(tmp_path, student, teacher, alone, train=patterns(64, target="lable"), val=patterns(32))
+    assert "eval_distance" in made.metrics
 
 
 def test_a_teacher_with_other_outputs_is_refused(tmp_path):

@@ -55,6 +55,14 @@ class TaskConfig(TeacherConfig):
     )
     alpha: float = Field(0.7, ge=0, le=1, description="Weight of the teacher; the truth has 1 - alpha.")
 
+    @property
+    def asks_for_truth(self) -> str:
+        """What was set that means nothing without a truth; empty when nothing was."""
+        if self.task != "auto":
+            return f"task {self.task}"
+        set_ = [name for name in ("target", "output", "label_smoothing", "alpha") if name in self.model_fields_set]
+        return next((f"`{name}`" for name in set_ if name != "alpha" or self.alpha < 1), "")
+
     @model_validator(mode="after")
     def _learns(self) -> Self:
         if self.task == "none" and self.alpha == 0:
@@ -91,13 +99,16 @@ def prepare(config: LessonConfig, job: Job, student: Any = None) -> Lesson:
     teacher = models.load(job.steps[config.teacher], job.device)
     data = rows(config, job, config.data)
     task = _task(config, job, data, teacher) if isinstance(config, TrainingConfig) else None
+    held_out = rows(config, job, config.eval_data) if config.eval_data else None
+    if held_out is not None and task is not None:
+        held_out = distillation.judged_by_truth(held_out)
     objective = distillation.imitation(teacher, student, data, task, wish=_wish(config, job), device=device)
     for text in objective.remarks():
         job.note(text)
     lesson = loop.Lesson(
         objective,
         data,
-        rows(config, job, config.eval_data) if config.eval_data else None,
+        held_out,
         schedule(config),
         device,
         job.seed,
@@ -133,7 +144,7 @@ def _task(config: TrainingConfig, job: Job, data: Rows, teacher: Any) -> Task | 
         output=config.output,
         smoothing=config.label_smoothing,
         device=loop.device(job.device),
-        named="target" in config.model_fields_set,
+        needed_by=config.asks_for_truth,
     )
     if found is None:
         job.note(f"the data have no truth (column '{config.target}'): the student learns from the teacher alone")

@@ -2,7 +2,7 @@
 
 from modelpack.numerics.distillation.aspects.outputs import ALL
 from modelpack.numerics.distillation.imitation import Imitation
-from modelpack.numerics.distillation.planning import Wish, imitation, mask_for, task_for
+from modelpack.numerics.distillation.planning import Wish, imitation, judged_by_truth, mask_for, task_for
 from modelpack.numerics.distillation.remembering import remembered, remembering
 from modelpack.numerics.distillation.tasks import Own, Task
 
@@ -13,6 +13,7 @@ __all__ = [
     "Task",
     "Wish",
     "imitation",
+    "judged_by_truth",
     "mask_for",
     "remembered",
     "remembering",

@@ -88,7 +88,7 @@ def task_for(
     output: str,
     smoothing: float,
     device: torch.device,
-    named: bool = False,
+    needed_by: str = "",
 ) -> Task | None:
     """Give a task by name; for ``auto``, the one that the first batch speaks of, None when it holds no truth.
 
@@ -99,7 +99,7 @@ def task_for(
         output: The output that the truth is about; the first one when empty.
         smoothing: Share of the truth's certainty that is spread over all classes.
         device: Where the teacher is.
-        named: Whether the user named the column of the truth, so that there must be one.
+        needed_by: What asks for a truth, for errors; empty when there need be none.
 
     Raises:
         StageError: When the truth is missing, or cannot be what the task needs.
@@ -107,18 +107,34 @@ def task_for(
     inputs, beside = split(data.labelled(), device)
     truth = beside.get(TRUTH)
     if truth is None:
-        if name == "auto" and not named:
+        if not needed_by:
             return None
-        raise StageError(
-            f"the data have no column '{data.target}'" + (f", which task {name} needs" if name != "auto" else ""),
-            then=did_you_mean(data.target or "", data.others()) or "name the column of the truth as `target`",
-        )
+        raise lacking(data, "the data", needed_by)
     if name == "auto":
         with torch.no_grad(), models.blamed("the teacher fails on the data"):
             given = call(teacher, inputs)
         name = tasks.guess(truth, given[tasks.chosen(given, output)])
     tasks.check(name, truth, data.target or "")
     return tasks.named(name, output, smoothing)
+
+
+def lacking(data: Rows, what: str, needed_by: str) -> StageError:
+    """Say that some data have no truth, which something asks for."""
+    return StageError(
+        f"{what} have no column '{data.target}', which {needed_by} asks for",
+        then=did_you_mean(data.target or "", data.others()) or "name the column of the truth as `target`",
+    )
+
+
+def judged_by_truth(data: Rows) -> Rows:
+    """Pass on rows that judge a student by their truth.
+
+    Raises:
+        StageError: When they have none.
+    """
+    if data.target is not None and TRUTH not in data.labelled():
+        raise lacking(data, "the evaluation data", "the task")
+    return data
 
 
 def imitation(
