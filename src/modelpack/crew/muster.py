@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import socket
 import threading
 import time
 from dataclasses import asdict, dataclass, replace
@@ -31,7 +32,6 @@ from modelpack.errors import MissingError, ModelpackError, StageError, UsageErro
 from modelpack.usercode import minor_version
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Iterator, Mapping
 
     from modelpack.artifact import Artifact
@@ -130,6 +130,7 @@ class Muster:
     def __init__(self, listener: socket.socket, crew: Crew) -> None:
         self._listener, self._crew = listener, crew
         self._came: queue.Queue[Wire] = queue.Queue()
+        self._guests: list[Wire] = []
         self._complete = False
         threading.Thread(target=self._greet, daemon=True).start()
 
@@ -139,8 +140,9 @@ class Muster:
                 link, (address, _) = self._listener.accept()
             except OSError:
                 return
-            with contextlib.suppress(ModelpackError):
+            with contextlib.suppress(ModelpackError, OSError):
                 wire = Wire(link, address, self._crew.wait)
+                self._guests.append(wire)
                 wire.send(modelpack=PROTOCOL)
                 if self._complete:
                     wire.send(refused=f"all {self._crew.nnodes} hosts are there already")
@@ -186,8 +188,12 @@ class Muster:
         return links
 
     def close(self) -> None:
-        """Stop listening."""
+        """Stop listening, and end all connections."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # without it, who waits in accept() would take one more
         self._listener.close()
+        for wire in self._guests:
+            wire.close()
 
 
 def _facts(body: Mapping[str, Any]) -> dict[str, str]:
