@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import errno
 import json
-import pickle
 import shutil
-import sys
 from pathlib import Path
 
-import numpy as np
-import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper, numpy_helper
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 import nets
@@ -24,7 +19,7 @@ from modelpack.bind import bind
 from modelpack.errors import StageError
 from modelpack.numerics import macs, models, rows, tensorfile
 from modelpack.numerics.calling import call
-from modelpack.stages.model import ModelConfig, OnnxModelConfig, model, onnx_model
+from modelpack.stages.model import ModelConfig, model
 from modelpack.tensors import TensorSpec
 from support import run_stage
 
@@ -197,73 +192,6 @@ def test_a_model_that_wants_larger_inputs_is_tried_with_larger_ones(tmp_path):
     assert artifact.metrics["mac_count"] > 0
 
 
-def weights_of(seed=3):
-    torch.manual_seed(seed)
-    return nets.cnn().state_dict()
-
-
-@pytest.mark.parametrize("form", ["safetensors", "pt", "wrapped", "parallel"])
-def test_checkpoints_of_every_form_are_read(tmp_path, form):
-    state = weights_of()
-    path = tmp_path / ("w.safetensors" if form == "safetensors" else "w.pt")
-    if form == "safetensors":
-        save_file(state, path)
-    elif form == "pt":
-        torch.save(state, path)
-    elif form == "wrapped":
-        torch.save({"epoch": 3, "state_dict": state, "optimizer": {}}, path)
-    else:
-        torch.save({f"module.{k}": v for k, v in state.items()}, path)
-    events = []
-    settings = {"factory": "nets.py:cnn", "inputs": nets.IMAGE, "weights": str(path)}
-    artifact = run_stage(tmp_path, model, settings, base=HERE, collect=events)
-    expected = nets.cnn()
-    expected.load_state_dict(state)
-    feed = feed_for(artifact)
-    assert same(outputs(models.load(artifact), feed), outputs(expected.eval(), feed))
-    notes = " ".join(getattr(event, "text", "") for event in events)
-    assert ("'module.'" in notes) == (form == "parallel")
-    assert ("took 'state_dict'" in notes and "'optimizer'" in notes) == (form == "wrapped")
-
-
-class Trap:
-    def __reduce__(self):
-        return (Path.touch, (Path(sys.prefix) / "trapped",))
-
-
-def test_a_checkpoint_that_needs_unpickling_is_refused_unread(tmp_path):
-    torch.save({"state_dict": weights_of(), "args": Trap()}, tmp_path / "w.pt")
-    with pytest.raises(StageError, match=r"only be read by unpickling.*it holds .*, which is code") as caught:
-        imported(tmp_path, "cnn", nets.IMAGE, weights=str(tmp_path / "w.pt"))
-    assert "safetensors.torch.save_file" in caught.value.then
-    assert not (Path(sys.prefix) / "trapped").exists()
-
-
-@pytest.mark.parametrize("content", [b"", b"nonsense", pickle.dumps([1, 2])])
-@pytest.mark.parametrize("name", ["w.pt", "w.pth", "w.safetensors", "w.bin"])
-def test_damaged_weights_are_refused_with_their_name(tmp_path, name, content):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(StageError, match=name):
-        imported(tmp_path, "cnn", nets.IMAGE, weights=str(tmp_path / name))
-
-
-def test_mismatched_weights_are_listed_not_dumped(tmp_path):
-    state = weights_of()
-    lines = [name for name in state if name.startswith("block")]
-    for name in lines:
-        state[f"old.{name}"] = state.pop(name)
-    state["head.weight"] = torch.zeros(7, 32)
-    save_file(state, tmp_path / "w.safetensors")
-    with pytest.raises(StageError) as caught:
-        imported(tmp_path, "cnn", nets.IMAGE, weights=str(tmp_path / "w.safetensors"))
-    text = caught.value.what
-    missing = [name for name in lines if not name.endswith("num_batches_tracked")]
-    assert f"{len(missing)} missing from the file" in text
-    assert f"{len(lines)} unknown to the model" in text
-    assert "head.weight: file [7, 32], model [10, 32]" in text
-    assert text.count("\n") < 30
-
-
 def test_edits_carry_attributes_shapes_buffers_and_dtypes(tmp_path):
     source = imported(tmp_path, "encoder", nets.TOKENS)
     module = models.load(source)
@@ -353,91 +281,3 @@ def test_multiply_accumulates_of_known_layers():
     assert macs.count(layer, tokens) == 7 * (4 * 16 * 16 + 2 * 16 * 32) + 2 * 7 * 7 * 16
     assert macs.count(nn.GRU(16, 8, batch_first=True).eval(), tokens) == 7 * 3 * (16 * 8 + 8 * 8)
     assert macs.count(nn.LSTM(16, 8, batch_first=True).eval(), tokens) == 7 * 4 * (16 * 8 + 8 * 8)
-
-
-def matmul(external=None, shape=("batch size", 3)):
-    weight = numpy_helper.from_array(np.arange(6, dtype=np.float32).reshape(3, 2), "w")
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["y"])],
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [shape[0], 2])],
-        [weight],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-
-
-def test_an_onnx_file_is_taken_as_it_is(tmp_path):
-    onnx.save(matmul(), tmp_path / "m.onnx")
-    artifact = run_stage(tmp_path, onnx_model, {"onnx": "m.onnx"})
-    assert artifact.file("model.onnx").read_bytes() == (tmp_path / "m.onnx").read_bytes()
-    assert artifact.read_json("signature.json")["inputs"]["x"]["shape"] == ["batch_size", 3]
-    assert artifact.metrics == {"parameters": 6, "mac_count": 6}
-
-
-def test_declared_onnx_inputs_are_compared_with_the_graph(tmp_path):
-    onnx.save(matmul(), tmp_path / "m.onnx")
-    fixed = run_stage(tmp_path, onnx_model, {"onnx": "m.onnx", "inputs": {"x": {"shape": [4, 3]}}})
-    assert fixed.read_json("signature.json")["outputs"]["y"]["shape"] == [4, 2]
-    for settings, says in [
-        ({"inputs": {"z": {"shape": [4, 3]}}}, "no input 'z'"),
-        ({"inputs": {"x": {"shape": [4, 5]}}}, "in the recipe"),
-        ({"inputs": {"x": {"shape": ["n", 3], "dtype": "int64"}}}, "int64"),
-        ({"outputs": ["q"]}, "no output 'q'"),
-    ]:
-        with pytest.raises(StageError, match=says):
-            run_stage(tmp_path, onnx_model, {"onnx": "m.onnx", **settings})
-
-
-def test_external_tensors_are_hashed_taken_in_and_contained(tmp_path):
-    onnx.save(matmul(), tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
-
-    def digest():
-        return canonical.digest(OnnxModelConfig.model_validate({"onnx": "m.onnx"}, context={"base": tmp_path}))
-
-    artifact = run_stage(tmp_path, onnx_model, {"onnx": "m.onnx"})
-    assert [f.name for f in artifact.manifest.files] == ["model.onnx", "signature.json"]
-    before = digest()
-    data = bytearray((tmp_path / "m.data").read_bytes())
-    data[0] ^= 1
-    (tmp_path / "m.data").write_bytes(data)
-    assert digest() != before
-    outside = onnx.load(tmp_path / "m.onnx", load_external_data=False)
-    for entry in outside.graph.initializer[0].external_data:
-        if entry.key == "location":
-            entry.value = "../secret"
-    (tmp_path.parent / "secret").write_bytes(bytes(24))
-    (tmp_path / "out.onnx").write_bytes(outside.SerializeToString())
-    with pytest.raises(StageError, match="outside the model's directory"):
-        run_stage(tmp_path, onnx_model, {"onnx": "out.onnx"})
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "says"),
-    [
-        ("offset", "1000000", "external tensors cannot be read: .*exceeds"),
-        ("offset", "-4", "external tensors cannot be read"),
-        ("length", "many", "external tensors cannot be read"),
-        ("location", "m.data\0/../../secret", "outside the model's directory"),
-    ],
-)
-def test_nonsense_about_external_tensors_is_refused(tmp_path, key, value, says):
-    onnx.save(matmul(), tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
-    odd = onnx.load(tmp_path / "m.onnx", load_external_data=False)
-    entries = {entry.key: entry for entry in odd.graph.initializer[0].external_data}
-    entry = entries.get(key) or odd.graph.initializer[0].external_data.add(key=key)
-    entry.value = value
-    (tmp_path / "odd.onnx").write_bytes(odd.SerializeToString())
-    with pytest.raises(StageError, match=says):
-        run_stage(tmp_path, onnx_model, {"onnx": "odd.onnx"})
-
-
-def test_broken_onnx_files_are_refused(tmp_path):
-    (tmp_path / "a.onnx").write_bytes(b"not a model")
-    (tmp_path / "b.onnx").write_bytes(b"")
-    bad = matmul()
-    bad.graph.node[0].op_type = "NoSuchOperator"
-    (tmp_path / "c.onnx").write_bytes(bad.SerializeToString())
-    for name in ("a.onnx", "b.onnx", "c.onnx"):
-        with pytest.raises(StageError, match=name):
-            run_stage(tmp_path, onnx_model, {"onnx": name})
