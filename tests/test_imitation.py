@@ -147,6 +147,17 @@ def test_a_projection_begins_as_the_regression_of_the_teachers_features(axis, sh
     assert torch.equal(fitted.weight, again.weight)
 
 
+def test_a_projection_is_fitted_to_no_more_places_than_memory_holds(monkeypatch):
+    monkeypatch.setattr(projections, "_PLACES", 50)
+    student = torch.randn(40, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    teacher = torch.cat([student, -student], 1)
+    fitted = projections.fitted(student, teacher, 1, Question({}))
+    assert torch.allclose(fitted(student.movedim(1, -1)), teacher.movedim(1, -1), atol=0.02)
+    few = projections._sample(student.movedim(1, -1))
+    assert 25 < len(few) <= 50
+    assert torch.equal(few[-1], student.movedim(1, -1).flatten(0, -2)[13 * (len(few) - 1)].double())
+
+
 def test_features_are_compared_at_real_positions_only():
     mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
     asked = question({"mask": mask}, {}, "mask")

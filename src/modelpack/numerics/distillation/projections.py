@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 _RIDGE = 1e-3
 """Penalty on the weights, in units of the mean variance of the student's features."""
 
+_PLACES = 2**16
+"""Most places, spread evenly, that a regression is fitted to: all those of large images would fill the memory."""
+
 
 class Projections(nn.Module):
     """Some projections, called as one module, for only a module that is called can lie in parts with several processes.
@@ -54,7 +57,7 @@ def fitted(student: Tensor, teacher: Tensor, axis: int, question: Question) -> n
         axis: Where the widths are.
         question: Says which positions are real.
     """
-    given, wanted = (question.kept_along(value, axis).flatten(0, -2).double().cpu() for value in (student, teacher))
+    given, wanted = (_sample(question.kept_along(value, axis)) for value in (student, teacher))
     middle, aim = given.mean(0), wanted.mean(0)
     centred = given - middle
     square = centred.T @ centred / len(given)
@@ -67,3 +70,10 @@ def fitted(student: Tensor, teacher: Tensor, axis: int, question: Question) -> n
     made.weight.copy_(slopes.T)
     made.bias.copy_(aim - middle @ slopes)
     return made
+
+
+def _sample(value: Tensor) -> Tensor:
+    """Give rows ``[places, width]`` of values ``[…, width]``."""
+    rows = value.flatten(0, -2)
+    every = max(1, -(-len(rows) // _PLACES))
+    return rows[::every].double().cpu()
