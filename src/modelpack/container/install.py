@@ -7,6 +7,7 @@ import posixpath
 import re
 from typing import TYPE_CHECKING
 
+from modelpack.container import elf
 from modelpack.container.layers import Entry, Member
 from modelpack.errors import StageError
 
@@ -32,6 +33,7 @@ _TRIM = (
     "*.dist-info/RECORD*", "*.dist-info/INSTALLER", "*.dist-info/REQUESTED", "*.dist-info/direct_url.json",
     "*.dist-info/entry_points.txt",
 )  # fmt: skip
+_LIBRARY = re.compile(r"\.so(\.|$)")
 _TRIMMED = re.compile("|".join(fnmatch.translate(pattern) for pattern in _TRIM))
 
 
@@ -64,7 +66,7 @@ def entries(files: Mapping[Wheel, Path], root: str) -> list[Entry]:
             place = posixpath.join(root, name)
             if place in found:
                 raise StageError(f"two wheels bring '{name}'", where=wheel.file)
-            found[place] = Entry(place, member)
+            found[place] = Entry(place, elf.trimmed(member) if _LIBRARY.search(name) else member)
     return list(found.values())
 
 

@@ -108,7 +108,7 @@ def _effect(config: BuildConfig, artifact: Artifact, job: Job) -> None:
 
 
 @stage(
-    version=1,
+    version=2,
     accepts={Kind.ONNX},
     produces=Kind.IMAGE,
     named=True,
