@@ -4,14 +4,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from commands import Shell, install_copy, write_recipe
-from modelpack import quantities, registry
+from modelpack import quantities, registry, subjects
+from modelpack.artifact import Kind
 from modelpack.cli import command, console, details, output, tables
 from modelpack.events import BudgetChecked, Metric, Note, Progress, RunFinished, RunStarted, StepFinished, StepStarted
-from modelpack.record import StepRun
+from modelpack.record import Run, StepRun
 from modelpack.summary import changes
 
 NAMES = [name for entries in command.CONTENTS.values() for name, _, _ in entries]
@@ -191,13 +193,13 @@ def test_what_quantizing_cost_is_told_where_no_step_evaluates():
     assert [quantities.figure(item.metric, item.after) for item in found] == ["100 B", "98.0 %", "30.0 dB"]
 
 
-def told(*steps):
-    """Tell what became of the size over steps, each an id, a kind and the step that it reads; each model is smaller."""
+def ran(*steps):
+    """Make steps of an id, a kind and the step that each reads; each model is 100 bytes smaller than the one before."""
     runs = []
     for place, (name, kind, read) in enumerate(steps):
         metrics = {"model_bytes": 1000 - 100 * place} if kind in ("torch", "onnx") else {}
         runs.append(StepRun(name, name, kind, f"<{name}>", name, False, 1.0, metrics, f"<{read}>" * bool(read)))
-    return {item.metric: (item.before, item.after) for item in changes(runs)}
+    return tuple(runs)
 
 
 @pytest.mark.parametrize(
@@ -218,7 +220,13 @@ def test_what_stands_beside_the_way_to_the_result_is_not_the_result(last, size):
         ("export", "onnx", "prune"),
         ("small", "onnx", "export"),
     ]
-    assert told(*steps, *last)["model_bytes"] == (1000, size)
+    runs = ran(*steps, *last)
+    (found,) = changes(runs)
+    assert (found.metric, found.before, found.after) == ("model_bytes", 1000, size)
+    meant = subjects.model(
+        SimpleNamespace(get=str), subjects.Subject("two", run=Run("two", 1, "succeeded", "", steps=runs)), {Kind.ONNX}
+    )
+    assert meant == next(step.artifact for step in runs if step.metrics.get("model_bytes") == size)
 
 
 def test_rows_inside_a_result_are_a_table_with_units_and_short_digests():

@@ -11,7 +11,7 @@ from modelpack.artifact import Kind
 from modelpack.errors import StoreError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 
 @dataclass(frozen=True)
@@ -91,17 +91,37 @@ class Run:
             f"{self.name} has no step '{identity}'", then=did_you_mean(identity, [step.id for step in self.steps])
         )
 
-    @property
-    def model(self) -> StepRun:
-        """The last step that made a model.
 
-        Raises:
-            UsageError: When it never came that far.
-        """
-        for step in reversed(self.steps):
-            if Kind(step.kind).is_model:
-                return step
-        raise UsageError(f"{self.name} made no model", then=self.error)
+def way(steps: Sequence[StepRun]) -> list[StepRun]:
+    """Leave out what stands beside the way to the result, such as an export of the original to compare with.
+
+    The result is the model in the image; or what was made last of the model that was measured last; or the last model.
+    """
+    kinds, before = [Kind(step.kind) for step in steps], [_read(steps, place) for place in range(len(steps))]
+
+    def back(place: int | None) -> list[int]:
+        return [*back(before[place]), place] if place is not None else []
+
+    models = [back(place) for place, kind in enumerate(kinds) if kind.is_model]
+    ends = {kind: back(before[place]) for place, kind in enumerate(kinds) if kind in (Kind.REPORT, Kind.IMAGE)}
+    measured = ends.get(Kind.REPORT, [])
+    found = ends.get(Kind.IMAGE) or next((item for item in models[::-1] if item[: len(measured)] == measured), [])
+    return [
+        step
+        for place, step in enumerate(steps)
+        if place in found or (not kinds[place].is_model and before[place] in found)
+    ]
+
+
+def _read(steps: Sequence[StepRun], place: int) -> int | None:
+    """Find the step whose artifact a step read; the newest model before it where that is not recorded."""
+    reads = steps[place].reads
+    fits = [
+        earlier
+        for earlier, step in enumerate(steps[:place])
+        if (step.artifact == reads if reads else Kind(step.kind).is_model)
+    ]
+    return fits[-1] if fits else None
 
 
 def encode(run: Run) -> bytes:

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from modelpack import onnx_header, recipe, registry
 from modelpack.artifact import Kind
 from modelpack.errors import UsageError, did_you_mean
+from modelpack.record import way
 from modelpack.runs import Runs
 
 if TYPE_CHECKING:
@@ -91,7 +92,9 @@ def _file(path: Path) -> Subject:
 
 
 def model(store: Store, subject: Subject, kinds: Iterable[Kind] = (Kind.TORCH, Kind.ONNX)) -> Artifact:
-    """Give the one model that is meant: the artifact named, or the last model of these kinds that the run made.
+    """Give the one model that is meant: the artifact named, or the last of these kinds on the way to a run's result.
+
+    What stands beside that way counts where nothing of these kinds is on it.
 
     Raises:
         UsageError: When there is none.
@@ -105,7 +108,8 @@ def model(store: Store, subject: Subject, kinds: Iterable[Kind] = (Kind.TORCH, K
         return subject.artifact
     if subject.run is None:
         raise UsageError("this is a file; name a run or an artifact of the store", where=subject.text)
-    for step in reversed(subject.run.steps):
+    steps = subject.run.steps
+    for step in (*reversed(way(steps)), *reversed(steps)):
         if Kind(step.kind) in wanted:
             return store.get(step.artifact)
     then = "it ended before: " + subject.run.error if subject.run.error else "name another run"

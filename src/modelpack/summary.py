@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelpack.artifact import Kind
 from modelpack.errors import ModelpackError
+from modelpack.record import way
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -132,10 +133,10 @@ def image(artifact: Artifact) -> Image:
 
 def changes(steps: Sequence[StepRun]) -> list[Change]:
     """List what became of the figures between the first step and the last that gives each, on the way to the result."""
-    way = _way(steps)
-    if not way:
+    told = way(steps)
+    if not told:
         return []
-    first, latest = way[0].metrics, _latest(way[1:])
+    first, latest = told[0].metrics, _latest(told[1:])
     found = [
         Change(label, metric, first[metric], latest[metric])
         for label, metric in COMPARED
@@ -148,38 +149,6 @@ def changes(steps: Sequence[StepRun]) -> list[Change]:
     ]
     found += [Change(label, name, None, latest[name]) for label, name in ALONE if name in latest]
     return found
-
-
-def _way(steps: Sequence[StepRun]) -> list[StepRun]:
-    """Leave out what stands beside the way to the result, such as an export of the original to compare with.
-
-    The result is the model in the image; or what was made last of the model that was measured last; or the last model.
-    """
-    kinds, before = [Kind(step.kind) for step in steps], [_read(steps, place) for place in range(len(steps))]
-
-    def way(place: int | None) -> list[int]:
-        return [*way(before[place]), place] if place is not None else []
-
-    models = [way(place) for place, kind in enumerate(kinds) if kind.is_model]
-    ends = {kind: way(before[place]) for place, kind in enumerate(kinds) if kind in (Kind.REPORT, Kind.IMAGE)}
-    measured = ends.get(Kind.REPORT, [])
-    found = ends.get(Kind.IMAGE) or next((item for item in models[::-1] if item[: len(measured)] == measured), [])
-    return [
-        step
-        for place, step in enumerate(steps)
-        if place in found or (not kinds[place].is_model and before[place] in found)
-    ]
-
-
-def _read(steps: Sequence[StepRun], place: int) -> int | None:
-    """Find the step whose artifact a step read; the newest model before it where that is not recorded."""
-    reads = steps[place].reads
-    fits = [
-        earlier
-        for earlier, step in enumerate(steps[:place])
-        if (step.artifact == reads if reads else Kind(step.kind).is_model)
-    ]
-    return fits[-1] if fits else None
 
 
 def _latest(steps: Sequence[StepRun]) -> dict[str, Any]:
