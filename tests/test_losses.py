@@ -255,6 +255,17 @@ def test_a_task_is_guessed_from_the_truth_and_the_output(truth, output, task):
     assert tasks.guess(truth, output) == task
 
 
+@pytest.mark.parametrize(
+    ("task", "truth"), [("cross_entropy", [2, 1]), ("multi_label", [[0, 1, 1], [1, 0, 0]]), ("mse", [[0.0] * 3] * 2)]
+)
+def test_a_score_of_what_is_no_number_is_none(task, truth):
+    logits = draw(0, 2, 3)
+    judged = tasks.named(task)
+    assert math.isfinite(judged.judge({"output": logits}, asked(torch.tensor(truth)))["score"][0])
+    logits[1, 0] = math.nan
+    assert math.isnan(judged.judge({"output": logits}, asked(torch.tensor(truth)))["score"][0])
+
+
 def test_ones_own_task_gets_outputs_and_columns():
     def weighed(outputs, columns):
         return ((outputs["output"] - columns["price"]) ** 2 * columns["x"]).mean()

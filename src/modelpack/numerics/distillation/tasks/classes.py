@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -98,5 +99,6 @@ def entropy(logits: Tensor, classes: Tensor, smoothing: float) -> Tensor:
 
 
 def right(logits: Tensor, classes: Tensor) -> tuple[float, int]:
-    """Count the right decisions, and all."""
-    return float((logits.argmax(1) == classes).sum()), len(classes)
+    """Count the right decisions, and all; NaN are right where a logit is NaN, for the largest is then unknown."""
+    hits = float((logits.argmax(1) == classes).sum())
+    return math.nan if bool(logits.isnan().any()) else hits, len(classes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -39,10 +40,10 @@ class MultiLabel:
         return functional.binary_cross_entropy_with_logits(logits, soft)
 
     def judge(self, outputs: Mapping[str, Tensor], question: Question) -> dict[str, tuple[float, int]]:
-        """Count for F1 over all labels together, and the right decisions."""
+        """Count for F1 over all labels together, and the right decisions; F1 is NaN where a logit is."""
         logits, truth = self._pair(outputs, question)
         said, true = logits > 0, truth > 0.5
-        hits = int((said & true).sum())
+        hits = math.nan if bool(logits.isnan().any()) else int((said & true).sum())
         asked = int(said.sum()) + int(true.sum())
         return {SCORE: (2.0 * hits, asked), "eval_accuracy": (float((said == true).sum()), truth.numel())}
 
