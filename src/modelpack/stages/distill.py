@@ -18,7 +18,7 @@ class DistillConfig(FloatScheduleConfig, TrainingConfig, ImitationConfig, Studen
 
 
 @stage(
-    version=2,
+    version=3,
     accepts={Kind.TORCH},
     produces=Kind.TORCH,
     needs=("torch",),

@@ -56,7 +56,7 @@ class QatConfig(TrainingConfig):
 
 
 @stage(
-    version=2,
+    version=3,
     accepts={Kind.TORCH},
     produces=Kind.TORCH,
     needs=("torch", "onnx", "onnxscript", "onnxruntime"),

@@ -35,7 +35,7 @@ class RecoverConfig(FloatScheduleConfig, LessonConfig, ImitationConfig):
 
 
 @stage(
-    version=2,
+    version=3,
     accepts={Kind.TORCH},
     produces=Kind.TORCH,
     needs=("torch",),
