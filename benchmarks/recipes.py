@@ -19,11 +19,19 @@ from typing import Any
 from table import RESULTS, write
 
 ROOT = Path(__file__).resolve().parents[1]
-EVERY = ("quickstart", "lite0-int8", "fashion-prune-distill", "minilm-int8")
+EVERY = (
+    "quickstart",
+    "lite0-int8",
+    "lite0-recover",
+    "fashion-prune-distill",
+    "fashion-small",
+    "minilm-int8",
+    "minilm-thin",
+)
 
 
 def steps(name: str, assignments: list[str]) -> tuple[dict[str, dict[str, Any]], float]:
-    """Run a recipe from nothing; give its steps' figures by stage, and the CPU minutes it took."""
+    """Run a recipe from nothing; give its steps' figures by id, and the CPU minutes it took."""
     settings = [part for assignment in assignments for part in ("--set", assignment)]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with tempfile.TemporaryDirectory() as store:
@@ -33,20 +41,21 @@ def steps(name: str, assignments: list[str]) -> tuple[dict[str, dict[str, Any]],
         text = subprocess.run(show, check=True, cwd=ROOT, capture_output=True).stdout
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {step["stage"]: step["metrics"] for step in json.loads(text)["steps"]}, seconds / 60
+    return {step["id"]: step["metrics"] for step in json.loads(text)["steps"]}, seconds / 60
 
 
 def row(name: str, assignments: list[str]) -> dict[str, str]:
     """Run a recipe and write its line of the table."""
     found, minutes = steps(name, assignments)
     quality, before = found["evaluate"], found["model"]["model_bytes"]
-    after = found["quantize"]["model_bytes"]
+    after = found["quantize" if "quantize" in found else "export"]["model_bytes"]
+    counts = [item["mac_count"] for item in found.values() if "mac_count" in item]
     accuracy = quality.get("accuracy")
     return {
         "recipe": name,
         "accuracy": f"{accuracy + quality['accuracy_drop']:.4f} → {accuracy:.4f}" if accuracy is not None else "",
         "like the original": _likeness(quality),
-        "MACs kept": f"{found['prune']['macs']:.0%}" if "prune" in found else "",
+        "MACs kept": f"{counts[-1] / counts[0]:.0%}" if len(counts) > 1 else "",
         "size": f"{before / 1e6:.2f} → {after / 1e6:.2f} MB ({before / after:.1f}x smaller)",
         "speed": f"{found['bench']['speedup']:.2f}x",
         "image": f"{found['build']['image_size'] / 1e6:.0f} MB" if "build" in found else "",
