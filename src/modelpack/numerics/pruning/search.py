@@ -79,8 +79,9 @@ class Search:
         """Let one group lose a step more, or less."""
         return (self._moved(counts, group, direction) for group in range(len(counts)))
 
-    def _exchanges(self, counts: Counts, _direction: int) -> Iterator[Counts | None]:
-        """Let one group lose a step more, and another one less."""
+    def _exchanges(self, counts: Counts, direction: int) -> Iterator[Counts | None]:
+        """Let one group lose a step more, and another one less; or one alone, which may come nearer again by now."""
+        yield from self._steps(counts, direction)
         for more in self._steps(counts, 1):
             if more is not None:
                 yield from (move for move in self._steps(more, -1) if move != counts)
