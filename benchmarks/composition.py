@@ -59,8 +59,8 @@ def main() -> None:
         found = figures(parser.parse_args().store or scratch)
     kept = found["narrow"]["mac_count"] / found["model"]["mac_count"]
     note = (
-        f"A ResNet on Fashion-MNIST; {kept:.0%} of its multiply-accumulates stay. Accuracy on the 10,000 test images, on "
-        "which nothing was chosen; one standard error is 0.26 points. Speed in onnxruntime, one row on one thread, "
+        f"A ResNet on Fashion-MNIST; {kept:.0%} of its multiply-accumulates stay. Accuracy on the 10,000 test images, "
+        "on which nothing was chosen; one standard error is 0.26 points. Speed in onnxruntime, one row on one thread, "
         "against the first line's file, in turns."
     )
     table = [line(found, *row) for row in ROWS]
