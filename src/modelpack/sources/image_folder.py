@@ -74,7 +74,7 @@ def _check_fit(config: ImageFolderConfig, name: str, spec: TensorSpec) -> None:
     Raises:
         UsageError: When they cannot fit.
     """
-    given = config.shape
+    given = config.pixels.shape
     fits = len(spec.shape) == 4 and all(
         made is None or isinstance(size, str) or made == size for made, size in zip(given, spec.shape[1:], strict=True)
     )
@@ -84,7 +84,7 @@ def _check_fit(config: ImageFolderConfig, name: str, spec: TensorSpec) -> None:
             f"images become {shown}, but the model's '{name}' takes {list(spec.shape[1:])}",
             then="set `size`, `crop`, `channels` and `layout` to fit",
         )
-    if not spec.dtype.startswith("float") and not (config.raw and spec.dtype not in {"int8", "bool"}):
+    if not spec.dtype.startswith("float") and not (config.pixels.raw and spec.dtype not in {"int8", "bool"}):
         raise UsageError(
             f"the model's '{name}' takes {spec.dtype}, which cannot hold scaled pixels",
             then="for plain values 0 to 255 set `scale: 1` and leave `mean` and `std` out",

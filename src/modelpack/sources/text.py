@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from modelpack.data import DataSource, source
 from modelpack.errors import StageError, UsageError, did_you_mean
+from modelpack.server.preparation import Tokens
 from modelpack.sources import documents
 from modelpack.sources.labels import LabelledConfig, numbers
 from modelpack.sources.rows import FilePath, Rows, extra, place
@@ -79,6 +80,12 @@ class TextConfig(LabelledConfig):
         else:
             documents.check_header(self.path.path, names)
         return self
+
+    @property
+    def tokens(self) -> Tokens:
+        """The settings that prepare a text, as the server has them too."""
+        together = self.pair is not None and self.pairing == "together"
+        return Tokens(self.length, self.truncation, self.padding, together)
 
     def name(self, array: str) -> str:
         """Give the model's name of one of `ARRAYS`."""
@@ -153,23 +160,18 @@ class _Texts:
         """Tokenize these texts together, filled up to the same length."""
         import numpy as np
 
-        found = self.tokenizer.encode_batch([self._text(int(row)) for row in rows])
-        if not self.config.truncation:
-            for row, encoding in zip(rows, found, strict=True):
-                if sum(encoding.attention_mask) > self.config.length:
-                    raise StageError(
-                        f"the text has {sum(encoding.attention_mask)} tokens, more than `length: {self.config.length}`",
-                        where=place(self.config.path.path, int(row) // self._sides),
-                        then="raise `length`, or allow `truncation: true`",
-                    )
-        values = {
-            "input_ids": [item.ids for item in found],
-            "attention_mask": [item.attention_mask for item in found],
-            "token_type_ids": [item.type_ids for item in found],
-        }
-        batch: Batch = {
-            self.config.name(array): np.array(values[array], dtype=dtype) for array, dtype in self.dtypes.items()
-        }
+        from modelpack.server.preparation import tokens
+
+        texts = [self._text(int(row)) for row in rows]
+        try:
+            found = tokens.encode(self.tokenizer, texts, self.config.tokens, self.dtypes)
+        except tokens.LongTextError as error:
+            raise StageError(
+                str(error),
+                where=place(self.config.path.path, int(rows[error.row]) // self._sides),
+                then="raise `length`, or allow `truncation: true`",
+            ) from error
+        batch: Batch = {self.config.name(array): found[array].astype(dtype) for array, dtype in self.dtypes.items()}
         if self._sides == 2:
             batch["pair"] = (rows // 2).astype(np.int64)
         return batch if self.labels is None else {**batch, "label": self.labels[rows // self._sides]}
@@ -177,36 +179,12 @@ class _Texts:
 
 def _tokenizer(config: TextConfig) -> Tokenizer:
     """Load the tokenizer, with the recipe's padding and truncation in place of those kept in its file."""
-    with extra("text"):
-        from tokenizers import Tokenizer
+    from modelpack.server.preparation import tokens
+
     path = config.tokenizer.path
     try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:
-        raise StageError(f"it is not a tokenizer file: {error}", where=str(path)) from error
-    special = tokenizer.num_special_tokens_to_add(config.pair is not None and config.pairing == "together")
-    if config.length <= special:
-        raise StageError(
-            f"`length: {config.length}` leaves no room for text beside {special} special tokens", where=str(path)
-        )
-    kept = tokenizer.padding or {}
-    token = kept.get("pad_token") or next(
-        (name for name in ("[PAD]", "<pad>") if tokenizer.token_to_id(name) is not None), None
-    )
-    if token is None:
-        raise StageError(
-            "the tokenizer has no token to fill rows with",
-            where=str(path),
-            then="add [PAD] or <pad> to it, or save it with its padding enabled",
-        )
-    tokenizer.no_truncation()
-    if config.truncation:
-        tokenizer.enable_truncation(config.length)
-    tokenizer.enable_padding(
-        direction=kept.get("direction", "right"),
-        pad_token=token,
-        pad_id=kept.get("pad_id", tokenizer.token_to_id(token)),
-        pad_type_id=kept.get("pad_type_id", 0),
-        length=config.length if config.padding == "max" else None,
-    )
+        with extra("text"):
+            tokenizer: Tokenizer = tokens.load(path, config.tokens)
+    except ValueError as error:
+        raise StageError(str(error), where=str(path)) from error
     return tokenizer
