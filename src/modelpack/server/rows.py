@@ -36,24 +36,47 @@ def dump(content: Any) -> bytes:
     return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def from_rows(rows: Any, signature: Signature) -> Tensors:
+def from_either(content: Any, signature: Signature, beside: tuple[str, ...] = ("parameters",)) -> tuple[Tensors, bool]:
+    """Read an object with rows as `instances` or columns as `inputs`, and other known keys beside them.
+
+    Returns:
+        The inputs, and whether they came as rows.
+
+    Raises:
+        Invalid: When the object or what is in it is not what the model takes.
+    """
+    if not isinstance(content, dict):
+        raise Invalid('expected a JSON object: {"instances": [...]} or {"inputs": {...}}')
+    known = ("instances", "inputs", *beside)
+    if unknown := [key for key in content if key not in known]:
+        raise Invalid(f"unknown key {quote(sorted(unknown)[:3])}: expected one of {quote(known)}")
+    if ("instances" in content) == ("inputs" in content):
+        raise Invalid("expected either 'instances' (rows) or 'inputs' (columns), exactly one of them")
+    if not isinstance(content.get("parameters", {}), dict):
+        raise Invalid("'parameters' is not an object")
+    if "instances" in content:
+        return from_rows(content["instances"], signature), True
+    return from_columns(content["inputs"], signature), False
+
+
+def from_rows(rows: Any, signature: Signature, place: str = "instances") -> Tensors:
     """Read a list with one value a row, or one object of named values a row.
 
     Raises:
         Invalid: When the rows are not what the model takes.
     """
     if not isinstance(rows, list):
-        raise Invalid("'instances' is not an array of rows")
+        raise Invalid(f"{place!r} is not an array of rows")
     if not rows:
-        raise Invalid("'instances' is empty: send at least one row")
+        raise Invalid(f"{place!r} is empty: send at least one row")
     if not signature.rowwise:
         raise Invalid('this model has a tensor without rows: send columns, {"inputs": {...}}')
     if signature.only is not None and not isinstance(rows[0], dict):
         return _tensors({signature.only.name: rows}, signature)
     for index, row in enumerate(rows):
         if not isinstance(row, dict):
-            raise Invalid(f"instances[{index}] is not an object with the inputs {quote(signature.inputs)}")
-        _complete(row, signature, f"instances[{index}]")
+            raise Invalid(f"{place}[{index}] is not an object with the inputs {quote(signature.inputs)}")
+        _complete(row, signature, f"{place}[{index}]")
     return _tensors({name: [row[name] for row in rows] for name in signature.inputs}, signature)
 
 
@@ -69,6 +92,22 @@ def from_columns(columns: Any, signature: Signature, place: str = "'inputs'") ->
         columns = {signature.only.name: columns}
     _complete(columns, signature, place)
     return _tensors(columns, signature)
+
+
+def from_lines(body: bytes, signature: Signature) -> Tensors:
+    """Read JSON lines: each is a row as `from_rows` takes it; empty ones are passed over.
+
+    Raises:
+        Invalid: When a line is no JSON, or the rows are not what the model takes.
+    """
+    rows = []
+    for at, line in enumerate(body.splitlines(), 1):
+        if line.strip():
+            try:
+                rows.append(orjson.loads(line))
+            except orjson.JSONDecodeError as error:
+                raise Invalid(f"line {at} is not JSON: {error}") from None
+    return from_rows(rows, signature, "lines")
 
 
 def _complete(columns: Mapping[str, Any], signature: Signature, place: str) -> None:
@@ -91,14 +130,34 @@ def to_rows(outputs: Mapping[str, np.ndarray], rows: int) -> Any:
     Raises:
         Invalid: When an output has not one row for each that was asked.
     """
+    arrays = to_columns(with_rows(outputs, rows))
+    if len(arrays) == 1:
+        return next(iter(arrays.values()))
+    return [dict(zip(arrays, values, strict=True)) for values in zip(*arrays.values(), strict=True)]
+
+
+def with_rows(outputs: Mapping[str, np.ndarray], rows: int) -> Mapping[str, np.ndarray]:
+    """Give the outputs back, each of which has so many rows.
+
+    Raises:
+        Invalid: When one has not.
+    """
     for name, array in outputs.items():
         if not array.ndim or array.shape[0] != rows:
             shape = list(array.shape)
             raise Invalid(f"output {name!r} has shape {shape}, not one row for each of {rows}: send columns instead")
+    return outputs
+
+
+def to_lines(outputs: Mapping[str, np.ndarray], rows: int) -> bytes:
+    """Write one row a line; see `to_rows`."""
+    return b"".join(dump(row) + b"\n" for row in to_rows(outputs, rows))
+
+
+def to_lone(outputs: Mapping[str, np.ndarray]) -> Any:
+    """Give the only output as nested arrays, or an object of named ones when there are several."""
     arrays = to_columns(outputs)
-    if len(arrays) == 1:
-        return next(iter(arrays.values()))
-    return [dict(zip(arrays, values, strict=True)) for values in zip(*arrays.values(), strict=True)]
+    return arrays if len(arrays) > 1 else next(iter(arrays.values()))
 
 
 def to_columns(outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Tables as text, one line a row and commas between cells (RFC 4180), to a model's inputs."""
+"""Tables as text, one line a row and commas between cells (RFC 4180): to a model's inputs, and from its outputs."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from .faults import Invalid
+from .rows import dump, plain, with_rows
 from .signature import quote
 from .tensors import from_flat
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
 
     from .signature import Signature, Tensor
@@ -63,11 +66,21 @@ def _lines(body: bytes) -> list[list[str]]:
 
 def _column(rows: list[list[str]], cells: range, tensor: Tensor, first: int) -> np.ndarray:
     """Read some cells of every row as one tensor whose later dimensions, if any, they fill."""
-    inner = [size for size in tensor.shape[1:] if isinstance(size, int)]
-    if not tensor.shape or len(inner) < len(tensor.shape) - 1 or math.prod(inner) != len(cells):
-        raise Invalid(f"input {tensor.name!r} of shape {tensor.wanted} is not one of {len(cells)} cells a row")
+    inner = row_shape(tensor, len(cells))
     values = [_value(row[at], tensor, line, at + 1) for line, row in enumerate(rows, first) for at in cells]
     return from_flat(values, [len(rows), *inner], tensor)
+
+
+def row_shape(tensor: Tensor, cells: int) -> list[int]:
+    """Give the sizes of one row of a tensor, which so many cells fill.
+
+    Raises:
+        Invalid: When they do not.
+    """
+    inner = [size for size in tensor.shape[1:] if isinstance(size, int)]
+    if not tensor.shape or len(inner) < len(tensor.shape) - 1 or math.prod(inner) != cells:
+        raise Invalid(f"input {tensor.name!r} of shape {tensor.wanted} is not one of {cells} cells a row")
+    return inner
 
 
 def _value(cell: str, tensor: Tensor, line: int, column: int) -> Any:
@@ -83,3 +96,14 @@ def _value(cell: str, tensor: Tensor, line: int, column: int) -> Any:
     raise Invalid(
         f"line {line}, column {column}: expected {tensor.dtype} for input {tensor.name!r}, found {cell[:40]!r}"
     )
+
+
+def to_csv(outputs: Mapping[str, np.ndarray], rows: int) -> bytes:
+    """Write one line a row, without a heading: the values of every output in turn; NaN and infinity are empty cells.
+
+    Raises:
+        Invalid: When an output has not one row for each that was asked.
+    """
+    tables = [array.reshape(rows, -1) for array in with_rows(outputs, rows).values()]
+    lines = (b",".join(dump(plain(table[row]))[1:-1] for table in tables) + b"\n" for row in range(rows))
+    return b"".join(lines).replace(b"null", b"")

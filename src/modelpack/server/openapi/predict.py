@@ -58,27 +58,42 @@ def _either(signature: Signature, rows: str, columns: str) -> dict[str, Any]:
 
 
 def _schemas(signature: Signature) -> dict[str, Any]:
-    free = signature.splits
-    inputs = {name: tensor_schema(tensor, free=free) for name, tensor in signature.inputs.items()}
-    outputs = {name: tensor_schema(tensor, free=free, output=True) for name, tensor in signature.outputs.items()}
     unused = {"type": "object", "description": "Accepted and not used."}
     schemas = {
-        "Columns": fields({"inputs": fields(inputs), "parameters": unused}, required=["inputs"]),
-        "ColumnAnswer": fields({"outputs": fields(outputs), **_LABELS}),
+        "Columns": fields({"inputs": columns(signature), "parameters": unused}, required=["inputs"]),
+        "ColumnAnswer": fields({"outputs": columns(signature, output=True), **_LABELS}),
     }
     if signature.rowwise:
-        instances: dict[str, Any] = {"type": "array", "minItems": 1, "items": _row(signature.inputs)}
-        if signature.fixed_rows is not None and not free:
-            instances |= {"minItems": signature.fixed_rows, "maxItems": signature.fixed_rows}
-        predictions = {"type": "array", "items": _row(signature.outputs, output=True)}
-        schemas["Rows"] = fields({"instances": instances, "parameters": unused}, required=["instances"])
-        schemas["RowAnswer"] = fields({"predictions": predictions, **_LABELS})
+        schemas["Rows"] = fields({"instances": instances(signature), "parameters": unused}, required=["instances"])
+        schemas["RowAnswer"] = fields({"predictions": predictions(signature), **_LABELS})
     return schemas
+
+
+def columns(signature: Signature, *, output: bool = False) -> dict[str, Any]:
+    """Describe an object with every input, or every output, as a tensor."""
+    tensors = signature.outputs if output else signature.inputs
+    return fields(
+        {name: tensor_schema(tensor, free=signature.splits, output=output) for name, tensor in tensors.items()}
+    )
+
+
+def instances(signature: Signature) -> dict[str, Any]:
+    """Describe an array of rows."""
+    count = {"minItems": 1}
+    if signature.fixed_rows is not None and not signature.splits:
+        count = {"minItems": signature.fixed_rows, "maxItems": signature.fixed_rows}
+    return {"type": "array", **count, "items": row(signature.inputs)}
+
+
+def predictions(signature: Signature) -> dict[str, Any]:
+    """Describe an array with an answer for each row."""
+    return {"type": "array", "items": row(signature.outputs, output=True)}
 
 
 _LABELS = {"model_name": {"type": "string"}, "model_version": {"type": "string"}}
 
 
-def _row(tensors: Mapping[str, Tensor], *, output: bool = False) -> dict[str, Any]:
+def row(tensors: Mapping[str, Tensor], *, output: bool = False) -> dict[str, Any]:
+    """Describe one row: the only tensor's, or an object with each."""
     each = {name: tensor_schema(tensor, skip=1, output=output) for name, tensor in tensors.items()}
     return next(iter(each.values())) if len(each) == 1 else fields(each)

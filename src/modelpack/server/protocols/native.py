@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from .. import blobs, page
 from ..exchange import Refused, Request, Response, as_json, preferred
-from ..faults import Invalid
 from ..openapi.predict import predict as described
 from ..router import Protocol, Route
-from ..rows import dump, from_columns, from_rows, parse, to_columns, to_rows
+from ..rows import dump, from_either, parse, to_columns, to_lone, to_rows
 from ..signature import quote
 from ..table import CSV, from_csv
 
@@ -26,7 +25,6 @@ JSON = "application/json"
 _TAKEN = (JSON, blobs.RAW, blobs.NPY, CSV)
 _GIVEN = {blobs.RAW: blobs.to_raw, blobs.NPY: blobs.to_npy}
 _CARD = (JSON, "text/html")
-_KEYS = ("instances", "inputs", "parameters")
 
 
 def protocol(_settings: Settings) -> Protocol:
@@ -76,18 +74,8 @@ def _decode(media: str, body: bytes, request: Request, signature: Signature) -> 
         return blobs.from_npy(body, signature), "tensor"
     if media == CSV:
         return from_csv(body, signature), "rows" if signature.rowwise else "columns"
-    content = parse(body)
-    if not isinstance(content, dict):
-        raise Invalid('expected a JSON object: {"instances": [...]} or {"inputs": {...}}')
-    if unknown := [key for key in content if key not in _KEYS]:
-        raise Invalid(f"unknown key {quote(sorted(unknown)[:3])}: expected one of {quote(_KEYS)}")
-    if ("instances" in content) == ("inputs" in content):
-        raise Invalid("expected either 'instances' (rows) or 'inputs' (columns), exactly one of them")
-    if not isinstance(content.get("parameters", {}), dict):
-        raise Invalid("'parameters' is not an object")
-    if "instances" in content:
-        return from_rows(content["instances"], signature), "rows"
-    return from_columns(content["inputs"], signature), "columns"
+    feed, rows = from_either(parse(body), signature)
+    return feed, "rows" if rows else "columns"
 
 
 def _encode(media: str, form: str, answer: Answer, model: Model) -> Response:
@@ -101,8 +89,7 @@ def _encode(media: str, form: str, answer: Answer, model: Model) -> Response:
     elif form == "rows":
         named = {"predictions": to_rows(answer.outputs, answer.rows)}
     else:
-        arrays = to_columns(answer.outputs)
-        named = {"predictions": arrays if len(arrays) > 1 else next(iter(arrays.values()))}
+        named = {"predictions": to_lone(answer.outputs)}
     return Response(200, dump({**named, "model_name": model.name, "model_version": model.version}))
 
 

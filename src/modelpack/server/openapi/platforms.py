@@ -1,0 +1,127 @@
+"""What the routes of serving platforms take and give: rows and columns with a model's real tensors, in their words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..router import Described
+from .parts import JSON, errors, fields, ref
+from .predict import CSV, NPY, columns, instances, predictions, row
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ..model import Model
+    from ..settings import Settings
+    from ..signature import Signature
+
+LINES = "application/jsonlines"
+_FREE = {"type": "object"}
+_TEXT = {"type": "string"}
+
+
+def v1(model: Model, settings: Settings, prefix: str) -> Described:
+    """Describe `:predict` of KServe v1 and TensorFlow Serving."""
+    signature, beside = model.signature, {"signature_name": _TEXT, "parameters": _FREE}
+    requests = [fields({"inputs": _columns(signature), **beside}, required=["inputs"])]
+    answers = [fields({"outputs": _lone(signature)})]
+    if signature.rowwise:
+        requests.append(fields({"instances": instances(signature), **beside}, required=["instances"]))
+        answers.append(fields({"predictions": predictions(signature)}))
+    return _described(model, settings, {f"{prefix}V1Request": requests, f"{prefix}V1Answer": answers})
+
+
+def vertex(model: Model, settings: Settings, prefix: str) -> Described:
+    """Describe the prediction route of Vertex AI."""
+    request = fields({"instances": instances(model.signature), "parameters": _FREE}, required=["instances"])
+    answer = fields({"predictions": predictions(model.signature)})
+    return _described(model, settings, {f"{prefix}VertexRequest": [request], f"{prefix}VertexAnswer": [answer]})
+
+
+def invocations(model: Model, settings: Settings, prefix: str) -> Described:
+    """Describe `/invocations` of MLflow and SageMaker."""
+    signature = model.signature
+    cells = {"type": "array", "items": {"type": "array"}}
+    names = {"type": "array", "items": {"type": ["string", "integer"]}}
+    split = fields({"columns": names, "data": cells, "index": {"type": "array"}}, required=["columns", "data"])
+    forms = {"inputs": _columns(signature), "dataframe_split": split}
+    forms["dataframe_records"] = {"type": "array", "minItems": 1, "items": _FREE}
+    requests = []
+    answers = [fields({"predictions": {"anyOf": [_lone(signature)]}})]
+    if signature.rowwise:
+        forms["instances"] = instances(signature)
+        requests.append(instances(signature))
+        answers = [
+            fields({"predictions": {"anyOf": [predictions(signature), _lone(signature)]}}),
+            predictions(signature),
+        ]
+    requests += [fields({name: form, "params": _FREE}, required=[name]) for name, form in forms.items()]
+    named = {f"{prefix}InvocationRequest": requests, f"{prefix}InvocationAnswer": answers}
+    return _described(model, settings, named, takes=(CSV, LINES, NPY), gives=(CSV, LINES, NPY))
+
+
+def azure(model: Model, settings: Settings, prefix: str) -> Described:
+    """Describe `/score` of Azure ML."""
+    signature = model.signature
+    requests = [fields({"input_data": {"type": ["object", "array"]}, "params": _FREE}, required=["input_data"])]
+    answers = [_lone(signature)]
+    if signature.rowwise:
+        requests.append(fields({"data": instances(signature)}))
+        answers = [{"anyOf": [predictions(signature), *answers]}]
+    return _described(model, settings, {f"{prefix}ScoreRequest": requests, f"{prefix}ScoreAnswer": answers})
+
+
+def torchserve(model: Model, settings: Settings, prefix: str) -> Described:
+    """Describe `/predictions/MODEL` of TorchServe."""
+    signature = model.signature
+    requests = [row(signature.inputs), fields({"instances": instances(signature)})]
+    answers = [row(signature.outputs, output=True), fields({"predictions": predictions(signature)})]
+    return _described(model, settings, {f"{prefix}OneRequest": requests, f"{prefix}OneAnswer": answers})
+
+
+def cog(model: Model, settings: Settings, prefix: str) -> Described:
+    """Describe `/predictions` of Cog, whose clients look for the schemas `Input` and `Output`."""
+    request = fields({"input": ref(f"{prefix}Input"), "id": _TEXT}, required=["input"])
+    metrics = fields({"predict_time": {"type": "number"}})
+    given = {"status": {"const": "succeeded"}, "output": ref(f"{prefix}Output"), "metrics": metrics, "id": _TEXT}
+    answer = fields(given, required=["status", "output", "metrics"])
+    described = _described(
+        model, settings, {f"{prefix}PredictionRequest": [request], f"{prefix}PredictionResponse": [answer]}
+    )
+    more = {f"{prefix}Input": columns(model.signature), f"{prefix}Output": _lone(model.signature)}
+    return Described(described.operation, {**described.schemas, **more})
+
+
+def _columns(signature: Signature) -> dict[str, Any]:
+    """Describe an object with every input, or the only one without its name."""
+    named = columns(signature)
+    return named if signature.only is None else {"oneOf": [named, *named["properties"].values()]}
+
+
+def _lone(signature: Signature) -> dict[str, Any]:
+    named = columns(signature, output=True)
+    each: list[dict[str, Any]] = list(named["properties"].values())
+    return named if len(each) > 1 else each[0]
+
+
+def _described(
+    model: Model,
+    settings: Settings,
+    named: Mapping[str, list[dict[str, Any]]],
+    takes: tuple[str, ...] = (),
+    gives: tuple[str, ...] = (),
+) -> Described:
+    """Describe a route by the forms of its request and of its answer, each a schema of its own with a name."""
+    request, answer = named
+    schemas = {name: forms[0] if len(forms) == 1 else {"anyOf": forms} for name, forms in named.items()}
+    operation = {
+        "summary": f"Run {model.name}",
+        "description": f"At most {settings.max_rows} rows and {settings.max_body} bytes in a request.",
+        "requestBody": {"required": True, "content": _content(request, takes)},
+        "responses": {"200": {"description": "What the model gives.", "content": _content(answer, gives)}, **errors()},
+    }
+    return Described(operation, schemas)
+
+
+def _content(name: str, more: tuple[str, ...]) -> dict[str, Any]:
+    return {JSON: {"schema": ref(name)}, **{media: {} for media in more}}
