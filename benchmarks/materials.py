@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def images(rows: Feed, *, mirrored: bool, moved: int, batch: int, few: int = 1024) -> Material:
+def images(rows: Feed, *, mirrored: bool, moved: int, batch: int, few: int = 256) -> Material:
     """Give pictures (rows, channels, height, width), moved by up to `moved` pixels, and mirrored where they may be."""
     pictures, truth = torch.from_numpy(rows["image"]), torch.from_numpy(rows["truth"])
 
