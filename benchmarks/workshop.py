@@ -230,15 +230,22 @@ def one_seed(case: Case, seed: int, folder: Path, device: str) -> tuple[dict[str
 
 
 def measure(name: str, case: Case, seeds: int, rounds: int, device: str) -> None:
-    """Make, judge and time the models of one case, and write its table to ``results/NAME`` or ``NAME-cuda``."""
+    """Make, judge and time the models of one case; after every seed its table is written."""
     found: dict[str, list[Made]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for seed in range(seeds):
             made, feed = one_seed(case, seed, Path(scratch) / str(seed), device)
             for way, item in made.items():
                 found.setdefault(way, []).append(item)
-        taken = clock.turns({way: items[0].file for way, items in found.items()}, feed, rounds)
-        table = [line(way, items, case.judgement, found[ORIGINAL][0], taken) for way, items in found.items()]
+            taken = clock.turns({way: items[0].file for way, items in found.items()}, feed, rounds)
+            tell(name, case, found, taken, device)
+
+
+def tell(
+    name: str, case: Case, found: Mapping[str, list[Made]], taken: Mapping[str, Sequence[float]], device: str
+) -> None:
+    """Write the table of the seeds so far to ``results/NAME``, or ``NAME-cuda``."""
+    seeds = len(found[ORIGINAL])
     each = "seeds: the mean, and each seed's figure" if seeds > 1 else "seed"
     seen = f"Every way ran with {seeds} {each}. All see the same rows for {case.plain.epochs} epochs."
     speed = (
@@ -246,9 +253,10 @@ def measure(name: str, case: Case, seeds: int, rounds: int, device: str) -> None
         f"quartiles of {len(taken[ORIGINAL])} rounds in which the models take turns."
     )
     notes = [case.note, seen, *([_PEERS] if case.peers else []), speed]
-    script = name.partition("-")[0]
+    table = [line(way, items, case.judgement, found[ORIGINAL][0], taken) for way, items in found.items()]
+    script, _, model = name.partition("-")
     where, option = ("-cuda", " --device cuda") if device != "cpu" else ("", "")
-    command = f"python benchmarks/{script}.py --model {name.partition('-')[2]} --seeds {seeds}{option}"
+    command = f"python benchmarks/{script}.py --model {model} --seeds {seeds}{option}"
     write(f"{name}{where}", case.title, table, notes, command)
 
 
