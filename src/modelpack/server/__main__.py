@@ -32,6 +32,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=f"limits, from the environment:\n{describe()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("command", nargs="?", choices=["serve"], help="SageMaker runs images with this word")
     parser.add_argument("--model", help="directory with model.onnx and signature.json (MODELPACK_MODEL)")
     parser.add_argument("--host", help="address to listen on (MODELPACK_HOST, default 0.0.0.0)")
     parser.add_argument("--port", type=int, help="port (MODELPACK_PORT, default 8080)")

@@ -31,7 +31,8 @@ class App:
     def __init__(self, service: Service) -> None:
         self.service = service
         about = Protocol("native", (Route("GET", "/openapi.json", self._describe),))
-        self._protocols = [*protocols.every(service.settings), about]
+        every = [*protocols.every(service.settings), about]
+        self._protocols = sorted(every, key=lambda each: each.first)  # the last one to describe a path describes it
         self.router = Router(self._protocols)
 
     async def _describe(self, service: Service, _request: Request) -> Response:

@@ -72,9 +72,11 @@ class Catalog:
 
         Raises:
             Invalid: When several are served and none is named.
-            Unknown: When there is none of this name or version.
+            Unknown: When there is none of this name or version, or none at all.
         """
         if not name:
+            if not self._shelves:
+                raise Unknown("this server has no model yet")
             if len(self._shelves) != 1:
                 raise Invalid(f"this server has the models {quote(self._shelves)}: name one in the path")
             name = next(iter(self._shelves))
@@ -191,7 +193,8 @@ class Catalog:
         """Find names and versions; a directory that is one model has the name and version of its card."""
         if not (self.root / "signature.json").exists():
             found = {folder.name: _versions(folder) for folder in _folders(self.root)}
-            if found := {name: versions for name, versions in found.items() if versions}:
+            found = {name: versions for name, versions in found.items() if versions}
+            if found or self._settings.allow_loading:  # what may be loaded later need not be there yet
                 return found
         card = {"name": "model", "version": "1", **(read_card(self.root) if self._card is None else self._card)}
         return {str(card["name"]): {str(card["version"]): self.root}}

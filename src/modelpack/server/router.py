@@ -61,11 +61,13 @@ class Protocol:
         name: What metrics call it.
         routes: Its table.
         fail: How it words a fault.
+        first: Whether its paths are its own where others have them too, because the operator named them.
     """
 
     name: str
     routes: tuple[Route, ...]
     fail: Callable[[Fault], Response] = failure
+    first: bool = False
 
 
 @dataclass
@@ -93,10 +95,12 @@ class Router:
         self._plain: dict[str, Place] = {}
         self._named: dict[int, list[tuple[int, re.Pattern[str], Place]]] = {}
         places: dict[str, Place] = {}
-        for protocol in protocols:
+        for protocol in sorted(protocols, key=lambda each: not each.first):
             for route in protocol.routes:
                 shape = _PART.sub("{}", route.path)
                 place = places.setdefault(shape, Place(protocol, route.name or route.path))
+                if place.protocol.first and not protocol.first:
+                    continue
                 if place.protocol is not protocol or route.method in place.methods:
                     raise StartError(
                         f"{route.method} {route.path} belongs to {place.protocol.name} and to {protocol.name}"

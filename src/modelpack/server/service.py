@@ -59,8 +59,8 @@ class Service:
         if self.state == LOADING:
             self.state = READY
             served = ", ".join(f"{model.name} {model.version}" for model in self.catalog.models)
-            threads = max(model.engine.threads for model in self.catalog.models if model.engine)
-            _log.info("ready: %s; threads of one inference: %d", served, threads)
+            threads = max((model.engine.threads for model in self.catalog.models if model.engine), default=0)
+            _log.info("ready: %s; threads of one inference: %d", served or "no model yet", threads)
 
     def _describe(self) -> None:
         from .engine import VERSION

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from typing import TYPE_CHECKING, Any, Self
 
 from .faults import StartError
@@ -12,6 +13,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PORTS = ("MODELPACK_PORT", "AIP_HTTP_PORT", "SAGEMAKER_BIND_TO_PORT", "PORT")
+PLATFORMS = {
+    "port": PORTS,
+    "health_route": ("MODELPACK_HEALTH_ROUTE", "AIP_HEALTH_ROUTE"),
+    "predict_route": ("MODELPACK_PREDICT_ROUTE", "AIP_PREDICT_ROUTE"),
+}
+"""Settings that platforms give in variables of their own; the first that is there wins."""
+_PATH = re.compile(r"/[A-Za-z0-9._~:@!$&'()*+,;=/-]*")
 
 
 def _limit(default: float, least: float, help_text: str) -> Any:
@@ -26,6 +34,8 @@ class Settings:
     host: str = "0.0.0.0"  # noqa: S104 - a container is reached from outside; its network decides from where
     port: int = 8080
     threads: int | None = None
+    health_route: str = ""
+    predict_route: str = ""
     concurrency: int = _limit(1, 1, "inferences that run at once")
     max_batch: int = _limit(32, 1, "rows in one run that requests share; 1 gives each a run of its own")
     queue: int = _limit(64, 0, "requests that may wait for an inference; more are answered 429")
@@ -51,9 +61,8 @@ class Settings:
         environ = os.environ if environ is None else environ
         values: dict[str, Any] = {}
         for field in dataclasses.fields(cls):
-            name = f"MODELPACK_{field.name.upper()}"
-            if field.name == "port":
-                name = next((candidate for candidate in PORTS if environ.get(candidate)), name)
+            names = PLATFORMS.get(field.name, (f"MODELPACK_{field.name.upper()}",))
+            name = next((candidate for candidate in names if environ.get(candidate)), names[0])
             if given.get(field.name) is not None:
                 values[field.name] = given[field.name]
             elif environ.get(name):
@@ -63,6 +72,9 @@ class Settings:
             raise StartError(f"the port is {settings.port}: give one from 1 to 65535, or 0 for any free one")
         if settings.threads is not None and settings.threads < 1:
             raise StartError(f"{settings.threads} threads cannot run a model: give 1 or more")
+        for route in (settings.health_route, settings.predict_route):
+            if route and not _PATH.fullmatch(route):
+                raise StartError(f"the route {route[:80]!r} is not a plain path such as /predict")
         return settings
 
 

@@ -26,6 +26,7 @@ SIGNATURE = "serving_default"
 _METHODS = ("classify", "regress", "explain")
 _TYPES = {
     "float32": "DT_FLOAT", "float64": "DT_DOUBLE", "float16": "DT_HALF", "bool": "DT_BOOL",
+    "bytes": "DT_STRING", "string": "DT_STRING",
     **{f"{sign}int{bits}": f"DT_{sign.upper()}INT{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
 }  # fmt: skip
 
@@ -48,7 +49,7 @@ async def predict(service: Service, request: Request) -> Response:
     with service.catalog.lease(*_named(request)) as model:
         body = await request.body()
         content = parse(body)
-        if b'"b64"' in body and _holds_bytes(content):
+        if b'"b64"' in body and not _takes_bytes(model.signature) and _holds_bytes(content):
             raise Invalid(f'bytes ({{"b64": ...}}) are not taken: the inputs are {_wanted(model.signature)}')
         feed, rows = from_either(content, model.signature, ("parameters", "signature_name"))
         if content.get("signature_name", SIGNATURE) not in (SIGNATURE, ""):
@@ -61,6 +62,10 @@ async def predict(service: Service, request: Request) -> Response:
 
 def _named(request: Request) -> tuple[str, str]:
     return request.parts["model"], request.parts.get("version", "")
+
+
+def _takes_bytes(signature: Signature) -> bool:
+    return any(_TYPES[tensor.dtype] == "DT_STRING" for tensor in signature.inputs.values())
 
 
 def _holds_bytes(content: Any) -> bool:

@@ -6,6 +6,7 @@ Sources: kserve/open-inference-protocol, `inference_rest.md`; triton-inference-s
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from .. import VERSION, descriptions, open_inference
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from ..settings import Settings
 
 BINARY, LENGTH = "application/octet-stream", "inference-header-content-length"
+_SIZE = re.compile(r";\s*json-header-size\s*=\s*\"?(\d{1,12})")
 _EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
 
 
@@ -53,12 +55,27 @@ def protocol(_settings: Settings) -> Protocol:
 async def infer(service: Service, request: Request) -> Response:
     """Run a model."""
     with service.catalog.lease(*_named(request)) as model:
-        asked = open_inference.read(await request.body(), request.header(LENGTH), model.signature)
-        answer = await service.infer(model, asked.feed, request.arrived, request.gone)
-        body, length = open_inference.write(asked, answer, model)
+        body, length = await _run(service, request, model, request.header(LENGTH))
     if length is None:
         return Response(200, body)
     return Response(200, body, BINARY, {LENGTH: str(length)})
+
+
+async def enveloped(service: Service, request: Request, model: Model) -> Response:
+    """Run a model where a platform passes no header on, and the media type says how many bytes are JSON."""
+    if not (size := _SIZE.search(request.header("content-type"))):
+        raise Invalid(f"the content type {request.media} needs the parameter json-header-size")
+    body, length = await _run(service, request, model, size[1])
+    if length is None:
+        return Response(200, body)
+    return Response(200, body, f"{request.media};json-header-size={length}")
+
+
+async def _run(service: Service, request: Request, model: Model, length: str) -> tuple[bytes, int | None]:
+    """Give the answer, and how many of its bytes are JSON: None when all are."""
+    asked = open_inference.read(await request.body(), length, model.signature)
+    answer = await service.infer(model, asked.feed, request.arrived, request.gone)
+    return open_inference.write(asked, answer, model)
 
 
 def _named(request: Request) -> tuple[str, str]:

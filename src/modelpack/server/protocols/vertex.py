@@ -1,0 +1,47 @@
+"""Vertex AI: the paths that it names in the environment, rows to predictions, and anything else as a raw prediction.
+
+Source: Google Cloud, "Custom container requirements for prediction".
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..exchange import Response
+from ..faults import Invalid
+from ..openapi.platforms import vertex as described
+from ..router import Protocol, Route
+from ..rows import dump, from_either, parse, to_rows
+from . import native
+from .v2 import enveloped
+
+if TYPE_CHECKING:
+    from ..exchange import Request
+    from ..service import Service
+    from ..settings import Settings
+
+TRITON = "application/vnd.vertex-ai-triton.binary+json"
+
+
+def protocol(settings: Settings) -> Protocol:
+    """Give the table, which is empty elsewhere than on Vertex AI."""
+    routes = []
+    if settings.health_route:
+        routes.append(Route("GET", settings.health_route, native.readyz, name="health"))
+    if settings.predict_route:
+        routes.append(Route("POST", settings.predict_route, predict, name="predict", describe=described))
+    return Protocol("vertex", tuple(routes), first=True)
+
+
+async def predict(service: Service, request: Request) -> Response:
+    """Run the only model on rows; another content type is read as `/predict` reads it."""
+    if request.media not in (native.JSON, TRITON):
+        return await native.predict(service, request)
+    with service.catalog.lease() as model:
+        if request.media == TRITON:
+            return await enveloped(service, request, model)
+        feed, rows = from_either(parse(await request.body()), model.signature)
+        if not rows:
+            raise Invalid("'inputs' are not taken here: send rows, {\"instances\": [...]}")
+        answer = await service.infer(model, feed, request.arrived, request.gone)
+    return Response(200, dump({"predictions": to_rows(answer.outputs, answer.rows)}))
