@@ -12,6 +12,7 @@ from .exchange import Refused
 from .faults import Invalid
 from .signature import quote
 from .tensors import from_array, from_bytes
+from .texts import MEDIA
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,6 +60,8 @@ def from_npy(body: bytes, signature: Signature) -> dict[str, np.ndarray]:
 def _single(signature: Signature, media: str) -> Tensor:
     if signature.only is None:
         raise Invalid(f"{media} carries one tensor, and this model has the inputs {quote(signature.inputs)}")
+    if signature.only.textual:
+        raise Invalid(f"{media} carries numbers: this model takes {' or '.join(MEDIA[signature.only.dtype])}")
     return signature.only
 
 

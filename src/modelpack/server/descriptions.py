@@ -38,16 +38,17 @@ def _sizes(tensor: Tensor) -> list[int]:
     return [size if isinstance(size, int) else -1 for size in tensor.shape]
 
 
+def _type(tensor: Tensor) -> str:
+    return "TYPE_STRING" if tensor.textual else f"TYPE_{NAMES[tensor.dtype]}"
+
+
 def configuration(model: Model, max_rows: int) -> dict[str, Any]:
     """Describe a model as Triton's configuration would; its dimensions leave out the rows where those are free."""
     rows = int(model.signature.batches)
     engine = model.engine
 
     def listed(tensors: Mapping[str, Tensor]) -> list[dict[str, Any]]:
-        return [
-            {"name": name, "data_type": f"TYPE_{NAMES[each.dtype]}", "dims": _sizes(each)[rows:]}
-            for name, each in tensors.items()
-        ]
+        return [{"name": name, "data_type": _type(each), "dims": _sizes(each)[rows:]} for name, each in tensors.items()]
 
     return {
         "name": model.name,

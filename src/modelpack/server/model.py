@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from . import interface
 from .faults import Disconnected, Failed, Fault, Invalid, StartError, Unready
 from .signature import read
 from .statistics import Statistics
@@ -26,19 +27,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model gave, for how many rows, and how long the request waited and ran (seconds)."""
+    """What the model gave, for how many rows, and how long the request waited, ran and was prepared (seconds)."""
 
     outputs: Mapping[str, np.ndarray]
     rows: int
     queued: float
     ran: float
+    prepared: float = 0.0
 
 
 class Model:
     """A model that is served; `infer` is the one way to ask it, whatever the protocol.
 
     Args:
-        folder: Holds `model.onnx` and `signature.json`, and `card.json` when `card` is None.
+        folder: Holds `model.onnx` and `signature.json`, perhaps `interface.json` with what it names, and `card.json`
+            when `card` is None.
         settings: Limits.
         name: What it is called.
         version: Its version.
@@ -46,7 +49,7 @@ class Model:
         observe: Is told of every run.
 
     Raises:
-        StartError: When the folder has no readable signature or card.
+        StartError: When the folder has no readable signature or card, or an interface that does not fit.
     """
 
     def __init__(
@@ -61,7 +64,9 @@ class Model:
     ) -> None:
         self.folder, self._settings, self._observe = folder, settings, observe
         self.stamp = stamp(folder)
-        self.signature = read(folder / "signature.json")
+        self._inner = read(folder / "signature.json")
+        self._interface = interface.read(folder, self._inner)
+        self.signature = self._interface.signature if self._interface else self._inner
         self.name, self.version = name, version
         self.card = {**(read_card(folder) if card is None else card), "name": name, "version": version}
         self.statistics = Statistics()
@@ -69,6 +74,7 @@ class Model:
         self.users = 0  # requests that hold it
         self.engine: Engine | None = None
         self._pool: Pool | None = None
+        self._desk: Pool | None = None  # where requests are prepared
         self._retired = False
 
     @property
@@ -79,7 +85,7 @@ class Model:
     @property
     def waiting(self) -> int:
         """Requests that wait for a thread."""
-        return self._pool.waiting if self._pool else 0
+        return sum(pool.waiting for pool in (self._desk, self._pool) if pool)
 
     async def load(self) -> None:
         """Load and warm up in a thread.
@@ -97,14 +103,19 @@ class Model:
             workers=self._settings.concurrency, limit=self._settings.queue, rows=self.engine.batch,
             short=self.engine.steady, observe=self._ran,
         )  # fmt: skip
+        if self._interface and self._interface.prepares:
+            workers, limit = self._settings.concurrency, self._settings.queue
+            self._desk = Pool(self._interface.prepare, _Options, workers=workers, limit=limit)
         self.seconds = perf_counter() - began
 
     def _build(self) -> Engine:
         from .engine import Engine
 
         settings = self._settings
-        engine = Engine(self.folder / "model.onnx", self.signature, settings.threads, settings.max_batch)
+        engine = Engine(self.folder / "model.onnx", self._inner, settings.threads, settings.max_batch)
         engine.warm_up()
+        if self._interface:
+            self._interface.load(settings)
         return engine
 
     def _ran(self, run: Run) -> None:
@@ -130,8 +141,12 @@ class Model:
         if self._pool is None:
             raise Unready("the server is loading its model")
         fitted, rows = fit(feed, self.signature, self._settings.max_rows)
-        began = perf_counter()
+        began, waited, prepared = perf_counter(), 0.0, 0.0
         try:
+            if self._desk is not None:
+                job, run, made = await self._desk.run(fitted, rows, deadline, gone)
+                waited, prepared = run.started - job.queued, run.ended - run.started
+                fitted, rows = fit(made, self._inner, self._settings.max_rows)
             job, run, outputs = await self._pool.run(fitted, rows, deadline, gone)
         except (Invalid, Disconnected):
             raise
@@ -141,9 +156,11 @@ class Model:
         except Exception as error:
             self.statistics.failed(perf_counter() - began)
             raise Failed("the model failed on this request") from error
-        queued = run.started - job.queued
-        self.statistics.answered(queued, perf_counter() - job.queued)
-        return Answer(outputs, rows, queued, run.ended - run.started)
+        queued = waited + run.started - job.queued
+        self.statistics.answered(queued, perf_counter() - began)
+        if self._interface:
+            outputs = self._interface.finish(outputs)
+        return Answer(outputs, rows, queued, run.ended - run.started, prepared)
 
     def retire(self) -> None:
         """End when the last request that holds it is answered."""
@@ -161,9 +178,16 @@ class Model:
 
     def close(self, seconds: float) -> None:
         """End its threads, waiting at most this long for each."""
-        if self._pool is not None:
-            self._pool.close(seconds)
-            self._pool = self.engine = None
+        for pool in (self._desk, self._pool):
+            if pool is not None:
+                pool.close(seconds)
+        self._desk = self._pool = self.engine = None
+
+
+class _Options:
+    """What tells a preparation to stop."""
+
+    terminate = False
 
 
 def stamp(folder: Path) -> tuple[tuple[int, int, int], ...]:

@@ -14,8 +14,9 @@ import numpy as np
 
 from .faults import Invalid
 from .rows import dump, parse, plain
-from .signature import Tensor, quote
+from .signature import TEXTS, Tensor, quote
 from .tensors import from_bytes, from_flat
+from .texts import from_prefixed, to_prefixed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,8 +28,8 @@ DATATYPES = {
     "BOOL": "bool", "FP16": "float16", "FP32": "float32", "FP64": "float64",
     **{f"{sign.upper()}INT{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
 }  # fmt: skip
-NAMES = {dtype: name for name, dtype in DATATYPES.items()}
-"""What the protocol calls each element type that is served."""
+NAMES = {dtype: name for name, dtype in DATATYPES.items()} | dict.fromkeys((*TEXTS, "object"), "BYTES")
+"""What the protocol calls each element type that is served; texts and bytes are objects to numpy."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def _asked(content: Any, blobs: memoryview, signature: Signature) -> Asked:
         raise Invalid('expected a JSON object: {"inputs": [...]}')
     feed: dict[str, np.ndarray] = {}
     for at, entry in enumerate(_objects(content, "inputs")):
-        tensor, shape = _tensor(entry, f"inputs[{at}]")
+        tensor, shape = _tensor(entry, f"inputs[{at}]", signature)
         if tensor.name in feed:
             raise Invalid(f"input {tensor.name!r} is given twice")
         feed[tensor.name], used = _values(entry, tensor, shape, blobs)
@@ -87,7 +88,7 @@ def _objects(content: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
     return entries
 
 
-def _tensor(entry: Mapping[str, Any], place: str) -> tuple[Tensor, list[int]]:
+def _tensor(entry: Mapping[str, Any], place: str, signature: Signature) -> tuple[Tensor, list[int]]:
     name, shape, datatype = (entry.get(key) for key in ("name", "shape", "datatype"))
     if not isinstance(name, str):
         raise Invalid(f"{place} has no name")
@@ -95,6 +96,12 @@ def _tensor(entry: Mapping[str, Any], place: str) -> tuple[Tensor, list[int]]:
         raise Invalid(f"input {name[:80]!r}: 'shape' is not an array of sizes")
     if len(shape) > 32:
         raise Invalid(f"input {name[:80]!r} has {len(shape)} dimensions, and 32 is the most")
+    known = signature.inputs.get(name)
+    if known is not None and (known.textual or datatype == "BYTES"):
+        if datatype != NAMES[known.dtype]:
+            wanted = NAMES[known.dtype]
+            raise Invalid(f"input {name!r}: the datatype is {str(datatype)[:40]!r}, expected {wanted!r}")
+        return Tensor(name, tuple(shape), known.dtype), shape
     if not isinstance(datatype, str) or datatype not in DATATYPES:
         raise Invalid(
             f"input {name[:80]!r}: the datatype is {str(datatype)[:40]!r}, expected one of {quote(DATATYPES)}"
@@ -116,6 +123,8 @@ def _values(entry: Mapping[str, Any], tensor: Tensor, shape: list[int], blobs: m
         return from_flat(data, shape, tensor), 0
     if type(size) is not int or not 0 <= size <= len(blobs):
         raise Invalid(f"input {tensor.name[:80]!r}: 'binary_data_size' is {size}, and {len(blobs)} bytes are left")
+    if tensor.textual:
+        return from_prefixed(blobs[:size], tuple(shape), tensor), size
     return from_bytes(blobs[:size], np.dtype(tensor.dtype), tuple(shape), tensor.name), size
 
 
@@ -155,11 +164,22 @@ def _raw(values: memoryview, signature: Signature) -> dict[str, np.ndarray]:
     free = [size for size in tensor.shape if isinstance(size, str)] if tensor else []
     if tensor is None or len(free) > 1:
         raise Invalid("a body without JSON is only for models with one input and at most one dynamic dimension")
+    if tensor.textual:
+        return {tensor.name: _lone(values, tensor)}
     dtype = np.dtype(tensor.dtype)
     fixed = math.prod(size for size in tensor.shape if isinstance(size, int))
     count = len(values) // (fixed * dtype.itemsize or 1)
     shape = tuple(count if isinstance(size, str) else size for size in tensor.shape)
     return {tensor.name: from_bytes(values, dtype, shape, tensor.name)}
+
+
+def _lone(values: memoryview, tensor: Tensor) -> np.ndarray:
+    """Read texts or bytes, each behind its length, as many as there are."""
+    count, place = 0, 0
+    while place + 4 <= len(values):
+        place += 4 + int.from_bytes(values[place : place + 4], "little")
+        count += 1
+    return from_prefixed(values, (count,), tensor)
 
 
 def write(asked: Asked, answer: Answer, model: Model) -> tuple[bytes, int | None]:
@@ -173,7 +193,7 @@ def write(asked: Asked, answer: Answer, model: Model) -> tuple[bytes, int | None
         array = answer.outputs[name]
         entry: dict[str, Any] = {"name": name, "datatype": NAMES[array.dtype.name], "shape": list(array.shape)}
         if binary:
-            blobs.append(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
+            blobs.append(_blob(array))
             entry["parameters"] = {"binary_data_size": len(blobs[-1])}
         else:
             entry["data"] = plain(array.reshape(-1))
@@ -181,3 +201,9 @@ def write(asked: Asked, answer: Answer, model: Model) -> tuple[bytes, int | None
     given = {} if asked.id is None else {"id": asked.id}
     head = dump({"model_name": model.name, "model_version": model.version, **given, "outputs": entries})
     return (b"".join([head, *blobs]), len(head)) if blobs else (head, None)
+
+
+def _blob(array: np.ndarray) -> bytes:
+    if array.dtype == object:
+        return to_prefixed(array)
+    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()

@@ -107,8 +107,11 @@ def example(signature: Signature, host: str) -> str:
     """Write a command that asks for a prediction; a tensor too large to print is sent as a file."""
     named = {name: _sample(tensor) for name, tensor in signature.inputs.items()}
     count = sum(math.prod(_sizes(tensor)) for tensor in signature.inputs.values())
+    only = signature.only
     known = host if re.fullmatch(r"[A-Za-z0-9._:\[\]-]{1,255}", host) else "localhost:8080"
     command = f"curl http://{known}/predict"
+    if only is not None and only.dtype == "bytes":
+        return f"{command} \\\n  -H 'content-type: image/jpeg' \\\n  --data-binary @picture.jpg"
     if count <= 48 or signature.only is None:
         body = json.dumps({"inputs": named}) if count <= 256 else json.dumps({"inputs": dict.fromkeys(named, "…")})
         return f"{command} \\\n  -H 'content-type: application/json' \\\n  -d '{body}'"
@@ -124,7 +127,8 @@ def _sizes(tensor: Tensor) -> tuple[int, ...]:
 
 
 def _sample(tensor: Tensor) -> Any:
-    value: Any = False if tensor.dtype == "bool" else 0 if "int" in tensor.dtype else 0.0
+    named = {"bool": False, "string": "a text", "bytes": "base64"}
+    value: Any = named.get(tensor.dtype, 0 if "int" in tensor.dtype else 0.0)
     if tensor.range is not None and tensor.dtype != "bool":
         value = type(value)(min(max(0, tensor.range[0]), tensor.range[1]))
     for size in reversed(_sizes(tensor) if math.prod(_sizes(tensor)) <= 256 else ()):

@@ -10,6 +10,7 @@ import orjson
 from .faults import Invalid
 from .signature import quote
 from .tensors import from_json
+from .texts import wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -71,7 +72,7 @@ def from_rows(rows: Any, signature: Signature, place: str = "instances") -> Tens
         raise Invalid(f"{place!r} is empty: send at least one row")
     if not signature.rowwise:
         raise Invalid('this model has a tensor without rows: send columns, {"inputs": {...}}')
-    if signature.only is not None and not isinstance(rows[0], dict):
+    if signature.only is not None and (not isinstance(rows[0], dict) or wrapped(rows[0])):
         return _tensors({signature.only.name: rows}, signature)
     for index, row in enumerate(rows):
         if not isinstance(row, dict):
@@ -167,6 +168,8 @@ def to_columns(outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 def plain(array: np.ndarray) -> Any:
     """Give a tensor as nested arrays for `dump`."""
+    if array.dtype == object:
+        return array.tolist()
     if array.ndim > 1 or (array.ndim == 1 and array.dtype.kind == "f"):
         return np.ascontiguousarray(array)
     return array[()] if array.dtype.kind == "f" else array.tolist()  # orjson writes no numpy.longlong scalars

@@ -42,6 +42,8 @@ class Settings:
     allow_loading: int = _limit(0, 0, "1 lets clients load, unload and roll back models")
     max_body: int = _limit(32 * 2**20, 1, "bytes of a request body")
     max_rows: int = _limit(4096, 1, "rows in one request")
+    max_pixels: int = _limit(25_000_000, 1, "pixels of an image, and of a request's images when they are prepared")
+    max_text: int = _limit(1_000_000, 1, "characters of a request's texts, where texts become tokens")
     max_head: int = _limit(16384, 256, "bytes of a request line with its headers")
     max_connections: int = _limit(1024, 1, "open connections")
     head_timeout: float = _limit(10.0, 0.05, "seconds for a client to send its request line and headers")

@@ -18,6 +18,8 @@ DTYPES = {
     "float32": "tensor(float)", "float64": "tensor(double)", "float16": "tensor(float16)", "bool": "tensor(bool)",
     **{f"{sign}int{bits}": f"tensor({sign}int{bits})" for sign in ("", "u") for bits in (8, 16, 32, 64)},
 }  # fmt: skip
+TEXTS = ("bytes", "string")
+"""Element types that only an interface has: what clients send is prepared, and no session sees it."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,11 @@ class Tensor:
     shape: tuple[int | str, ...]
     dtype: str
     range: tuple[float, float] | None = None
+
+    @property
+    def textual(self) -> bool:
+        """Whether its elements are texts or bytes, and no numbers."""
+        return self.dtype in TEXTS
 
     @property
     def wanted(self) -> str:

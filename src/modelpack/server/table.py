@@ -30,7 +30,8 @@ def from_csv(body: bytes, signature: Signature) -> dict[str, np.ndarray]:
     """Read a table.
 
     1. A model with one input takes a row's values in the order of its cells; a first line of names is passed over.
-    2. A model with several inputs, one value a row each, takes each from the column that its first line names.
+    2. A model with several inputs, or one of texts, one value a row each, takes each from the column that its first
+       line names.
 
     An empty cell, NaN and infinity are no values.
 
@@ -43,7 +44,7 @@ def from_csv(body: bytes, signature: Signature) -> dict[str, np.ndarray]:
     rows = lines[1:] if named else lines
     if not rows:
         raise Invalid("the table has no rows")
-    if signature.only is not None:
+    if signature.only is not None and not signature.only.textual:
         return {signature.only.name: _column(rows, range(len(heading)), signature.only, 1 + named)}
     if not named or sorted(heading) != sorted(signature.inputs):
         raise Invalid(f"the first line must name the inputs {quote(signature.inputs)}, each once")
@@ -84,6 +85,8 @@ def row_shape(tensor: Tensor, cells: int) -> list[int]:
 
 
 def _value(cell: str, tensor: Tensor, line: int, column: int) -> Any:
+    if tensor.textual:
+        return cell
     text = cell.strip()
     if tensor.dtype == "bool":
         if text.lower() in _FLAGS:

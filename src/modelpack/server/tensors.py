@@ -10,6 +10,7 @@ import numpy as np
 
 from .faults import Invalid
 from .signature import quote
+from .texts import WORDS, checked, from_words
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,14 +18,10 @@ if TYPE_CHECKING:
     from .signature import Signature, Tensor
 
 _LEAVES: dict[str, set[type]] = {"f": {float, int}, "i": {int}, "u": {int}, "b": {bool}}
-_WORDS = {
-    dict: "an object", list: "an array", str: "a string", bool: "a boolean", int: "a whole number", float: "a number",
-    type(None): "null",
-}  # fmt: skip
 
 
 def from_json(value: Any, tensor: Tensor) -> np.ndarray:
-    """Convert nested lists of numbers, refusing ragged ones and every value that the element type cannot hold.
+    """Convert nested lists, refusing ragged ones and every value that the element type cannot hold.
 
     The lists are flattened level by level, so that memory stays in proportion to the body whatever it holds.
     """
@@ -37,7 +34,7 @@ def from_json(value: Any, tensor: Tensor) -> np.ndarray:
         if strange is not level:
             raise Invalid(
                 f"input {tensor.name!r}: expected {len(tensor.shape)} nested arrays of shape {tensor.wanted}, "
-                f"found {_WORDS[type(strange)]} at depth {axis}",
+                f"found {WORDS[type(strange)]} at depth {axis}",
             )
         sizes = set(map(len, level))
         if len(sizes) > 1:
@@ -51,12 +48,14 @@ def from_json(value: Any, tensor: Tensor) -> np.ndarray:
 
 
 def _leaves(level: list[Any], shape: list[int], tensor: Tensor) -> np.ndarray:
+    if tensor.textual:
+        return from_words(level, shape, tensor)
     allowed = _LEAVES[np.dtype(tensor.dtype).kind]
     if not set(map(type, level)) <= allowed:
         index, strange = next((at, item) for at, item in enumerate(level) if type(item) not in allowed)
         place = [int(axis) for axis in np.unravel_index(index, shape)] if shape else []
         raise Invalid(
-            f"input {tensor.name!r}: expected {tensor.dtype}, found {_WORDS[type(strange)]} at {place}"
+            f"input {tensor.name!r}: expected {tensor.dtype}, found {WORDS[type(strange)]} at {place}"
             + (f"; more than {len(shape)} nested arrays" if isinstance(strange, list) else ""),
         )
     if allowed == {int} and level:
@@ -100,7 +99,8 @@ def from_array(array: np.ndarray, tensor: Tensor) -> np.ndarray:
     """Convert an array of another element type where no value changes its meaning; NaN and infinity may pass."""
     kind, target = array.dtype.kind, np.dtype(tensor.dtype)
     if kind not in {"f": "fiu", "i": "iu", "u": "iu", "b": "b"}[target.kind]:
-        raise Invalid(f"input {tensor.name!r}: expected {tensor.dtype}, got {array.dtype.name}")
+        got = "texts" if kind == "O" else array.dtype.name
+        raise Invalid(f"input {tensor.name!r}: expected {tensor.dtype}, got {got}")
     if target.kind in "iu" and array.size:
         _within(int(array.min()), int(array.max()), tensor)
     return _narrow(array, tensor)
@@ -146,11 +146,17 @@ def fit(feed: Mapping[str, np.ndarray], signature: Signature, max_rows: int) -> 
     for name, tensor in signature.inputs.items():
         if name not in feed:
             raise Invalid(f"input {name!r} is missing (shape {tensor.wanted}, {tensor.dtype})")
-        array = feed[name] if feed[name].dtype == tensor.dtype else from_array(feed[name], tensor)
+        array = _element_type(feed[name], tensor)
         if array.dtype.kind in "iu" and array.size and tensor.range is not None:  # an index must not leave its table
             _within(int(array.min()), int(array.max()), tensor)
         fitted[name] = np.require(array, requirements=["C", "A"])
     return fitted, _shapes(fitted, signature, max_rows)
+
+
+def _element_type(array: np.ndarray, tensor: Tensor) -> np.ndarray:
+    if tensor.textual:
+        return checked(array, tensor)
+    return array if array.dtype == tensor.dtype else from_array(array, tensor)
 
 
 def _shapes(feed: Mapping[str, np.ndarray], signature: Signature, max_rows: int) -> int:

@@ -59,6 +59,6 @@ def _tensor(tensor: Tensor, *, output: bool) -> dict[str, Any]:
     shape: dict[str, Any] = {"type": "array", "items": {"type": "integer"}}
     if not tensor.shape or isinstance(tensor.shape[0], str):  # a fixed number of rows may be split into runs of one
         shape = {"type": "array", "prefixItems": sizes, "items": False, "minItems": len(sizes)}
-    kinds = {"const": NAMES[tensor.dtype]} if output else {"enum": list(DATATYPES)}
+    kinds = {"const": NAMES[tensor.dtype]} if output or tensor.textual else {"enum": list(DATATYPES)}
     properties = {"name": {"const": tensor.name}, "shape": shape, "datatype": kinds, "parameters": _FREE}
     return fields({**properties, "data": {"type": "array"}}, required=["name", "shape", "datatype"])

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..texts import MEDIA
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -61,6 +63,8 @@ def tensor_schema(tensor: Tensor, *, skip: int = 0, free: bool = False, output: 
 
 
 def _element(tensor: Tensor, *, output: bool) -> dict[str, Any]:
+    if tensor.textual:
+        return _text(tensor)
     kind = np.dtype(tensor.dtype).kind
     if kind == "b":
         return {"type": "boolean"}
@@ -70,3 +74,10 @@ def _element(tensor: Tensor, *, output: bool) -> dict[str, Any]:
     limits = np.iinfo(tensor.dtype)
     least, most = tensor.range or (-math.inf, math.inf)
     return {"type": "integer", "minimum": int(max(least, limits.min)), "maximum": int(min(most, limits.max))}
+
+
+def _text(tensor: Tensor) -> dict[str, Any]:
+    if tensor.dtype == "string":
+        return {"type": "string"}
+    encoded = {"type": "string", "contentEncoding": "base64", "description": f"One of {', '.join(MEDIA['bytes'])}."}
+    return {"anyOf": [encoded, fields({"b64": encoded})]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..router import Described
+from ..texts import MEDIA
 from .parts import JSON, errors, fields, ref, tensor_schema
 
 if TYPE_CHECKING:
@@ -29,7 +30,9 @@ def predict(model: Model, settings: Settings, prefix: str) -> Described:
     content: dict[str, Any] = {JSON: {"schema": _either(signature, f"{prefix}Rows", f"{prefix}Columns")}}
     answers: dict[str, Any] = {JSON: {"schema": _either(signature, f"{prefix}RowAnswer", f"{prefix}ColumnAnswer")}}
     parameters = []
-    if signature.only is not None:
+    if signature.only is not None and signature.only.textual:
+        content |= {media: {} for media in MEDIA[signature.only.dtype]}
+    elif signature.only is not None:
         content |= {RAW: {}, NPY: {}}
         parameters = [
             {

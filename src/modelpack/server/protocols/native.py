@@ -12,6 +12,7 @@ from ..router import Protocol, Route
 from ..rows import dump, from_either, parse, to_columns, to_lone, to_rows
 from ..signature import quote
 from ..table import CSV, from_csv
+from ..texts import MEDIA, from_body
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,9 +50,10 @@ async def predict(service: Service, request: Request) -> Response:
     """Run the model on a body of any form that it can take."""
     with service.catalog.lease(request.parts.get("model", ""), request.parts.get("version", "")) as model:
         media = request.media
-        if media not in _TAKEN:
+        taken = _taken(model.signature)
+        if media not in taken:
             got = repr(media[:80]) if media else "none"
-            raise Refused(415, f"the content type is {got}: expected one of {quote(_TAKEN)}")
+            raise Refused(415, f"the content type is {got}: expected one of {quote(taken)}")
         wanted = preferred(request.header("accept"), (JSON, *_GIVEN))
         if wanted != JSON and len(model.signature.outputs) > 1:
             raise Refused(406, f"several outputs ({quote(model.signature.outputs)}) are answered as {JSON} only")
@@ -62,8 +64,15 @@ async def predict(service: Service, request: Request) -> Response:
         answer = await service.infer(model, feed, request.arrived, request.gone)
         response = _encode(wanted, form, answer, model)
         spans = {"decode": decoding, "queue": answer.queued, "infer": answer.ran}
+        if answer.prepared:
+            spans["prepare"] = answer.prepared
         response.headers["server-timing"] = ", ".join(f"{name};dur={1000 * span:.3f}" for name, span in spans.items())
         return response
+
+
+def _taken(signature: Signature) -> tuple[str, ...]:
+    only = signature.only
+    return (JSON, *MEDIA[only.dtype], CSV) if only is not None and only.textual else _TAKEN
 
 
 def _decode(media: str, body: bytes, request: Request, signature: Signature) -> tuple[dict[str, np.ndarray], str]:
@@ -74,6 +83,8 @@ def _decode(media: str, body: bytes, request: Request, signature: Signature) -> 
         return blobs.from_npy(body, signature), "tensor"
     if media == CSV:
         return from_csv(body, signature), "rows" if signature.rowwise else "columns"
+    if media != JSON and signature.only is not None:
+        return {signature.only.name: from_body(body, signature.only)}, "rows"
     feed, rows = from_either(parse(body), signature)
     return feed, "rows" if rows else "columns"
 
