@@ -178,7 +178,10 @@ def _make(
 ) -> dict[str, Any]:
     cache = wheels.cache_directory()
     base = open_base(order.base, order.platform, cache=cache, scratch=scratch, offline=order.offline)
-    files = wheels.resolve(_target(base), cache, offline=order.offline)
+    kinds = plan.kinds(artifact)
+    files = wheels.resolve(_target(base), cache, kinds, offline=order.offline)
+    for name in sorted(wheel.name for wheel in files if wheels.OPTIONAL.get(wheel.name) in kinds):
+        _compare(name, tell)
     program = bytecode.interpreter(base.python.minor)
     if program is None:
         tell(
@@ -192,6 +195,20 @@ def _make(
     receipt = {key: summary[key] for key in ("id", "tag", "platform")}
     (out / RECEIPT).write_bytes(canonical.encode({"schema": 1, "builder": order.builder, **receipt}))
     return {**summary, "base": {"name": base.ref.label, "digest": base.digest, "python": base.python.path}}
+
+
+def _compare(name: str, tell: Callable[[str], None]) -> None:
+    """Say when the image prepares inputs with another version than training and calibration did here."""
+    from importlib import metadata
+
+    there, here = wheels.requirements()[name], ""
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        here = metadata.version(name)
+    if here not in ("", there):
+        tell(
+            f"the image has {name} {there} and this machine {here}, by which what is prepared may differ in the last "
+            f"digits: pip install {name}=={there}"
+        )
 
 
 def _build(

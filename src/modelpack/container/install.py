@@ -28,6 +28,10 @@ _TRIM = (
     "onnxruntime/capi/libonnxruntime.so*",
     "onnxruntime/tools/*", "onnxruntime/transformers/*", "onnxruntime/quantization/*", "onnxruntime/datasets/*",
     "onnxruntime/backend/*", "onnxruntime/training/*",
+    # of Pillow what opens formats that the server refuses, writes text, prints colours and draws in windows
+    "PIL/_avif*", "PIL/_imagingft*", "PIL/_imagingcms*", "PIL/_imagingtk*", "pillow.libs/libavif*",
+    "pillow.libs/libfreetype*", "pillow.libs/libharfbuzz*", "pillow.libs/libbrotli*", "pillow.libs/libpng16*",
+    "pillow.libs/liblcms2*",
     "uvloop/_testbase.py", "prometheus_client/aiohttp/*", "prometheus_client/django/*", "prometheus_client/twisted/*",
     # written by whoever installs, or about how; never the same twice
     "*.dist-info/RECORD*", "*.dist-info/INSTALLER", "*.dist-info/REQUESTED", "*.dist-info/direct_url.json",

@@ -27,6 +27,8 @@ PACKAGE = "modelpack_server"
 USER = "65532:65532"
 PORT = 8080
 SERVER_SOURCES = Path(__file__).parent.parent / "server"
+INTERFACE = "interface."
+"""What the names of files begin with that say what clients send and get."""
 _NOT_SHIPPED = ("requirements.txt", "py.typed")
 
 
@@ -176,9 +178,18 @@ def model_entries(artifact: Artifact, card: bytes) -> list[Entry]:
         raise StageError(
             f"an image serves ONNX, this artifact is {artifact.kind}", then="add an export step before build"
         )
-    names = [item.name for item in artifact.manifest.files if item.name.startswith(MODEL_FILE[Kind.ONNX])]
+    parts = (MODEL_FILE[Kind.ONNX], INTERFACE)
+    names = [item.name for item in artifact.manifest.files if item.name.startswith(parts)]
     files = [Entry(f"{MODEL}/{name}", artifact.file(name)) for name in (*names, "signature.json")]
     return [*files, Entry(f"{MODEL}/card.json", card)]
+
+
+def kinds(artifact: Artifact) -> frozenset[str]:
+    """List the kinds of inputs that clients of a model send besides tensors: ``image``, ``text``."""
+    name = f"{INTERFACE}json"
+    if name not in {item.name for item in artifact.manifest.files}:
+        return frozenset()
+    return frozenset(kind for entry in artifact.read_json(name)["inputs"].values() for kind in entry)
 
 
 def server_files() -> list[tuple[str, Path]]:

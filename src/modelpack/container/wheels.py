@@ -22,13 +22,15 @@ from modelpack.container.tree import SUPPORTED
 from modelpack.errors import MissingError, StageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from packaging.tags import Tag
 
 LOCK = Path(__file__).with_name("wheels.json")
 REQUIREMENTS = Path(__file__).parent.parent / "server" / "requirements.txt"
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
+OPTIONAL = {"pillow": "image", "tokenizers": "text"}
+"""Distributions that are only in images whose model takes inputs of a kind; see `modelpack.server.interface`."""
 _NEWEST_GLIBC = 28
 """manylinux_2_28 is what the pinned onnxruntime is built for; every newer base runs it."""
 
@@ -85,8 +87,8 @@ def requirements() -> dict[str, str]:
     return dict(line.split("==") for line in lines if line)
 
 
-def select(target: Target) -> tuple[Wheel, ...]:
-    """Choose from the lock the best file of every distribution.
+def select(target: Target, kinds: Collection[str] = ()) -> tuple[Wheel, ...]:
+    """Choose from the lock the best file of every distribution that a model needs, which takes inputs of these kinds.
 
     Raises:
         StageError: When a distribution has no file for the target.
@@ -96,6 +98,8 @@ def select(target: Target) -> tuple[Wheel, ...]:
     rank = {tag: position for position, tag in enumerate(target.tags())}
     chosen = []
     for item in json.loads(LOCK.read_bytes()):
+        if (kind := OPTIONAL.get(item["name"])) and kind not in kinds:
+            continue
         ranked = sorted(
             (min(rank[tag] for tag in tags), file)
             for file in item["files"]
@@ -111,12 +115,13 @@ def select(target: Target) -> tuple[Wheel, ...]:
     return tuple(chosen)
 
 
-def resolve(target: Target, cache: Path, *, offline: bool = False) -> dict[Wheel, Path]:
+def resolve(target: Target, cache: Path, kinds: Collection[str] = (), *, offline: bool = False) -> dict[Wheel, Path]:
     """Give every wheel of the target as a file in the cache, downloading what is not there.
 
     Args:
         target: The image's Python and machine.
         cache: See `cache_directory`.
+        kinds: Kinds of inputs that the model takes besides tensors.
         offline: Do not download.
 
     Raises:
@@ -124,7 +129,7 @@ def resolve(target: Target, cache: Path, *, offline: bool = False) -> dict[Wheel
         StageError: When the lock has none for the target.
     """
     folder = cache / "wheels"
-    files = {wheel: folder / wheel.sha256[:16] / wheel.file for wheel in select(target)}
+    files = {wheel: folder / wheel.sha256[:16] / wheel.file for wheel in select(target, kinds)}
     wanted = [wheel for wheel, path in files.items() if not _intact(path, wheel)]
     if wanted and offline:
         names = ", ".join(f"{wheel.name} {wheel.version}" for wheel in wanted)
