@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -13,6 +13,7 @@ from modelpack.usercode import minor_version
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
@@ -51,6 +52,29 @@ class DataSource(Protocol):
 
     def digest(self) -> str:
         """Identity of the rows: changes whenever any of their bytes, their order or their preparation change."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How what people have, images or texts, becomes rows: data that the server reads.
+
+    Attributes:
+        inputs: What clients send, by name → kind → settings; see `modelpack.server.interface`.
+        files: Names in those settings → the files that they stand for.
+        classes: Names of the classes in the order of the model's outputs; none where the settings do not say.
+    """
+
+    inputs: Mapping[str, Mapping[str, Any]]
+    files: Mapping[str, Path]
+    classes: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class Prepared(DataSource, Protocol):
+    """A source that can say how its rows are prepared."""
+
+    def preparation(self) -> Preparation | None:
+        """Tell how; None when the rows are arrays as they stand."""
 
 
 C = TypeVar("C", bound=SourceConfig)

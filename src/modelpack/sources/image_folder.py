@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from modelpack import canonical
-from modelpack.data import DataSource, source
+from modelpack.data import DataSource, Preparation, source
 from modelpack.errors import StageError, UsageError, did_you_mean
 from modelpack.sources import pixels
 from modelpack.sources.labels import numbers
@@ -65,7 +66,17 @@ def image_folder(config: ImageFolderConfig, inputs: Mapping[str, TensorSpec]) ->
         found = [canonical.file_digest(path) for path in listing.files]
         return {"path": found, "labels": listing.labels, "name": name, "dtype": dtype}
 
-    return Rows(image_folder, config, str(config.path.path), lambda: _Images.open(config, name, spec), facts)
+    return Rows(
+        image_folder, config, str(config.path.path), lambda: _Images.open(config, name, spec), facts,
+        lambda: _preparation(config, name, dtype),
+    )  # fmt: skip
+
+
+def _preparation(config: ImageFolderConfig, name: str, dtype: str) -> Preparation:
+    """Say how one image becomes a row; directories name the classes where the settings do not."""
+    settings = {**dataclasses.asdict(config.pixels), "dtype": dtype}
+    listed = _list(config).labels if config.labels is None else None
+    return Preparation({name: {"image": settings}}, {}, config.classes or tuple(sorted(set(listed or ()))))
 
 
 def _check_fit(config: ImageFolderConfig, name: str, spec: TensorSpec) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from modelpack.data import Batch, Source, SourceConfig
+    from modelpack.data import Batch, Preparation, Source, SourceConfig
 
 
 def _file(value: InputPath) -> InputPath:
@@ -100,6 +100,7 @@ class Rows:
         where: The file or directory, for messages.
         load: Makes the reader; called once, when the first row is wanted.
         facts: Canonical values that replace settings of the same name, or add to them, in the identity.
+        prepares: Says how images or texts become rows; None where rows are arrays as they stand.
     """
 
     plugin: Source[Any]
@@ -107,6 +108,7 @@ class Rows:
     where: str
     load: Callable[[], Reader]
     facts: Callable[[], Mapping[str, object]] = field(default=dict)
+    prepares: Callable[[], Preparation] | None = None
 
     @functools.cached_property
     def _reader(self) -> Reader:
@@ -131,6 +133,10 @@ class Rows:
         order = self._order()
         for start in range(0, len(order), self.config.batch):
             yield self._reader.read(order[start : start + self.config.batch])
+
+    def preparation(self) -> Preparation | None:
+        """Tell how images or texts become rows; None when the rows are arrays as they stand."""
+        return self.prepares() if self.prepares else None
 
     def digest(self) -> str:
         """Hash the source's version, its settings with the bytes of the files they name, and what prepares the rows.

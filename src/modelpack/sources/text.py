@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from modelpack.data import DataSource, source
+from modelpack.data import DataSource, Preparation, source
 from modelpack.errors import StageError, UsageError, did_you_mean
 from modelpack.server.preparation import Tokens
 from modelpack.sources import documents
@@ -15,7 +16,7 @@ from modelpack.sources.labels import LabelledConfig, numbers
 from modelpack.sources.rows import FilePath, Rows, extra, place
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -104,7 +105,22 @@ def text(config: TextConfig, inputs: Mapping[str, TensorSpec]) -> DataSource:
     for array, spec in taken.items():
         _check_fit(config, config.name(array), spec)
     dtypes = {array: spec.dtype for array, spec in taken.items()}
-    return Rows(text, config, str(config.path.path), lambda: _Texts.open(config, dtypes), lambda: {"inputs": dtypes})
+    return Rows(
+        text, config, str(config.path.path), lambda: _Texts.open(config, dtypes), lambda: {"inputs": dtypes},
+        lambda: _preparation(config, dtypes),
+    )  # fmt: skip
+
+
+def _preparation(config: TextConfig, arrays: Iterable[str]) -> Preparation:
+    """Say how one text, or two together, becomes a row."""
+    name = "interface.tokenizer.json"
+    settings = {
+        **dataclasses.asdict(config.tokens),
+        "tokenizer": name,
+        "arrays": {array: config.name(array) for array in arrays},
+        "pair": "pair" if config.tokens.together else None,
+    }
+    return Preparation({"text": {"text": settings}}, {name: config.tokenizer.path}, config.classes or ())
 
 
 def _check_fit(config: TextConfig, name: str, spec: TensorSpec) -> None:

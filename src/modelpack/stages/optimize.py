@@ -37,7 +37,7 @@ def _preflight(config: OptimizeConfig, _outside: Outside) -> None:
     accepts={Kind.ONNX},
     produces=Kind.ONNX,
     needs=("onnx", "onnxruntime", "onnxslim"),
-    refuses={"quantized"},
+    refuses={"quantized", "finished"},
     preflight=_preflight,
 )
 def optimize(config: OptimizeConfig, job: Job) -> None:

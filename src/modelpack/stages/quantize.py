@@ -62,7 +62,7 @@ def _implied(config: QuantizeConfig) -> Implied | None:
     produces=Kind.ONNX,
     needs=("onnx", "onnxruntime", "onnxconverter-common", "torch", "nncf"),
     marks={"quantized"},
-    refuses={"quantized"},
+    refuses={"quantized", "finished"},
     preflight=_preflight,
     implies=_implied,
     assumes=_assumed,

@@ -1,0 +1,152 @@
+"""What clients of the served model send and get: images, sentences and names of classes instead of tensors."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from modelpack import canonical
+from modelpack.artifact import MODEL_FILE, Kind
+from modelpack.bind import InputPath
+from modelpack.data import Preparation, Prepared
+from modelpack.errors import StageError, UsageError
+from modelpack.stage import DataRef, Job, Outside, StageConfig, stage
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from modelpack.data import DataSource
+
+FILE = "interface.json"
+
+
+def _lines(value: InputPath) -> InputPath:
+    names(value)
+    return value
+
+
+def names(file: InputPath) -> tuple[str, ...]:
+    """Read names, one a line.
+
+    Raises:
+        ValueError: When the file cannot be read, or a line is blank.
+    """
+    try:
+        lines = file.path.read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file.path} cannot be read: {error}") from error
+    blank = next((at for at, line in enumerate(lines, 1) if not line.strip()), None)
+    if blank is not None or not lines:
+        raise ValueError(f"{file.path}:{blank or 1}: a name is expected on every line")
+    return tuple(line.strip() for line in lines)
+
+
+class OutputConfig(BaseModel):
+    """What is done with one output, along its last dimension."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    softmax: bool = Field(False, description="Turn scores into probabilities first.")
+    top: int | None = Field(
+        None, gt=0, description="Give so many of the largest values, largest first, and which classes they are."
+    )
+    labels: Annotated[InputPath, AfterValidator(_lines)] | tuple[str, ...] | None = Field(
+        None,
+        description="Names of the classes: a file with one a line, or a list; when absent, those of `data` or numbers.",
+    )
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Self:
+        if not self.softmax and self.top is None:
+            raise ValueError("it says nothing: set `softmax`, or `top`")
+        if self.labels is not None and self.top is None:
+            raise ValueError("`labels` are the names of what `top` picks: say how many with `top:`")
+        return self
+
+    def finish(self, classes: tuple[str, ...]) -> dict[str, Any]:
+        """Say it in the words of the server; `classes` are names that data know."""
+        given = names(self.labels) if isinstance(self.labels, InputPath) else self.labels
+        known = classes if given is None else given
+        return {"softmax": self.softmax, "top": self.top or 0, "labels": list(known) if self.top else []}
+
+
+class InterfaceConfig(StageConfig):
+    """What clients send, and what becomes of the outputs."""
+
+    data: DataRef | None = Field(
+        None,
+        description="Clients send what these data are made of, images or texts, which the server prepares as the data "
+        "are prepared; they send tensors when absent.",
+    )
+    outputs: dict[str, OutputConfig] = Field({}, description="What is done with outputs, by name.")
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if self.data is None and not self.outputs:
+            raise ValueError("it says nothing: name `data`, or `outputs`")
+        return self
+
+
+def _preparation(name: str | None, source: DataSource | None) -> Preparation:
+    """Ask data how they are prepared.
+
+    Raises:
+        UsageError: When they are arrays already.
+    """
+    if name is None:
+        return Preparation({}, {})
+    found = source.preparation() if isinstance(source, Prepared) else None
+    if found is None:
+        raise UsageError(
+            f"the rows of '{name}' are arrays as they stand: there is nothing to prepare",
+            then="name data of the kind image_folder or text, or leave `data` out",
+        )
+    return found
+
+
+def _preflight(config: InterfaceConfig, outside: Outside) -> None:
+    _preparation(config.data, outside.data.get(config.data or ""))
+
+
+@stage(
+    version=1,
+    accepts={Kind.ONNX},
+    produces=Kind.ONNX,
+    needs=("pillow", "tokenizers"),
+    marks={"finished"},
+    refuses={"finished"},
+    preflight=_preflight,
+)
+def interface(config: InterfaceConfig, job: Job) -> None:
+    """Let clients send images or sentences and get names of classes; the server prepares as the data were prepared."""
+    from modelpack.server import StartError
+    from modelpack.server.interface import read
+    from modelpack.server.settings import Settings
+    from modelpack.server.signature import read as signature
+
+    prepared = _preparation(config.data, job.data.get(config.data or ""))
+    for item in job.source.manifest.files:
+        if item.name.startswith(MODEL_FILE[Kind.ONNX]) or item.name == "signature.json":
+            shutil.copyfile(job.source.file(item.name), job.out / item.name)
+    for name, path in prepared.files.items():
+        shutil.copyfile(path, job.out / name)
+    finishes = {name: output.finish(prepared.classes) for name, output in config.outputs.items()}
+    content = {"schema": 1, "inputs": prepared.inputs, "outputs": finishes}
+    (job.out / FILE).write_bytes(canonical.encode(content))
+    try:
+        found = read(job.out, signature(job.out / "signature.json"))
+        assert found is not None, "it was just written"
+        found.load(Settings())
+    except StartError as error:
+        raise StageError(
+            str(error).replace(f"{job.out}/", ""), then="see `inputs` and `outputs` of the model"
+        ) from error
+    job.result("interface", {"inputs": _shown(found.signature.inputs), "outputs": _shown(found.signature.outputs)})
+    for role, tensors in (("send", found.signature.inputs), ("get", found.signature.outputs)):
+        job.note(f"clients {role} {', '.join(f'{name} ({each.dtype})' for name, each in tensors.items())}")
+
+
+def _shown(tensors: Any) -> dict[str, Any]:
+    return {name: {"dtype": each.dtype, "shape": list(each.shape)} for name, each in tensors.items()}

@@ -1,0 +1,218 @@
+"""The stage `interface`: what it accepts, what it records, and what an image of it holds."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from PIL import Image
+from pydantic import ValidationError
+
+from image_support import little_wheels, rootfs
+from modelpack import canonical
+from modelpack.artifact import Artifact, Kind
+from modelpack.container import install, plan, wheels
+from modelpack.errors import StageError, UsageError
+from modelpack.sources.image_folder import image_folder
+from modelpack.sources.text import text
+from modelpack.stage import Outside
+from modelpack.stages.build import build
+from modelpack.stages.interface import InterfaceConfig, interface
+from modelpack.store import Store
+from modelpack.tensors import TensorSpec
+from sources import opened
+from support import Rows, run_stage
+from test_sources_text import tokenizer
+
+__all__ = ["little_wheels", "rootfs"]
+PIXELS = {"size": 10, "crop": 8, "resample": "bicubic", "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]}
+COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
+
+
+def sealed(root, model, inputs, outputs) -> Artifact:
+    store = Store(root / "models")
+    store.prepare()
+    with store.draft() as draft:
+        onnx.save(model, draft.path / "model.onnx")
+        (draft.path / "signature.json").write_bytes(canonical.encode({"inputs": inputs, "outputs": outputs}))
+        return store.commit(draft, Kind.ONNX, {"stage": "planted"}, {})
+
+
+def seeing(root, classes=3) -> Artifact:
+    """Scores are the means of blue, green and red; `pixels` is what came in."""
+    nodes = [
+        helper.make_node("Identity", ["image"], ["pixels"]),
+        helper.make_node("ReduceMean", ["image"], ["means"], axes=[2, 3], keepdims=0),
+        helper.make_node("Gather", ["means", "order"], ["scores"], axis=1),
+    ]
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes, "seeing", [value("image", TensorProto.FLOAT, ["batch", 3, 8, 8])],
+        [value("scores", TensorProto.FLOAT, ["batch", classes]), value("pixels", TensorProto.FLOAT, ["batch", 3, 8, 8])],
+        [helper.make_tensor("order", TensorProto.INT64, [classes], [2, 1, 0][:classes])],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    shape = ["batch", 3, 8, 8]
+    return sealed(
+        root, model, {"image": {"shape": shape, "dtype": "float32", "range": None}},
+        {"scores": {"shape": ["batch", classes], "dtype": "float32"}, "pixels": {"shape": shape, "dtype": "float32"}},
+    )  # fmt: skip
+
+
+def reading(root, length="length") -> Artifact:
+    """Every output is an input, so that an answer shows what was made of a text."""
+    names = {"ids": "input_ids", "attention_mask": "attention_mask", "token_type_ids": "token_type_ids"}
+    value = helper.make_tensor_value_info
+    nodes = [helper.make_node("Identity", [name], [f"{name}_out"]) for name in names]
+    shape = ["batch", length]
+    graph = helper.make_graph(
+        nodes, "reading", [value(name, TensorProto.INT64, shape) for name in names],
+        [value(f"{name}_out", TensorProto.INT64, shape) for name in names],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return sealed(
+        root, model, {name: {"shape": shape, "dtype": "int64", "range": [0, 7]} for name in names},
+        {f"{name}_out": {"shape": shape, "dtype": "int64"} for name in names},
+    )  # fmt: skip
+
+
+def photos(root, count=2):
+    """Photographs of one colour each in directories, noisy and of different sizes; gives their paths."""
+    rng, found = np.random.default_rng(0), []
+    for name, colour in COLOURS.items():
+        (root / "photos" / name).mkdir(parents=True)
+        for number in range(count):
+            sizes = (int(rng.integers(12, 40)), int(rng.integers(12, 40)))
+            noisy = np.clip(np.array(colour) * 0.7 + rng.integers(0, 60, (*sizes, 3)), 0, 255).astype(np.uint8)
+            found.append(root / "photos" / name / f"{number}.{'jpg' if number % 2 else 'png'}")
+            Image.fromarray(noisy).save(found[-1])
+    return found
+
+
+def pictures(root, model, **settings):
+    """Open the photographs as data for a model."""
+    specs = {
+        name: TensorSpec.model_validate(spec) for name, spec in model.read_json("signature.json")["inputs"].items()
+    }
+    return opened(image_folder, root, {"path": "photos", **PIXELS, **settings}, specs)
+
+
+def sentences(root, model, **settings):
+    """Open three sentences as data for a model."""
+    tokenizer().save(str(root / "tokenizer.json"))
+    (root / "t.csv").write_text("say,other\ngood film,bad\nvery very bad film,good\nodd,film\n")
+    specs = {
+        name: TensorSpec.model_validate(spec) for name, spec in model.read_json("signature.json")["inputs"].items()
+    }
+    given = {"path": "t.csv", "column": "say", "tokenizer": "tokenizer.json", "rename": {"input_ids": "ids"}}
+    return opened(text, root, {**given, **settings}, specs)
+
+
+def made(root, model, settings, **data) -> Artifact:
+    return run_stage(root, interface, settings, model=model, base=root, data=data)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({}, "name `data`, or `outputs`"),
+        ({"outputs": {"y": {}}}, "set `softmax`, or `top`"),
+        ({"outputs": {"y": {"top": 0}}}, "greater than 0"),
+        ({"outputs": {"y": {"softmax": True, "labels": ["a"]}}}, "say how many with `top:`"),
+        ({"outputs": {"y": {"top": 1, "labels": "none.txt"}}}, "no such file"),
+        ({"outputs": {"y": {"top": 1, "labels": "blank.txt"}}}, r"blank\.txt:2: a name is expected"),
+        ({"outputs": {"y": {"top": 1, "labels": "empty.txt"}}}, r"empty\.txt:1: a name is expected"),
+        ({"outputs": {"y": {"tops": 1}}}, "tops"),
+    ],
+)
+def test_wrong_settings_are_refused(tmp_path, settings, reason):
+    (tmp_path / "blank.txt").write_text("a\n\nb\n")
+    (tmp_path / "empty.txt").write_text("")
+    with pytest.raises(ValidationError, match=reason):
+        InterfaceConfig.model_validate(settings, context={"base": tmp_path})
+
+
+def test_the_model_stays_and_what_data_know_is_recorded(tmp_path):
+    model = seeing(tmp_path)
+    photos(tmp_path)
+    after = made(
+        tmp_path,
+        model,
+        {"data": "val", "outputs": {"scores": {"softmax": True, "top": 2}}},
+        val=pictures(tmp_path, model),
+    )
+    for name in ("model.onnx", "signature.json"):
+        assert after.file(name).read_bytes() == model.file(name).read_bytes()
+    content = after.read_json("interface.json")
+    assert content["inputs"]["image"]["image"] == {
+        "size": 10, "crop": 8, "resample": "bicubic", "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4],
+        "scale": 1 / 255, "channels": "RGB", "background": "white", "layout": "NCHW", "dtype": "float32",
+    }  # fmt: skip
+    assert content["outputs"] == {"scores": {"softmax": True, "top": 2, "labels": ["blue", "green", "red"]}}
+    assert after.manifest.record["results"]["interface"]["inputs"] == {"image": {"dtype": "bytes", "shape": ["batch"]}}
+    assert plan.kinds(after) == {"image"}
+    assert plan.kinds(model) == frozenset()
+
+
+def test_a_tokenizer_goes_along_and_labels_may_be_a_file(tmp_path):
+    model = reading(tmp_path)
+    after = made(tmp_path, model, {"data": "val"}, val=sentences(tmp_path, model, pair="other"))
+    assert after.file("interface.tokenizer.json").read_bytes() == (tmp_path / "tokenizer.json").read_bytes()
+    settings = after.read_json("interface.json")["inputs"]["text"]["text"]
+    assert settings["arrays"] == {name: name.replace("input_", "") for name in
+                                  ("input_ids", "attention_mask", "token_type_ids")}  # fmt: skip
+    assert (settings["pair"], settings["together"], settings["length"]) == ("pair", True, 128)
+    (tmp_path / "labels.txt").write_text("niedrig\nmittel\nhöchste\n", encoding="utf-8")
+    seen = seeing(tmp_path / "other")
+    after = made(tmp_path, seen, {"outputs": {"scores": {"top": 1, "labels": "labels.txt"}}})
+    assert after.read_json("interface.json")["outputs"]["scores"]["labels"] == ["niedrig", "mittel", "höchste"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"outputs": {"other": {"top": 1}}}, "no output 'other': its outputs are 'pixels', 'scores'"),
+        ({"outputs": {"scores": {"top": 4}}}, "output 'scores': 4 of 3 classes"),
+        ({"outputs": {"scores": {"top": 1, "labels": ["a", "b"]}}}, "2 labels for 3 classes"),
+    ],
+)
+def test_what_does_not_fit_the_model_is_said_at_once(tmp_path, settings, reason):
+    with pytest.raises(StageError, match=reason) as caught:
+        made(tmp_path, seeing(tmp_path), settings)
+    assert str(tmp_path) not in caught.value.what
+
+
+def test_data_that_are_arrays_already_are_refused_before_anything_runs(tmp_path):
+    config = InterfaceConfig.model_validate({"data": "val"})
+    source = Rows({"image": np.zeros((1, 3, 8, 8), "float32")})
+    with pytest.raises(UsageError, match="the rows of 'val' are arrays as they stand"):
+        interface.preflight(config, Outside("cpu", {"val": source}))
+
+
+def test_a_data_set_that_knows_other_classes_is_no_source_of_names(tmp_path):
+    photos(tmp_path)
+    model = seeing(tmp_path, classes=2)
+    with pytest.raises(StageError, match="3 labels for 2 classes"):
+        made(tmp_path, model, {"data": "val", "outputs": {"scores": {"top": 1}}}, val=pictures(tmp_path, model))
+
+
+def test_an_image_holds_the_interface_beside_the_model(tmp_path, rootfs, little_wheels):
+    model = reading(tmp_path)
+    after = made(tmp_path, model, {"data": "val"}, val=sentences(tmp_path, model))
+    names = {entry.name.rpartition("/")[2] for entry in plan.model_entries(after, b"{}")}
+    assert names == {"model.onnx", "signature.json", "card.json", "interface.json", "interface.tokenizer.json"}
+    image = run_stage(tmp_path, build, {"base": "rootfs:base.tar"}, model=after, base=tmp_path)
+    assert image.metrics["image_size"] > 0
+
+
+def test_what_opens_refused_formats_stays_out_of_images():
+    kept = ("PIL/_imaging.cpython-311-x86_64-linux-gnu.so", "PIL/_webp.cpython-311-x86_64-linux-gnu.so",
+            "pillow.libs/libjpeg-6dc8d115.so.62.4.0", "tokenizers/tokenizers.abi3.so")  # fmt: skip
+    assert all(install.kept(name) for name in kept)
+    for name in ("PIL/_avif.abi3.so", "PIL/_imagingft.abi3.so", "pillow.libs/libavif-c6062d5f.so.16.4.2"):
+        assert not install.kept(name)
+    lock = {item["name"]: item["version"] for item in json.loads(wheels.LOCK.read_bytes())}
+    assert set(wheels.OPTIONAL) <= set(lock)
