@@ -15,6 +15,7 @@ import threading
 from pathlib import Path
 from typing import Any, Self
 
+import jsonschema
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -277,6 +278,19 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+def described(server: Server, path: str) -> tuple[Any, Any]:
+    """Give what judges requests and answers of a route by its description."""
+    document = json.loads(server.ask("GET", "/openapi.json")[2])
+    operation = document["paths"][path]["post"]
+
+    def validator(content: Any) -> Any:
+        schema = content["application/json"]["schema"] | {"components": document["components"]}
+        jsonschema.Draft202012Validator.check_schema(schema)
+        return jsonschema.Draft202012Validator(schema)
+
+    return validator(operation["requestBody"]["content"]), validator(operation["responses"]["200"]["content"])
 
 
 def receive_all(connection: socket.socket) -> bytes:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from serving import JSON, Server, answers, linear, pair
 
 FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-ALLOWED = {200, 400, 413, 415}
+ALLOWED = {200, 400, 403, 413, 415}
 
 
 @pytest.fixture(scope="module")
@@ -28,16 +28,21 @@ def servers(tmp_path_factory):
         assert "ERROR" not in "".join(server.log)
 
 
-def send(server, body, headers=JSON):
+PLATFORMS = [
+    "/v1/models/model:predict", "/invocations", "/models/model/invoke", "/models", "/predictions/model", "/predictions", "/score",
+]  # fmt: skip
+
+
+def send(server, body, headers=JSON, path="/predict"):
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
     try:
-        connection.request("POST", "/predict", body, headers)
+        connection.request("POST", path, body, headers)
         response = connection.getresponse()
         answer = json.loads(response.read())
     finally:
         connection.close()
     assert response.status in ALLOWED, answer
-    if response.status != 200:
+    if response.status != 200 and path == "/predict":
         assert list(answer) == ["error"]
         assert answer["error"]
         assert "Traceback" not in answer["error"]
@@ -65,6 +70,30 @@ contents = st.one_of(
 @given(content=contents, name=st.sampled_from(["linear", "pair"]))
 def test_any_json(servers, content, name):
     send(servers[name], json.dumps(content).encode())
+
+
+framed = st.fixed_dictionaries(
+    {},
+    optional={
+        "columns": values,
+        "data": values | tensors,
+        "index": values,
+        **dict.fromkeys(["x", "ids", "mask"], tensors),
+    },
+)
+forms = st.sampled_from(
+    ["instances", "inputs", "dataframe_split", "dataframe_records", "params", "data", "input_data", "input", "id",
+     "signature_name", "parameters", "model_name", "url"]
+)  # fmt: skip
+asked = contents | tensors | st.dictionaries(forms, values | tensors | framed, min_size=1, max_size=2)
+
+
+@FUZZ
+@given(content=asked, name=st.sampled_from(["linear", "pair"]), path=st.sampled_from(PLATFORMS))
+def test_any_json_to_any_platform(servers, content, name, path):
+    status, answer = send(servers[name], json.dumps(content).encode(), JSON, path)
+    if status != 200:
+        assert "Traceback" not in json.dumps(answer)
 
 
 @FUZZ

@@ -34,6 +34,7 @@ def test_models_come_and_go_as_sagemaker_asks(empty, tmp_path):
     assert ask(empty, "GET", "/ping") == (200, {"status": "Healthy"})
     assert ask(empty, "GET", "/models") == (200, {"models": []})
     assert ask(empty, "POST", "/invocations", [[1]])[0] == 404
+    assert [ask(empty, "GET", path)[0] for path in ("/", "/openapi.json", "/readyz", "/v2/models")] == [200] * 4
     urls = {}
     for name, factor in (("one", 2), ("two", 3)):
         urls[name] = str(scaled(tmp_path / "models" / name / "model", factor))
@@ -47,6 +48,8 @@ def test_models_come_and_go_as_sagemaker_asks(empty, tmp_path):
         assert (status, json.loads(answer)) == (200, [[want]])
     status, answer = ask(empty, "POST", "/models", {"model_name": "one", "url": urls["one"]})
     assert (status, answer["message"]) == (409, "model 'one' is loaded already")
+    assert answer["type"] == "ConflictStatusException"
+    assert ask(empty, "PUT", "/models", {})[1]["type"] == "MethodNotAllowedException"
     assert ask(empty, "DELETE", "/models/one")[0] == 200
     shutil.rmtree(tmp_path / "models" / "one")
     for method, path in (("DELETE", "/models/one"), ("GET", "/models/one"), ("POST", "/models/one/invoke")):
@@ -77,6 +80,8 @@ def test_only_a_models_own_directory_is_loaded(empty, tmp_path):
         status, answer = ask(empty, "POST", "/models", content)
         assert (status, answer["code"], answer["type"]) == (400, 400, "BadRequestException"), answer
         assert re.search(message, answer["message"]), answer
+    status, _, answer = empty.ask("POST", "/models", json.dumps({"model_name": "one", "url": good}))
+    assert (status, json.loads(answer)["message"]) == (415, "the content type is '': expected 'application/json'")
     assert ask(empty, "POST", "/models", {"model_name": "none", "url": str(tmp_path / "models" / "none")})[0] == 404
     (tmp_path / "models" / "one" / "model" / "model.onnx").write_bytes(b"no model")
     assert ask(empty, "POST", "/models", {"model_name": "one", "url": good})[0] == 400

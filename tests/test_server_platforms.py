@@ -7,7 +7,6 @@ import re
 import signal
 from contextlib import contextmanager
 
-import jsonschema
 import numpy as np
 import pytest
 import tritonclient.http as triton
@@ -16,7 +15,7 @@ from modelpack.server.exchange import Response
 from modelpack.server.faults import StartError
 from modelpack.server.router import Protocol, Route, Router
 from modelpack.server.settings import Settings
-from serving import JSON, Server, linear, pair, scaled, whole
+from serving import JSON, Server, described, linear, pair, scaled, whole
 
 MAKERS = {"linear": linear, "pair": pair, "whole": whole, "scale": lambda at: scaled(at, 2)}
 PAIR = [{"ids": [3, 5], "mask": [True, False]}, {"ids": [7, 2], "mask": [True, True]}]
@@ -223,16 +222,7 @@ def test_sagemaker_runs_images_with_a_word(tmp_path):
     ],
 )
 def test_descriptions_take_what_the_routes_take(serve, path, good, wrong):
-    document = json.loads(serve("pair").ask("GET", "/openapi.json")[2])
-    operation = document["paths"][path]["post"]
-
-    def validator(content):
-        schema = content["application/json"]["schema"] | {"components": document["components"]}
-        jsonschema.Draft202012Validator.check_schema(schema)
-        return jsonschema.Draft202012Validator(schema)
-
-    asked = validator(operation["requestBody"]["content"])
-    answered = validator(operation["responses"]["200"]["content"])
+    asked, answered = described(serve("pair"), path)
     for content in good:
         asked.validate(content)
         status, answer = post(serve("pair"), path, content)
@@ -241,4 +231,11 @@ def test_descriptions_take_what_the_routes_take(serve, path, good, wrong):
     for content in wrong:
         assert not asked.is_valid(content), content
         assert post(serve("pair"), path, content)[0] == 400
-    assert {"Input", "Output"} <= set(document["components"]["schemas"])
+
+
+def test_cogs_clients_find_input_and_output(serve):
+    schemas = json.loads(serve("pair").ask("GET", "/openapi.json")[2])["components"]["schemas"]
+    assert (list(schemas["Input"]["properties"]), list(schemas["Output"]["properties"])) == (
+        ["ids", "mask"],
+        ["total", "largest"],
+    )

@@ -16,7 +16,7 @@ from ..exchange import Refused, Response, as_json
 from ..faults import Invalid
 from ..router import Protocol, Route
 from ..rows import parse
-from .invocations import invoke
+from .invocations import JSON, invoke
 from .torchserve import worded
 
 if TYPE_CHECKING:
@@ -63,6 +63,8 @@ async def run(service: Service, request: Request) -> Response:
 
 async def load(service: Service, request: Request) -> Response:
     """Serve one model more; off unless the operator allows it."""
+    if request.media != JSON:  # a page in a browser may send any other without asking first
+        raise Refused(415, f"the content type is {request.media[:80]!r}: expected {JSON!r}")
     content = parse(await request.body())
     if not isinstance(content, dict) or not all(isinstance(content.get(key), str) for key in ("model_name", "url")):
         raise Invalid('expected a JSON object of two texts: {"model_name": ..., "url": ...}')

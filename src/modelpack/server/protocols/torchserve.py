@@ -27,6 +27,7 @@ _TYPES: dict[type[Fault], str] = {
     Unknown: "ModelNotFoundException", Full: "ServiceUnavailableException", Unready: "ServiceUnavailableException",
     Late: "RequestTimeoutException", Failed: "InternalServerException",
 }  # fmt: skip
+_REFUSED = {405: "MethodNotAllowedException", 409: "ConflictStatusException", 507: "InsufficientStorageException"}
 
 
 def protocol(_settings: Settings) -> Protocol:
@@ -41,7 +42,8 @@ def protocol(_settings: Settings) -> Protocol:
 def worded(fault: Fault) -> Response:
     """Word a fault as TorchServe does."""
     code = fault.status if isinstance(fault, Refused) else STATUSES[type(fault)]
-    return failure(fault, {"code": code, "type": _TYPES[type(fault)], "message": fault.message})
+    kind = _REFUSED.get(code, _TYPES[type(fault)])
+    return failure(fault, {"code": code, "type": kind, "message": fault.message})
 
 
 async def predict(service: Service, request: Request) -> Response:
