@@ -154,7 +154,7 @@ CASES: Mapping[str, Case] = {
         body=FASHION,
         peers=by_channels(0.3, "head"),
         note="Accuracy on the 10,000 test images, on which nothing was chosen; one standard error is 0.26 points.",
-        **_on_grey({"macs": 0.65, "round_to": 16}, Plain(12, 5e-3, 0.05), mirrored=True),
+        **_on_grey({"macs": 0.65, "round_to": 16}, Plain(12, 5e-3, 0.05), mirrored=True, alpha=0.1),
     ),
     "mnist": Case(
         title="The same ResNet on MNIST, 20 % of its multiply-accumulates",
