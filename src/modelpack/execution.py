@@ -127,7 +127,7 @@ class Execution:
 
     def _inspect(self, step: Step) -> None:
         """Compare what a step is about to read with its hashes: nothing may be measured on a damaged model."""
-        for name in filter(None, dict.fromkeys((step.reads, *step.steps))):
+        for name in step.inputs:
             damage = self.made[name].verify()
             if damage:
                 raise StoreError(

@@ -87,8 +87,7 @@ class Desk:
 
     def _work(self, step: Step, made: Mapping[str, Artifact], assumed: Sequence[Assumption]) -> dict[str, Any] | None:
         """Say what a step asks for, given what it assumes; None when something it reads is not made yet."""
-        reads = [*([step.reads] if step.reads else []), *step.steps]
-        if any(name not in made for name in reads):
+        if any(name not in made for name in step.inputs):
             return None
         work: dict[str, Any] = {
             "stage": step.stage.name,
@@ -111,7 +110,7 @@ class Desk:
         assumed = (*step.stage.assumes(step.config, self.device), *self.crew.assumed(step))
         work = self._work(step, made, assumed)
         if work is None:
-            missing = [name for name in (step.reads, *step.steps) if name and name not in made]
+            missing = [name for name in step.inputs if name not in made]
             return PlannedStep(step, None, None, f"after {', '.join(missing)}", assumed)
         artifact = self.store.find(canonical.digest(work))
         if artifact is None:

@@ -59,6 +59,11 @@ class Step:
     node: Node
     implied: bool = False
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Ids of all steps whose artifacts it needs, each once; the one it reads first."""
+        return tuple(dict.fromkeys(([self.reads] if self.reads else []) + list(self.steps)))
+
 
 def references(kind: type[StageConfig]) -> dict[str, StepName | DataName]:
     """Give the settings of a stage that name a step or a data entry, with what they name."""

@@ -157,7 +157,7 @@ def _planned(item: PlannedStep) -> dict[str, Any]:
         "cached": cached,
         "why": item.why,
         "assumes": {known.name: {"value": known.value, "why": known.why} for known in item.assumptions},
-        "reads": [*([step.reads] if step.reads else []), *step.steps],
+        "reads": list(step.inputs),
         "data": list(step.data),
         "fingerprint": item.fingerprint,
         "artifact": item.artifact.id if item.artifact is not None and cached else None,

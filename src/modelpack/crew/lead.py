@@ -49,7 +49,7 @@ def train(crew: Crew, recipe: Recipe, step: Step, made: Mapping[str, Artifact], 
         StageError: When they cannot finish.
         ModelpackError: What the stage raised in one of them.
     """
-    artifacts = {name: made[name] for name in dict.fromkeys(filter(None, (step.reads, *step.steps)))}
+    artifacts = {name: made[name] for name in step.inputs}
     station = crew.station()
     team = Team(folder.resolve())
     order = Order(

@@ -139,7 +139,7 @@ class _Service:
             raise StageError(
                 f"asks for a step that is none of those that train: {body['step']!r}", where=self.wire.peer
             )
-        reads = set(filter(None, (step.reads, *step.steps)))
+        reads = set(step.inputs)
         given = body.get("artifacts")
         if not isinstance(given, dict) or set(given) != reads:
             raise StageError("sent other artifacts than the step reads", where=self.wire.peer)
