@@ -10,9 +10,23 @@ from pathlib import Path
 
 import pytest
 
+from interfaces import made, photos, pictures, reading, seeing, sentences
 from serving import Server, linear, scaled
 
 PAGE = (Path(__file__).parents[1] / "docs" / "server.md").read_text("utf-8")
+
+
+def _with_interfaces(folder):
+    """Add a model of images and one of texts, and leave two pictures beside them."""
+    for path in photos(folder)[:2]:
+        shutil.copy(path, folder / f"picture{path.suffix}")
+    model = seeing(folder / "a")
+    outputs = {"scores": {"softmax": True, "top": 2}}
+    colours = made(folder / "1", model, {"data": "v", "outputs": outputs}, v=pictures(folder, model))
+    model = reading(folder / "b")
+    reviews = made(folder / "2", model, {"data": "v"}, v=sentences(folder, model))
+    shutil.copytree(colours.path, folder / "models" / "colours")
+    shutil.copytree(reviews.path, folder / "models" / "reviews")
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
@@ -20,8 +34,9 @@ def test_every_command_of_the_page_succeeds(tmp_path):
     scaled(tmp_path / "models" / "scale" / "1", 1)
     scaled(tmp_path / "models" / "scale" / "2", 2)
     linear(tmp_path / "models" / "linear")
+    _with_interfaces(tmp_path)
     commands = "".join(re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL))
-    assert commands.count("curl ") == 37
+    assert commands.count("curl ") == 44
     routes = {"predict_route": "/v1/endpoints/7/deployedModels/8:predict", "health_route": "/health"}
     with (
         Server(tmp_path / "models", allow_loading=1) as server,
@@ -39,6 +54,8 @@ def test_every_command_of_the_page_succeeds(tmp_path):
     assert '"predictions":[[2.0],[5.0]]' in done.stdout
     assert '"outputs":{"y":[[1.0],[2.5]]}' in done.stdout
     assert done.stdout.count('{"predictions":[[2.0],[5.0]]}') == 5
+    assert done.stdout.count('"scores_label":["blue",') == 3
+    assert done.stdout.count("[2,4,6,3]") == 2
     assert "2.0\n5.0\n" in done.stdout
     assert "[2.0]\n[5.0]\n" in done.stdout
     assert '"status":"succeeded","output":[[2.0],[5.0]]' in done.stdout

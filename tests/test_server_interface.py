@@ -8,25 +8,30 @@ import json
 import re
 import shutil
 import struct
+import warnings
+from types import SimpleNamespace
 
 import jsonschema
 import numpy as np
 import pytest
 import tritonclient.http as triton
-from hypothesis import given
+from hypothesis import event, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
+from interfaces import made, photos, pictures, reading, seeing, sentences
 from modelpack.server.answers import Finish, softmax
-from modelpack.server.faults import Invalid, StartError
+from modelpack.server.faults import Disconnected, Invalid, StartError
 from modelpack.server.interface import read
+from modelpack.server.preparation import Pixels
+from modelpack.server.readers import Images
+from modelpack.server.settings import Settings
 from modelpack.server.signature import Tensor
 from modelpack.server.signature import read as signature
 from modelpack.server.texts import from_prefixed, to_prefixed
 from serving import JSON, Server, linear
 from sources import rows
-from test_interface import made, photos, pictures, reading, seeing, sentences
 
 OUTPUTS = {"scores": {"softmax": True, "top": 2}}
 TEXTS = ["good film", "very very bad film", "odd"]
@@ -310,3 +315,56 @@ def test_a_length_beyond_the_data_is_refused():
         from_prefixed(data, (1,), Tensor("t", ("n",), "bytes"))
     with pytest.raises(Invalid, match="takes more than"):
         from_prefixed(data, (2**40,), Tensor("t", ("n",), "bytes"))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
+@given(st.data())
+def test_any_damage_to_an_image_is_refused_or_read(kind, data):
+    reader = Images("x", Tensor("x", ("n", 3, 4, 4), "float32"), Pixels(size=4))
+    reader.load(Settings(max_pixels=1000))
+    body = bytearray(encoded(kind=kind))
+    for place in data.draw(st.lists(st.integers(0, len(body) - 1), max_size=4)):
+        body[place] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(0, 20))
+    with warnings.catch_warnings(action="ignore"):  # Pillow tells of damage that it can read over
+        try:
+            made = reader.read({"x": objects([bytes(body[: len(body) - cut])])}, SimpleNamespace(terminate=False))
+        except Invalid:
+            event("refused")
+        else:
+            assert made["x"].shape == (1, 3, 4, 4)
+
+
+def test_a_reader_that_nobody_waits_for_stops():
+    reader = Images("x", Tensor("x", ("n", 3, 4, 4), "float32"), Pixels(size=4))
+    reader.load(Settings())
+    with pytest.raises(Disconnected):
+        reader.read({"x": objects([encoded()])}, SimpleNamespace(terminate=True))
+
+
+def test_images_of_a_request_have_room_together_when_they_are_prepared():
+    reader = Images("x", Tensor("x", ("n", 3, "h", "w"), "float32"), Pixels())
+    reader.load(Settings(max_pixels=2000))
+    one = encoded((30, 30))
+    assert reader.read({"x": objects([one] * 2)}, SimpleNamespace(terminate=False))["x"].shape == (2, 3, 30, 30)
+    with pytest.raises(Invalid, match="3 images, and 2 of this size are the most in a request"):
+        reader.read({"x": objects([one] * 3)}, SimpleNamespace(terminate=False))
+    with pytest.raises(Invalid, match=r"image 1 becomes \[3, 10, 10\], image 0 \[3, 30, 30\]"):
+        reader.read({"x": objects([one, encoded()])}, SimpleNamespace(terminate=False))
+
+
+def test_what_is_prepared_must_be_what_the_model_takes(tmp_path):
+    artifact = made(tmp_path, model := reading(tmp_path, 8), {"data": "v"},
+                    v=sentences(tmp_path, model, padding="max", length=8))  # fmt: skip
+    content = artifact.read_json("interface.json")
+    content["inputs"]["text"]["text"]["length"] = 9
+    folder = tmp_path / "changed"
+    shutil.copytree(artifact.path, folder)
+    (folder / "interface.json").chmod(0o644)
+    (folder / "interface.json").write_text(json.dumps(content))
+    found = read(folder, signature(folder / "signature.json"))
+    with pytest.raises(StartError, match=r"input 'attention_mask': expected shape \[batch, 8\], got \[1, 9\]"):
+        found.load(Settings())
+    (folder / "interface.tokenizer.json").unlink()
+    with pytest.raises(StartError, match="not a tokenizer file"):
+        found.load(Settings())

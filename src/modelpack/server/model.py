@@ -104,8 +104,8 @@ class Model:
             short=self.engine.steady, observe=self._ran,
         )  # fmt: skip
         if self._interface and self._interface.prepares:
-            workers, limit = self._settings.concurrency, self._settings.queue
-            self._desk = Pool(self._interface.prepare, _Options, workers=workers, limit=limit)
+            workers = max(self._settings.concurrency, self.engine.threads)
+            self._desk = Pool(self._interface.prepare, _Options, workers=workers, limit=self._settings.queue)
         self.seconds = perf_counter() - began
 
     def _build(self) -> Engine:

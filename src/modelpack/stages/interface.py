@@ -59,10 +59,10 @@ class OutputConfig(BaseModel):
 
     @model_validator(mode="after")
     def _coherent(self) -> Self:
-        if not self.softmax and self.top is None:
-            raise ValueError("it says nothing: set `softmax`, or `top`")
         if self.labels is not None and self.top is None:
             raise ValueError("`labels` are the names of what `top` picks: say how many with `top:`")
+        if not self.softmax and self.top is None:
+            raise ValueError("it says nothing: set `softmax`, or `top`")
         return self
 
     def finish(self, classes: tuple[str, ...]) -> dict[str, Any]:

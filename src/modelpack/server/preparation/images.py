@@ -41,8 +41,9 @@ def read(source: Path | io.BytesIO, settings: Pixels, dtype: str, *, formats: Se
 
 def _pixels(image: Image.Image, settings: Pixels, most: float) -> np.ndarray:
     """Give height, width, channels, whole numbers from 0 to 255."""
-    upright = _flattened(ImageOps.exif_transpose(image), settings)
-    pixels = np.asarray(_cropped(_resized(upright, settings, most), settings))
+    image.load()  # some formats know their kind of pixels only then
+    ImageOps.exif_transpose(image, in_place=True)
+    pixels = np.asarray(_cropped(_resized(_flattened(image, settings), settings, most), settings))
     if settings.channels == "grey":
         return pixels[..., None]
     return pixels[..., ::-1] if settings.channels == "BGR" else pixels
@@ -58,7 +59,8 @@ def _flattened(image: Image.Image, settings: Pixels) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUNDS[settings.background]), image)
-    return image.convert("L" if settings.channels == "grey" else "RGB")
+    wanted = "L" if settings.channels == "grey" else "RGB"
+    return image if image.mode == wanted else image.convert(wanted)
 
 
 def _resized(image: Image.Image, settings: Pixels, most: float) -> Image.Image:
