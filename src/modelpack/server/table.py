@@ -102,11 +102,18 @@ def _value(cell: str, tensor: Tensor, line: int, column: int) -> Any:
 
 
 def to_csv(outputs: Mapping[str, np.ndarray], rows: int) -> bytes:
-    """Write one line a row, without a heading: the values of every output in turn; NaN and infinity are empty cells.
+    """Write one line a row, without a heading: the values of every output in turn.
+
+    NaN and infinity are empty cells; texts stand between quotation marks.
 
     Raises:
         Invalid: When an output has not one row for each that was asked.
     """
     tables = [array.reshape(rows, -1) for array in with_rows(outputs, rows).values()]
-    lines = (b",".join(dump(plain(table[row]))[1:-1] for table in tables) + b"\n" for row in range(rows))
-    return b"".join(lines).replace(b"null", b"")
+    return b"".join(b",".join(_cells(table[row]) for table in tables) + b"\n" for row in range(rows))
+
+
+def _cells(values: np.ndarray) -> bytes:
+    if values.dtype != object:
+        return dump(plain(values))[1:-1].replace(b"null", b"")
+    return ",".join('"' + str(text).replace('"', '""') + '"' for text in values).encode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..router import Described
+from ..texts import whole
 from .parts import JSON, errors, fields, ref
 from .predict import CSV, NPY, columns, instances, predictions, row
 
@@ -57,7 +58,8 @@ def invocations(model: Model, settings: Settings, prefix: str) -> Described:
         ]
     requests += [fields({name: form, "params": _FREE}, required=[name]) for name, form in forms.items()]
     named = {f"{prefix}InvocationRequest": requests, f"{prefix}InvocationAnswer": answers}
-    return _described(model, settings, named, takes=(CSV, LINES, NPY), gives=(CSV, LINES, NPY))
+    takes = (CSV, LINES, *(whole(signature.only) or (NPY,)))
+    return _described(model, settings, named, takes=takes, gives=(CSV, LINES, NPY))
 
 
 def azure(model: Model, settings: Settings, prefix: str) -> Described:
@@ -76,7 +78,8 @@ def torchserve(model: Model, settings: Settings, prefix: str) -> Described:
     signature = model.signature
     requests = [row(signature.inputs), fields({"instances": instances(signature)})]
     answers = [row(signature.outputs, output=True), fields({"predictions": predictions(signature)})]
-    return _described(model, settings, {f"{prefix}OneRequest": requests, f"{prefix}OneAnswer": answers})
+    named = {f"{prefix}OneRequest": requests, f"{prefix}OneAnswer": answers}
+    return _described(model, settings, named, takes=whole(signature.only))
 
 
 def cog(model: Model, settings: Settings, prefix: str) -> Described:
@@ -88,7 +91,11 @@ def cog(model: Model, settings: Settings, prefix: str) -> Described:
     described = _described(
         model, settings, {f"{prefix}PredictionRequest": [request], f"{prefix}PredictionResponse": [answer]}
     )
-    more = {f"{prefix}Input": columns(model.signature), f"{prefix}Output": _lone(model.signature)}
+    takes, gives = columns(model.signature), _lone(model.signature)
+    if all(tensor.textual for tensor in model.signature.inputs.values()):  # one text or image may come by itself
+        one = fields(dict.fromkeys(model.signature.inputs, _TEXT))
+        takes, gives = ({"anyOf": [one, takes]}, {"anyOf": [row(model.signature.outputs, output=True), gives]})
+    more = {f"{prefix}Input": takes, f"{prefix}Output": gives}
     return Described(described.operation, {**described.schemas, **more})
 
 

@@ -5,6 +5,7 @@ Source: replicate/cog, `docs/http.md`.
 
 from __future__ import annotations
 
+import re
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -12,19 +13,22 @@ from ..exchange import Refused, Response, as_json, failure, preferred
 from ..faults import Invalid
 from ..openapi.platforms import cog as described
 from ..router import Protocol, Route
-from ..rows import dump, from_columns, parse, to_lone
+from ..rows import dump, from_columns, from_rows, parse, to_lone, to_rows
 from ..service import LOADING, READY
 from ..signature import quote
 
 if TYPE_CHECKING:
     from ..exchange import Request
     from ..faults import Fault
+    from ..rows import Tensors
     from ..service import Service
     from ..settings import Settings
+    from ..signature import Signature
 
 _KEYS = ("input", "id", "created_at")
 _CALLS = ("webhook", "webhook_events_filter", "output_file_prefix")
 _EVENTS = "text/event-stream"
+_URL = re.compile(r"\Adata:[\w/+.-]*;base64,")
 
 
 def protocol(_settings: Settings) -> Protocol:
@@ -44,11 +48,11 @@ async def predict(service: Service, request: Request) -> Response:
         raise Refused(406, "an answer is given at once, not as a stream of events")
     with service.catalog.lease() as model:
         content = _content(await request.body())
-        feed = from_columns(content["input"], model.signature, "'input'")
+        feed, one = _decode(content["input"], model.signature)
         answer = await service.infer(model, feed, request.arrived, request.gone)
         seconds = perf_counter() - request.arrived
     given = {"id": content["id"]} if "id" in content else {}
-    output = to_lone(answer.outputs)
+    output = to_rows(answer.outputs, answer.rows)[0] if one else to_lone(answer.outputs)
     return Response(200, dump({**given, "status": "succeeded", "output": output, "metrics": {"predict_time": seconds}}))
 
 
@@ -63,6 +67,16 @@ def _content(body: bytes) -> dict[str, Any]:
     if not isinstance(content.get("id", ""), str):
         raise Invalid("'id' is not a string")
     return content
+
+
+def _decode(given: dict[str, Any], signature: Signature) -> tuple[Tensors, bool]:
+    """Give the inputs, and whether they are one row: texts and images by themselves, these also as data URLs."""
+    if not given or not all(isinstance(value, str) for value in given.values()):
+        return from_columns(given, signature, "'input'"), False
+    for name, tensor in signature.inputs.items():
+        if tensor.dtype == "bytes" and name in given:
+            given = {**given, name: _URL.sub("", given[name], count=1)}
+    return from_rows([given], signature, "input"), True
 
 
 async def health(service: Service, _request: Request) -> Response:

@@ -17,6 +17,7 @@ from ..router import Protocol, Route
 from ..rows import dump, from_columns, from_lines, from_rows, parse, to_lines, to_lone, to_rows
 from ..signature import quote
 from ..table import CSV, from_csv, to_csv
+from ..texts import from_body, whole
 from .v2 import enveloped
 
 if TYPE_CHECKING:
@@ -79,9 +80,10 @@ async def invoke(service: Service, request: Request, name: str) -> Response:
     with service.catalog.lease(name) as model:
         if request.media == TRITON:
             return await enveloped(service, request, model)
-        if request.media not in (JSON, *_READERS):
+        taken = (JSON, *_READERS, *whole(model.signature.only))
+        if request.media not in taken:
             got = repr(request.media[:80]) if request.media else "none"
-            raise Refused(415, f"the content type is {got}: expected one of {quote((JSON, *_READERS, TRITON))}")
+            raise Refused(415, f"the content type is {got}: expected one of {quote((*taken, TRITON))}")
         feed, form = _decode(request.media, await request.body(), model.signature)
         answer = await service.infer(model, feed, request.arrived, request.gone)
     return _encode(preferred(request.header("accept"), _GIVEN), form, answer)
@@ -90,8 +92,10 @@ async def invoke(service: Service, request: Request, name: str) -> Response:
 def _decode(media: str, body: bytes, signature: Signature) -> tuple[Feed, str]:
     """Give the inputs, and the form in which they came: rows with a name or without one, or columns."""
     rows = "rows" if signature.rowwise else "columns"
-    if media != JSON:
+    if media in _READERS:
         return _READERS[media](body, signature), rows
+    if media != JSON and signature.only is not None:
+        return {signature.only.name: from_body(body, signature.only)}, rows
     content = parse(body)
     if isinstance(content, list):
         return from_rows(content, signature, "rows"), "bare"

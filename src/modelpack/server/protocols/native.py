@@ -12,7 +12,7 @@ from ..router import Protocol, Route
 from ..rows import dump, from_either, parse, to_columns, to_lone, to_rows
 from ..signature import quote
 from ..table import CSV, from_csv
-from ..texts import MEDIA, from_body
+from ..texts import from_body, whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,8 +71,8 @@ async def predict(service: Service, request: Request) -> Response:
 
 
 def _taken(signature: Signature) -> tuple[str, ...]:
-    only = signature.only
-    return (JSON, *MEDIA[only.dtype], CSV) if only is not None and only.textual else _TAKEN
+    files = whole(signature.only)
+    return (JSON, *files, CSV) if files else _TAKEN
 
 
 def _decode(media: str, body: bytes, request: Request, signature: Signature) -> tuple[dict[str, np.ndarray], str]:

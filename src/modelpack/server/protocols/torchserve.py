@@ -14,13 +14,17 @@ from ..openapi.platforms import torchserve as described
 from ..router import Protocol, Route
 from ..rows import dump, from_either, from_rows, parse, to_rows
 from ..table import CSV
+from ..texts import from_body, whole
 from . import native
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ..exchange import Request
     from ..faults import Fault
     from ..service import Service
     from ..settings import Settings
+    from ..signature import Signature
 
 _TYPES: dict[type[Fault], str] = {
     Invalid: "BadRequestException", Refused: "BadRequestException", Forbidden: "ForbiddenException",
@@ -34,7 +38,9 @@ def protocol(_settings: Settings) -> Protocol:
     """Give the table."""
     routes = (
         Route("POST", "/predictions/{model}", predict, describe=described),
+        Route("PUT", "/predictions/{model}", predict),  # which is how curl uploads a file
         Route("POST", "/predictions/{model}/{version}", predict),
+        Route("PUT", "/predictions/{model}/{version}", predict),
     )
     return Protocol("torchserve", routes, fail=worded)
 
@@ -47,16 +53,23 @@ def worded(fault: Fault) -> Response:
 
 
 async def predict(service: Service, request: Request) -> Response:
-    """Run a model on one row of JSON, on rows as `instances`, or on any other body that `/predict` takes."""
-    if request.media in (blobs.RAW, blobs.NPY, CSV):
-        return await native.predict(service, request)
+    """Run a model on one row of JSON, a text or image, rows as `instances`, or another body that `/predict` takes."""
     with service.catalog.lease(request.parts["model"], request.parts.get("version", "")) as model:
-        content = parse(await request.body())
-        several = isinstance(content, dict) and "instances" in content
-        if several:
-            feed, _ = from_either(content, model.signature)
-        else:
-            feed = from_rows([content], model.signature, "row")
+        signature, media = model.signature, request.media
+        file = media not in (native.JSON, CSV) and bool(whole(signature.only))
+        if not file and media in (blobs.RAW, blobs.NPY, CSV):
+            return await native.predict(service, request)
+        feed, several = _decode(await request.body(), signature, file=file)
         answer = await service.infer(model, feed, request.arrived, request.gone)
     rows = to_rows(answer.outputs, answer.rows)
     return Response(200, dump({"predictions": rows} if several else rows[0]))
+
+
+def _decode(body: bytes, signature: Signature, *, file: bool) -> tuple[dict[str, np.ndarray], bool]:
+    """Give the inputs, and whether they are several rows; a file is the only input as it is."""
+    if file and signature.only is not None:
+        return {signature.only.name: from_body(body, signature.only)}, False
+    content = parse(body)
+    if isinstance(content, dict) and "instances" in content:
+        return from_either(content, signature)
+    return from_rows([content], signature, "row"), False

@@ -49,7 +49,7 @@ async def predict(service: Service, request: Request) -> Response:
     with service.catalog.lease(*_named(request)) as model:
         body = await request.body()
         content = parse(body)
-        if b'"b64"' in body and not _takes_bytes(model.signature) and _holds_bytes(content):
+        if b'"b64"' in body and not _takes_texts(model.signature) and _holds_bytes(content):
             raise Invalid(f'bytes ({{"b64": ...}}) are not taken: the inputs are {_wanted(model.signature)}')
         feed, rows = from_either(content, model.signature, ("parameters", "signature_name"))
         if content.get("signature_name", SIGNATURE) not in (SIGNATURE, ""):
@@ -64,8 +64,8 @@ def _named(request: Request) -> tuple[str, str]:
     return request.parts["model"], request.parts.get("version", "")
 
 
-def _takes_bytes(signature: Signature) -> bool:
-    return any(_TYPES[tensor.dtype] == "DT_STRING" for tensor in signature.inputs.values())
+def _takes_texts(signature: Signature) -> bool:
+    return any(tensor.textual for tensor in signature.inputs.values())
 
 
 def _holds_bytes(content: Any) -> bool:
