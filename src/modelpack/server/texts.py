@@ -18,6 +18,8 @@ import numpy as np
 from .faults import Invalid
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from .signature import Tensor
 
 MEDIA = {"bytes": ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp"), "string": ("text/plain",)}
@@ -69,14 +71,21 @@ def whole(only: Tensor | None) -> tuple[str, ...]:
 
 
 def from_body(body: bytes, tensor: Tensor) -> np.ndarray:
-    """See a whole body as one row of one value.
+    """See a whole body as one row of one value; see `from_values`."""
+    return from_values([body], [1], tensor)
+
+
+def from_values(values: Sequence[bytes], shape: Sequence[int], tensor: Tensor) -> np.ndarray:
+    """Read values that stand apart, in row-major order.
 
     Raises:
-        Invalid: When a text is not UTF-8.
+        Invalid: When there are more or fewer than the shape takes, or a text is not UTF-8.
     """
-    array = np.empty(1, object)
-    array[0] = _decoded(body, 0, tensor)
-    return array
+    if len(values) != math.prod(shape):
+        raise Invalid(f"input {tensor.name!r}: shape {list(shape)} takes {math.prod(shape)} values, got {len(values)}")
+    array = np.empty(len(values), object)
+    array[:] = [_decoded(value, at, tensor) for at, value in enumerate(values)]
+    return array.reshape(shape)
 
 
 def _decoded(value: bytes, at: int, tensor: Tensor) -> str | bytes:
@@ -97,16 +106,17 @@ def from_prefixed(data: memoryview, shape: tuple[int, ...], tensor: Tensor) -> n
     count, place = math.prod(shape), 0
     if min(shape, default=1) < 0 or count * 4 > len(data):
         raise Invalid(f"input {tensor.name!r}: shape {list(shape)} of BYTES takes more than the {len(data)} bytes here")
-    array = np.empty(count, object)
-    for at in range(count):
+    values: list[bytes] = []
+    for _ in range(count):
         (size,) = struct.unpack_from("<I", data, place) if place + 4 <= len(data) else (len(data),)
         place += 4 + size
         if place > len(data):
+            at = len(values)
             raise Invalid(f"input {tensor.name!r}: value {at} reaches beyond the {len(data)} bytes of the tensor")
-        array[at] = _decoded(bytes(data[place - size : place]), at, tensor)
+        values.append(bytes(data[place - size : place]))
     if place != len(data):
         raise Invalid(f"input {tensor.name!r}: {len(data) - place} bytes follow its {count} values")
-    return array.reshape(shape)
+    return from_values(values, shape, tensor)
 
 
 def to_prefixed(array: np.ndarray) -> bytes:
