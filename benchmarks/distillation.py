@@ -8,7 +8,6 @@ It needs ``pip install --editable '.[dev]'`` and what ``recipes/minilm-int8.yaml
 
 from __future__ import annotations
 
-import argparse
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import materials
 from cases import FASHION, TAUGHT, by_heads
 from pruners import Plain
-from workshop import CLOSENESS, Case, measure
+from workshop import CLOSENESS, Case, command
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -95,18 +94,5 @@ CASES: Mapping[str, Case] = {
 }
 """Name on the command line → case."""
 
-
-def main() -> None:
-    """Measure what is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", choices=CASES, action="append", help="all when absent")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument("--device", default="cpu")
-    options = parser.parse_args()
-    for name in options.model or CASES:
-        measure(f"distillation-{name}", CASES[name], options.seeds, options.rounds, options.device)
-
-
 if __name__ == "__main__":
-    main()
+    command(__doc__, "distillation", CASES)

@@ -11,26 +11,12 @@ Both sides see the same training rows for the same number of epochs; both are ex
 
 from __future__ import annotations
 
-import argparse
 import os
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 from cases import CASES
-from workshop import measure
-
-
-def main() -> None:
-    """Measure what is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", choices=CASES, action="append", help="all when absent")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument("--device", default="cpu")
-    options = parser.parse_args()
-    for name in options.model or CASES:
-        measure(f"pruning-{name}", CASES[name], options.seeds, options.rounds, options.device)
-
+from workshop import command
 
 if __name__ == "__main__":
-    main()
+    command(__doc__, "pruning", CASES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import statistics
@@ -229,6 +230,18 @@ def one_seed(case: Case, seed: int, folder: Path, device: str) -> tuple[dict[str
     return made, {key: value[:1] for key, value in test.items() if key in shop.recipe.inputs}
 
 
+def command(about: str, script: str, cases: Mapping[str, Case]) -> None:
+    """Read the command line of a script, and measure the cases that it asks for."""
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
+    parser.add_argument("--model", choices=cases, action="append", help="all when absent")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    for name in options.model or cases:
+        measure(f"{script}-{name}", cases[name], options.seeds, options.rounds, options.device)
+
+
 def measure(name: str, case: Case, seeds: int, rounds: int, device: str) -> None:
     """Make, judge and time the models of one case; after every seed its table is written."""
     found: dict[str, list[Made]] = {}
@@ -256,8 +269,8 @@ def tell(
     table = [line(way, items, case.judgement, found[ORIGINAL][0], taken) for way, items in found.items()]
     script, _, model = name.partition("-")
     where, option = ("-cuda", " --device cuda") if device != "cpu" else ("", "")
-    command = f"python benchmarks/{script}.py --model {model} --seeds {seeds}{option}"
-    write(f"{name}{where}", case.title, table, notes, command)
+    again = f"python benchmarks/{script}.py --model {model} --seeds {seeds}{option}"
+    write(f"{name}{where}", case.title, table, notes, again)
 
 
 _PEERS = (
