@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from . import interface
+from . import interface as interfaces
 from .faults import Disconnected, Failed, Fault, Invalid, StartError, Unready
 from .signature import read
 from .statistics import Statistics
@@ -65,7 +65,7 @@ class Model:
         self.folder, self._settings, self._observe = folder, settings, observe
         self.stamp = stamp(folder)
         self._inner = read(folder / "signature.json")
-        self._interface = interface.read(folder, self._inner)
+        self._interface = interfaces.read(folder, self._inner)
         self.signature = self._interface.signature if self._interface else self._inner
         self.name, self.version = name, version
         self.card = {**(read_card(folder) if card is None else card), "name": name, "version": version}
@@ -94,17 +94,17 @@ class Model:
             StartError: When the model cannot be served.
         """
         began = perf_counter()
-        self.engine = await asyncio.to_thread(self._build)
+        engine = self.engine = await asyncio.to_thread(self._build)
         from .batching import Pool
         from .engine import stoppable
 
         self._pool = Pool(
-            self.engine.run, stoppable,
-            workers=self._settings.concurrency, limit=self._settings.queue, rows=self.engine.batch,
-            short=self.engine.steady, observe=self._ran,
+            self._work(engine), stoppable,
+            workers=self._settings.concurrency, limit=self._settings.queue, rows=engine.batch,
+            short=engine.steady, observe=self._ran,
         )  # fmt: skip
         if self._interface and self._interface.prepares:
-            workers = max(self._settings.concurrency, self.engine.threads)
+            workers = max(self._settings.concurrency, engine.threads)
             self._desk = Pool(self._interface.prepare, _Options, workers=workers, limit=self._settings.queue)
         self.seconds = perf_counter() - began
 
@@ -117,6 +117,12 @@ class Model:
         if self._interface:
             self._interface.load(settings)
         return engine
+
+    def _work(self, engine: Engine) -> Callable[[Mapping[str, np.ndarray], Any], dict[str, np.ndarray]]:
+        """Give what one run does: the model, and what its outputs become."""
+        if (interface := self._interface) is None:
+            return engine.run
+        return lambda feed, options: interface.finish(engine.run(feed, options))
 
     def _ran(self, run: Run) -> None:
         self.statistics.ran(run)
@@ -158,8 +164,6 @@ class Model:
             raise Failed("the model failed on this request") from error
         queued = waited + run.started - job.queued
         self.statistics.answered(queued, perf_counter() - began)
-        if self._interface:
-            outputs = self._interface.finish(outputs)
         return Answer(outputs, rows, queued, run.ended - run.started, prepared)
 
     def retire(self) -> None:
