@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,11 +11,14 @@ from pydantic import ValidationError
 
 from image_support import little_wheels, rootfs
 from interfaces import made, photos, pictures, reading, seeing, sentences
+from modelpack import engine, recipe
 from modelpack.container import install, plan, wheels
-from modelpack.errors import StageError, UsageError
+from modelpack.errors import RecipeError, StageError, UsageError
+from modelpack.events import Note
 from modelpack.stage import Outside
 from modelpack.stages.build import build
 from modelpack.stages.interface import InterfaceConfig, interface
+from modelpack.store import Store
 from support import Rows, run_stage
 
 __all__ = ["little_wheels", "rootfs"]
@@ -121,3 +125,36 @@ def test_what_opens_refused_formats_stays_out_of_images():
         assert not install.kept(name)
     lock = {item["name"]: item["version"] for item in json.loads(wheels.LOCK.read_bytes())}
     assert set(wheels.OPTIONAL) <= set(lock)
+
+
+RECIPE = """
+name: colours
+model: {onnx: seeing.onnx}
+data:
+  val: {image_folder: {path: photos, size: 10, crop: 8}}
+stages:
+"""
+
+
+def test_a_recipe_records_it_and_refuses_it_before_what_would_drop_it(tmp_path):
+    photos(tmp_path)
+    shutil.copy(seeing(tmp_path).file("model.onnx"), tmp_path / "seeing.onnx")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"{RECIPE}  - interface: {{data: val, outputs: {{scores: {{top: 1}}}}}}\n  - optimize:\n")
+    with pytest.raises(RecipeError, match="'optimize' cannot work on a finished model"):
+        recipe.load(path, ())
+    path.write_text(f"{RECIPE}  - interface: {{data: val, outputs: {{scores: {{top: 1}}}}}}\n")
+    desk = engine.open_desk(recipe.load(path, ()), Store(tmp_path / "store"), "cpu")
+    notes = []
+    done = engine.run(desk, lambda event: notes.append(event.text) if isinstance(event, Note) else None)
+    assert done.status == "succeeded"
+    assert notes == [
+        "clients send image (bytes)",
+        "clients get scores (float32), scores_label (string), pixels (float32)",
+    ]
+    shutil.rmtree(tmp_path / "photos" / "red")
+    path.write_text(f"{RECIPE}  - interface: {{data: val, outputs: {{scores: {{top: 1}}}}}}\n")
+    desk = engine.open_desk(recipe.load(path, ()), Store(tmp_path / "store"), "cpu")
+    with pytest.raises(StageError, match="2 labels for 3 classes") as caught:
+        engine.run(desk, lambda _event: None)
+    assert "those of the data" in caught.value.then

@@ -141,7 +141,8 @@ def interface(config: InterfaceConfig, job: Job) -> None:
         found.load(Settings())
     except StartError as error:
         raise StageError(
-            str(error).replace(f"{job.out}/", ""), then="see `inputs` and `outputs` of the model"
+            str(error).replace(f"{job.out}/", ""),
+            then="compare with the model's outputs; names that `labels` does not give are those of the data",
         ) from error
     job.result("interface", {"inputs": _shown(found.signature.inputs), "outputs": _shown(found.signature.outputs)})
     for role, tensors in (("send", found.signature.inputs), ("get", found.signature.outputs)):
