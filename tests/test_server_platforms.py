@@ -191,6 +191,13 @@ def test_wrong_requests_are_refused_in_the_platforms_words(serve, model, path, c
         assert rest == {}
 
 
+def test_a_form_with_files_is_said_not_to_be_read(serve):
+    status, answer = post(
+        serve("scale"), "/predictions/model", b"--a", {"content-type": "multipart/form-data; boundary=a"}
+    )
+    assert (status, answer["code"], "send the example itself" in answer["message"]) == (415, 415, True)
+
+
 def test_cog_gives_no_stream_of_events(serve):
     status, answer = post(
         serve("scale"), "/predictions", {"input": {"x": [[1]]}}, JSON | {"accept": "text/event-stream"}

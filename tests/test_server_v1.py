@@ -109,6 +109,15 @@ def test_the_status_is_that_of_both_protocols(server):
         assert get(server, path)[0] == 404
 
 
+def test_the_root_says_that_the_server_is_alive(server, tmp_path):
+    """KServe's own client asks so."""
+    assert get(server, "/")[1]["status"] == "alive"
+    with Server(scaled(tmp_path / "scale", 2)) as own:
+        answer = get(own, "/")[1]
+        assert (answer["status"], answer["name"]) == ("alive", "model")
+        assert "status" not in get(own, "/card/model")[1]
+
+
 def test_metadata_are_tensorflow_servings(server):
     status, answer = get(server, "/v1/models/pair/metadata")
     assert (status, answer["model_spec"]) == (200, {"name": "pair", "signature_name": "", "version": "1"})

@@ -107,12 +107,13 @@ def _encode(media: str, form: str, answer: Answer, model: Model) -> Response:
 async def card(service: Service, request: Request) -> Response:
     """Show what a model is, as JSON or as a page; at `/` of a server with several, their list."""
     name, catalog = request.parts.get("model", ""), service.catalog
+    alive = {} if name else {"status": "alive"}  # what clients of KServe v1 look for at `/`
     if not name and len(catalog.current) != 1:
-        return as_json({"models": catalog.index()})
+        return as_json({**alive, "models": catalog.index()})
     model = catalog.find(name, request.parts.get("version", ""))
     content = page.describe(model.card, model.signature, service.settings)
     if preferred(request.header("accept"), (JSON, "text/html")) == JSON:
-        return as_json(content, vary="accept")
+        return as_json({**alive, **content}, vary="accept")
     shown = page.render(content, model.signature, request.header("host"))
     return Response(200, shown, "text/html; charset=utf-8", dict(page.HEADERS))
 

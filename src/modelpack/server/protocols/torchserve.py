@@ -56,6 +56,8 @@ async def predict(service: Service, request: Request) -> Response:
     """Run a model on one row of JSON, a text or image, rows as `instances`, or another body that `/predict` takes."""
     with service.catalog.lease(request.parts["model"], request.parts.get("version", "")) as model:
         signature, media = model.signature, request.media
+        if media.startswith("multipart/"):
+            raise Refused(415, f"{media} is not read: send the example itself as the body")
         file = media not in (native.JSON, CSV) and bool(whole(signature.only))
         if not file and media in (blobs.RAW, blobs.NPY, CSV):
             return await native.predict(service, request)
