@@ -21,13 +21,14 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 
 from interfaces import made, photos, pictures, reading, seeing, sentences
+from modelpack.server import readers
 from modelpack.server.answers import Finish, softmax
 from modelpack.server.faults import Disconnected, Invalid, StartError
-from modelpack.server.interface import read
+from modelpack.server.interface import Interface, read
 from modelpack.server.preparation import Pixels
 from modelpack.server.readers import Images
 from modelpack.server.settings import Settings
-from modelpack.server.signature import Tensor
+from modelpack.server.signature import Signature, Tensor
 from modelpack.server.signature import read as signature
 from modelpack.server.texts import from_prefixed, to_prefixed
 from serving import JSON, Server, linear
@@ -351,6 +352,32 @@ def test_images_of_a_request_have_room_together_when_they_are_prepared():
         reader.read({"x": objects([one] * 3)}, SimpleNamespace(terminate=False))
     with pytest.raises(Invalid, match=r"image 1 becomes \[3, 10, 10\], image 0 \[3, 30, 30\]"):
         reader.read({"x": objects([one, encoded()])}, SimpleNamespace(terminate=False))
+
+
+def test_a_container_with_little_memory_takes_smaller_images(monkeypatch, caplog):
+    monkeypatch.setattr(readers, "free", lambda: 16 * 2 * 900)
+    reader = Images("x", Tensor("x", ("n", 3, 4, 4), "float32"), Pixels(size=4))
+    with caplog.at_level("WARNING", "modelpack.server"):
+        reader.load(Settings(), workers=2)
+    assert "images may have 900 pixels, for which there is memory" in caplog.text
+    assert reader.read({"x": objects([encoded((30, 30))])}, SimpleNamespace(terminate=False))["x"].shape == (1, 3, 4, 4)
+    with pytest.raises(Invalid, match="31x30 pixels, which exceeds limit 900"):
+        reader.read({"x": objects([encoded((31, 30))])}, SimpleNamespace(terminate=False))
+
+
+def test_other_inputs_pass_beside_images():
+    inner = Signature(
+        {"scale": Tensor("scale", ("n",), "float32"), "x": Tensor("x", ("n", 3, 4, 4), "float32")},
+        {"y": Tensor("y", ("n",), "float32")},
+    )
+    interface = Interface(inner, (Images("x", inner.inputs["x"], Pixels(size=4)),), {})
+    interface.load(Settings())
+    assert {name: each.dtype for name, each in interface.signature.inputs.items()} == {"scale": "float32", "x": "bytes"}
+    feed = {"x": objects([encoded()]), "scale": np.float32([2])}
+    made_of = interface.prepare(feed, SimpleNamespace(terminate=False))
+    assert [list(made_of), made_of["scale"].tolist(), made_of["x"].shape] == [["scale", "x"], [2], (1, 3, 4, 4)]
+    with pytest.raises(ValueError, match="become the same input"):
+        Interface(inner, (*interface.readers, *interface.readers), {})
 
 
 def test_what_is_prepared_must_be_what_the_model_takes(tmp_path):

@@ -43,7 +43,7 @@ class Reader(Protocol):
     takes: tuple[Tensor, ...]
     gives: tuple[str, ...]
 
-    def load(self, settings: Settings) -> None:
+    def load(self, settings: Settings, workers: int = 1) -> None:
         """Load what it needs, and try it."""
 
     def read(self, feed: Mapping[str, np.ndarray], stopped: Any) -> dict[str, np.ndarray]:
@@ -97,14 +97,14 @@ class Interface:
                 outputs[each.name] = each
         return outputs
 
-    def load(self, settings: Settings) -> None:
-        """Load what prepares inputs, and try it, so that the first client finds it ready.
+    def load(self, settings: Settings, workers: int = 1) -> None:
+        """Load what prepares inputs in so many threads, and try it, so that the first client finds it ready.
 
         Raises:
             StartError: When a file or package is missing, or prepared inputs are not what the model takes.
         """
         for reader in self.readers:
-            reader.load(settings)
+            reader.load(settings, workers)
 
     def prepare(self, feed: Mapping[str, np.ndarray], stopped: Any) -> dict[str, np.ndarray]:
         """Turn what a client sent into what the model takes.

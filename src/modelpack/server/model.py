@@ -104,8 +104,8 @@ class Model:
             short=engine.steady, observe=self._ran,
         )  # fmt: skip
         if self._interface and self._interface.prepares:
-            workers = max(self._settings.concurrency, engine.threads)
-            self._desk = Pool(self._interface.prepare, _Options, workers=workers, limit=self._settings.queue)
+            workers, limit = self._preparing(engine), self._settings.queue
+            self._desk = Pool(self._interface.prepare, _Options, workers=workers, limit=limit)
         self.seconds = perf_counter() - began
 
     def _build(self) -> Engine:
@@ -115,8 +115,12 @@ class Model:
         engine = Engine(self.folder / "model.onnx", self._inner, settings.threads, settings.max_batch)
         engine.warm_up()
         if self._interface:
-            self._interface.load(settings)
+            self._interface.load(settings, self._preparing(engine))
         return engine
+
+    def _preparing(self, engine: Engine) -> int:
+        """Count the threads that prepare requests."""
+        return max(self._settings.concurrency, engine.threads)
 
     def _work(self, engine: Engine) -> Callable[[Mapping[str, np.ndarray], Any], dict[str, np.ndarray]]:
         """Give what one run does: the model, and what its outputs become."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .faults import Disconnected, Invalid, StartError
+from .memory import free
 from .signature import Signature, Tensor
 from .tensors import fit
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 """What a client's image may be; Pillow goes by content, never by a name or a header."""
+_BYTES = 16  # of memory that a pixel takes at most while an image is decoded: four layers of a transparent one
+_log = logging.getLogger("modelpack.server")
 
 
 class Images:
@@ -45,8 +49,8 @@ class Images:
         if not fits:
             raise ValueError(f"images become {list(shape)}, and the model's {tensor.name!r} takes {tensor.wanted}")
 
-    def load(self, settings: Settings) -> None:
-        """Import Pillow and prepare a grey image.
+    def load(self, settings: Settings, workers: int = 1) -> None:
+        """Import Pillow, see how large an image may be in so many threads at once, and prepare a grey one.
 
         Raises:
             StartError: When it is absent, or what it gives is not what the model takes.
@@ -57,7 +61,9 @@ class Images:
             from .preparation.images import read
         except ImportError as error:
             raise StartError(f"this model takes images, and Pillow is not here: {error}") from None
-        self._read, self._most = read, settings.max_pixels
+        self._read, self._most = read, min(settings.max_pixels, free() // (_BYTES * workers))
+        if self._most < settings.max_pixels:
+            _log.warning("images may have %d pixels, for which there is memory", self._most)
         sizes = [size if isinstance(size, int) else 32 for size in self._pixels.shape]
         height, width = sizes[1:] if self._pixels.layout == "NCHW" else sizes[:2]
         stream = io.BytesIO()
@@ -116,7 +122,7 @@ class Texts:
         self._path, self._tokens, self._arrays, self._most = path, tokens, arrays, 0
         self._tokenizer: Any = None
 
-    def load(self, settings: Settings) -> None:
+    def load(self, settings: Settings, _workers: int = 1) -> None:
         """Load the tokenizer and prepare a text.
 
         Raises:

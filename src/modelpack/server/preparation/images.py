@@ -57,8 +57,8 @@ def _flattened(image: Image.Image, settings: Pixels) -> Image.Image:
     if image.mode in {"I", "F"}:
         raise ValueError(f"its pixels are of kind {image.mode}, which has no known range; save 8 or 16 bits")
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUNDS[settings.background]), image)
+        over = image if image.mode == "RGBA" else image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUNDS[settings.background]), over)
     wanted = "L" if settings.channels == "grey" else "RGB"
     return image if image.mode == wanted else image.convert(wanted)
 
