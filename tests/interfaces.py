@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
@@ -103,3 +105,13 @@ def sentences(root, model, **settings):
 
 def made(root, model, settings, **data) -> Artifact:
     return run_stage(root, interface, settings, model=model, base=root, data=data)
+
+
+def encoded(size=(10, 10), kind="PNG", mode="RGB", **more):
+    stream = io.BytesIO()
+    Image.new(mode, size).save(stream, kind, **more)
+    return stream.getvalue()
+
+
+def objects(values):
+    return np.array(values, object)
