@@ -280,8 +280,8 @@ class Server:
         self.stop()
 
 
-def described(server: Server, path: str) -> tuple[Any, Any]:
-    """Give what judges requests and answers of a route by its description."""
+def described(server: Server, path: str, status: str = "200") -> tuple[Any, Any]:
+    """Give what judges requests and answers with a status of a route by its description."""
     document = json.loads(server.ask("GET", "/openapi.json")[2])
     operation = document["paths"][path]["post"]
 
@@ -290,7 +290,7 @@ def described(server: Server, path: str) -> tuple[Any, Any]:
         jsonschema.Draft202012Validator.check_schema(schema)
         return jsonschema.Draft202012Validator(schema)
 
-    return validator(operation["requestBody"]["content"]), validator(operation["responses"]["200"]["content"])
+    return validator(operation["requestBody"]["content"]), validator(operation["responses"][status]["content"])
 
 
 def receive_all(connection: socket.socket) -> bytes:

@@ -246,4 +246,6 @@ def test_the_description_takes_what_the_route_takes(serve):
         answered.validate(json.loads(answer))
     for content in ({}, {"instances": [[3]]}, {"dataframe_split": [1]}, [3], {"instances": [row], "inputs": columns}):
         assert not asked.is_valid(content)
-        assert post(serve("pair"), content)[0] == 400
+        status, _, answer = post(serve("pair"), content)
+        assert status == 400
+        described(serve("pair"), "/invocations", "400")[1].validate(json.loads(answer))

@@ -81,6 +81,26 @@ def test_vertex_passes_on_what_tritons_client_writes(serve):
     assert result.as_numpy("y").tolist() == [[2.0], [5.0]]
 
 
+def test_vertex_may_name_a_model_in_tritons_header(tmp_path):
+    for version in (1, 2):
+        scaled(tmp_path / "scale" / str(version), version)
+    linear(tmp_path / "linear")
+    content = {"inputs": [{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [3]}]}
+    x = triton.InferInput("x", [1, 1], "FP32")
+    x.set_data_from_numpy(np.float32([[3]]))
+    body, length = triton.InferenceServerClient.generate_request_body([x])
+    with Server(tmp_path, predict_route="/p") as own:
+        for path, want in (("v2/models/scale/infer", 6), ("/v2/models/scale/versions/1/infer", 3)):
+            named = {"x-vertex-ai-triton-redirect": path}
+            assert post(own, "/p", content, JSON | named)[1]["outputs"][0]["data"] == [want]
+            binary = {"content-type": f"{VERTEX};json-header-size={length}"}
+            status, _, answer = own.ask("POST", "/p", bytes(body), binary | named)
+            assert (status, np.frombuffer(answer[-4:], "<f4")[0]) == (200, want)
+        status, answer = post(own, "/p", content, JSON | {"x-vertex-ai-triton-redirect": "v2/models/scale/load"})
+        assert (status, "'v2/models/scale/load': expected v2/models" in answer["error"]) == (400, True)
+        assert post(own, "/p", content, JSON | {"x-vertex-ai-triton-redirect": "v2/models/no/infer"})[0] == 404
+
+
 def test_the_platforms_variables_set_routes():
     environment = {"AIP_PREDICT_ROUTE": "/p", "AIP_HEALTH_ROUTE": "/h", "AIP_HTTP_PORT": "9"}
     settings = Settings.read(environment)
@@ -235,9 +255,12 @@ def test_descriptions_take_what_the_routes_take(serve, path, good, wrong):
         status, answer = post(serve("pair"), path, content)
         assert status == 200
         answered.validate(answer)
+    _, refused = described(serve("pair"), path, "400")
     for content in wrong:
         assert not asked.is_valid(content), content
-        assert post(serve("pair"), path, content)[0] == 400
+        status, answer = post(serve("pair"), path, content)
+        assert status == 400
+        refused.validate(answer)
 
 
 def test_cogs_clients_find_input_and_output(serve):

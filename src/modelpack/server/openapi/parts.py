@@ -29,14 +29,14 @@ _ERRORS = {
 }
 
 
-def errors(more: Mapping[int, str] | None = None) -> dict[str, Any]:
-    """Describe the answers of a route that runs a model and cannot."""
-    return {str(status): error(text) for status, text in sorted({**_ERRORS, **(more or {})}.items())}
+def errors(more: Mapping[int, str] | None = None, schema: str = "Error") -> dict[str, Any]:
+    """Describe the answers of a route that runs a model and cannot, in the form of a schema."""
+    return {str(status): error(text, schema) for status, text in sorted({**_ERRORS, **(more or {})}.items())}
 
 
-def error(text: str) -> dict[str, Any]:
+def error(text: str, schema: str = "Error") -> dict[str, Any]:
     """Describe an answer that says what was wrong."""
-    return {"description": text, "content": {JSON: {"schema": ref("Error")}}}
+    return {"description": text, "content": {JSON: {"schema": ref(schema)}}}
 
 
 def ref(name: str) -> dict[str, str]:

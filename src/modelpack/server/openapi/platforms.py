@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..router import Described
 from ..texts import whole
-from .parts import JSON, errors, fields, ref
+from .parts import ERROR, JSON, errors, fields, ref
 from .predict import CSV, NPY, columns, instances, predictions, row
 
 if TYPE_CHECKING:
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 LINES = "application/jsonlines"
 _FREE = {"type": "object"}
 _TEXT = {"type": "string"}
+_FAILED = fields({"status": {"const": "failed"}, "error": _TEXT})
+_CODED = fields({"error_code": _TEXT, "message": _TEXT})
+_TYPED = fields({"code": {"type": "integer"}, "type": _TEXT, "message": _TEXT})
 
 
 def v1(model: Model, settings: Settings, prefix: str) -> Described:
@@ -59,7 +62,7 @@ def invocations(model: Model, settings: Settings, prefix: str) -> Described:
     requests += [fields({name: form, "params": _FREE}, required=[name]) for name, form in forms.items()]
     named = {f"{prefix}InvocationRequest": requests, f"{prefix}InvocationAnswer": answers}
     takes = (CSV, LINES, *(whole(signature.only) or (NPY,)))
-    return _described(model, settings, named, takes=takes, gives=(CSV, LINES, NPY))
+    return _described(model, settings, named, takes=takes, gives=(CSV, LINES, NPY), wrong=("InvocationError", _CODED))
 
 
 def azure(model: Model, settings: Settings, prefix: str) -> Described:
@@ -79,7 +82,7 @@ def torchserve(model: Model, settings: Settings, prefix: str) -> Described:
     requests = [row(signature.inputs), fields({"instances": instances(signature)})]
     answers = [row(signature.outputs, output=True), fields({"predictions": predictions(signature)})]
     named = {f"{prefix}OneRequest": requests, f"{prefix}OneAnswer": answers}
-    return _described(model, settings, named, takes=whole(signature.only))
+    return _described(model, settings, named, takes=whole(signature.only), wrong=("OneError", _TYPED))
 
 
 def cog(model: Model, settings: Settings, prefix: str) -> Described:
@@ -88,9 +91,8 @@ def cog(model: Model, settings: Settings, prefix: str) -> Described:
     metrics = fields({"predict_time": {"type": "number"}})
     given = {"status": {"const": "succeeded"}, "output": ref(f"{prefix}Output"), "metrics": metrics, "id": _TEXT}
     answer = fields(given, required=["status", "output", "metrics"])
-    described = _described(
-        model, settings, {f"{prefix}PredictionRequest": [request], f"{prefix}PredictionResponse": [answer]}
-    )
+    named = {f"{prefix}PredictionRequest": [request], f"{prefix}PredictionResponse": [answer]}
+    described = _described(model, settings, named, wrong=("PredictionError", _FAILED))
     takes, gives = columns(model.signature), _lone(model.signature)
     if all(tensor.textual for tensor in model.signature.inputs.values()):  # one text or image may come by itself
         one = fields(dict.fromkeys(model.signature.inputs, _TEXT))
@@ -115,19 +117,22 @@ def _described(
     model: Model,
     settings: Settings,
     named: Mapping[str, list[dict[str, Any]]],
+    *,
     takes: tuple[str, ...] = (),
     gives: tuple[str, ...] = (),
+    wrong: tuple[str, dict[str, Any]] = ("Error", ERROR),
 ) -> Described:
-    """Describe a route by the forms of its request and of its answer, each a schema of its own with a name."""
+    """Describe a route by the forms of its request and of its answer, and of what it says is wrong, by their names."""
     request, answer = named
     schemas = {name: forms[0] if len(forms) == 1 else {"anyOf": forms} for name, forms in named.items()}
+    failures = errors({406: "The answer cannot have the form that was asked for."}, wrong[0])
     operation = {
         "summary": f"Run {model.name}",
         "description": f"At most {settings.max_rows} rows and {settings.max_body} bytes in a request.",
         "requestBody": {"required": True, "content": _content(request, takes)},
-        "responses": {"200": {"description": "What the model gives.", "content": _content(answer, gives)}, **errors()},
+        "responses": {"200": {"description": "What the model gives.", "content": _content(answer, gives)}, **failures},
     }
-    return Described(operation, schemas)
+    return Described(operation, {**schemas, wrong[0]: wrong[1]})
 
 
 def _content(name: str, more: tuple[str, ...]) -> dict[str, Any]:

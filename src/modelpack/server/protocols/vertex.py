@@ -5,6 +5,7 @@ Source: Google Cloud, "Custom container requirements for prediction".
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from ..exchange import Response
@@ -13,13 +14,14 @@ from ..openapi.platforms import vertex as described
 from ..router import Protocol, Route
 from ..rows import dump, from_either, parse, to_rows
 from . import native
-from .v2 import enveloped
+from .v2 import enveloped, infer
 
 if TYPE_CHECKING:
     from ..exchange import Request
     from ..service import Service
     from ..settings import Settings
 
+_INFER = re.compile(r"/?v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?/infer")
 TRITON = "application/vnd.vertex-ai-triton.binary+json"
 
 
@@ -34,7 +36,9 @@ def protocol(settings: Settings) -> Protocol:
 
 
 async def predict(service: Service, request: Request) -> Response:
-    """Run the only model on rows; another content type is read as `/predict` reads it."""
+    """Run the only model on rows, or the one that a header names; other content types are read as `/predict` does."""
+    if redirect := request.header("x-vertex-ai-triton-redirect"):
+        return await _redirected(service, request, redirect)
     if request.media not in (native.JSON, TRITON):
         return await native.predict(service, request)
     with service.catalog.lease() as model:
@@ -45,3 +49,14 @@ async def predict(service: Service, request: Request) -> Response:
             raise Invalid("'inputs' are not taken here: send rows, {\"instances\": [...]}")
         answer = await service.infer(model, feed, request.arrived, request.gone)
     return Response(200, dump({"predictions": to_rows(answer.outputs, answer.rows)}))
+
+
+async def _redirected(service: Service, request: Request, path: str) -> Response:
+    """Run the model of a path of the Open Inference Protocol v2, as Triton's container on Vertex AI does."""
+    if not (named := _INFER.fullmatch(path)):
+        raise Invalid(f"the request is redirected to {path[:200]!r}: expected v2/models/MODEL[/versions/VERSION]/infer")
+    request.parts = named.groupdict("")
+    if request.media != TRITON:
+        return await infer(service, request)
+    with service.catalog.lease(request.parts["model"], request.parts["version"]) as model:
+        return await enveloped(service, request, model)
