@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+import tomllib
+from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
 from pydantic import ValidationError
 
 from image_support import little_wheels, rootfs
 from interfaces import made, photos, pictures, reading, seeing, sentences
 from modelpack import engine, recipe
+from modelpack.container import build as container
 from modelpack.container import install, plan, wheels
 from modelpack.errors import RecipeError, StageError, UsageError
 from modelpack.events import Note
@@ -158,3 +163,22 @@ def test_a_recipe_records_it_and_refuses_it_before_what_would_drop_it(tmp_path):
     with pytest.raises(StageError, match="2 labels for 3 classes") as caught:
         engine.run(desk, lambda _event: None)
     assert "those of the data" in caught.value.then
+
+
+def test_another_version_in_the_image_than_here_is_said(monkeypatch):
+    told = []
+    for pin in ("1.2.3", metadata.version("pillow")):
+        monkeypatch.setattr(wheels, "requirements", lambda pin=pin: {"pillow": pin})
+        container._compare("pillow", told.append)
+    (said,) = told
+    assert said.startswith("the image has pillow 1.2.3 and this machine ")
+    assert said.endswith("pip install pillow==1.2.3")
+
+
+def test_the_extras_allow_what_images_hold():
+    """Who installs modelpack now prepares data by the versions that images have."""
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))["project"]
+    for extra, name in (("images", "pillow"), ("text", "tokenizers")):
+        (line,) = [Requirement(text) for text in project["optional-dependencies"][extra]]
+        assert line.name == name
+        assert line.specifier.contains(wheels.requirements()[name])

@@ -18,6 +18,7 @@ import onnxruntime
 import pytest
 
 import modelpack.server
+from interfaces import made, photos, pictures, reading, seeing, sentences
 from serving import ISOLATED, JSON, Server, answers, linear, patient, receive_all, table
 
 SOURCE = Path(modelpack.server.__file__).parent
@@ -390,10 +391,20 @@ def test_the_relocated_server_writes_nothing_and_calls_nobody(relocated, tmp_pat
         "sys.addaudithook(spy)\n"
     )
     command = [spy + part if part == ISOLATED else part for part in relocated]
-    folder = linear(tmp_path / "model")
+    linear(tmp_path / "models" / "model")
+    picture, *_ = photos(tmp_path)
+    for name, make, data in (("colours", seeing, pictures), ("texts", reading, sentences)):
+        model = make(tmp_path / name)
+        artifact = made(tmp_path / name, model, {"data": "v"}, v=data(tmp_path, model))
+        shutil.copytree(artifact.path, tmp_path / "models" / name)
     before = sorted(path for path in tmp_path.rglob("*"))
-    with Server(folder, command=command) as server:
-        assert server.predict({"instances": [[1, 2, 3, 4]]})[0] == 200
+    with Server(tmp_path / "models", command=command) as server:
+        for name, body, media in (
+            ("model", b'{"instances": [[1, 2, 3, 4]]}', "application/json"),
+            ("colours", picture.read_bytes(), "image/png"),
+            ("texts", b"good film", "text/plain"),
+        ):
+            assert server.ask("POST", f"/predict/{name}", body, {"content-type": media})[0] == 200
         assert server.ask("GET", "/metrics")[0] == 200
         assert server.stop() == 0
     assert "CAUGHT" not in "".join(server.log)
