@@ -160,6 +160,17 @@ def test_the_description_takes_what_the_route_takes(server):
         assert post(server, "pair:predict", content)[0] == 400
 
 
+def test_the_description_knows_what_a_float_can_hold_and_no_refusals(server):
+    asked, _ = described(server, "/v1/models/scale:predict")
+    for content in ({"instances": [[1e39]]}, {"instances": [[1]], "signature_name": "other"}):
+        assert not asked.is_valid(content)
+        assert post(server, "scale:predict", content)[0] == 400
+    largest = {"instances": [[float(np.finfo("float32").max)]], "signature_name": "serving_default"}
+    asked.validate(largest)
+    assert post(server, "scale:predict", largest) == (200, {"predictions": [[None]]})  # twice that is infinite
+    assert not [path for path in get(server, "/openapi.json")[1]["paths"] if path.endswith(":explain")]
+
+
 leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=3)
 names = st.sampled_from(["x", "b64", "z"]) | st.text(max_size=3)
 values = st.recursive(leaves, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(names, inner, max_size=2))

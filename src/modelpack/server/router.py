@@ -40,7 +40,7 @@ class Route:
         path: With named parts: `/v1/models/{model}:predict`. A part is never empty and holds no slash.
         answer: Takes the service and the request, whose `parts` are filled.
         name: What metrics call it; the path when empty.
-        media: The forms of its answers.
+        media: The forms of its answers; none leaves it out of the description.
         describe: Describes it in OpenAPI for one model, under the server's limits, with a prefix for the names of its
             schemas; None takes the first line of the docstring of `answer`.
     """

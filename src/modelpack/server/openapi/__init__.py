@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def describe(protocols: Iterable[Protocol], models: Mapping[str, Model], settings: Settings) -> dict[str, Any]:
     """Describe every route; one that names a model once for each, in its current version.
 
-    Routes that name a version beside the model are the same but for that and left out.
+    Left out are routes that only refuse, and those that name a version beside the model and are else the same.
 
     Args:
         protocols: Tables of routes.
@@ -43,7 +43,7 @@ def describe(protocols: Iterable[Protocol], models: Mapping[str, Model], setting
 def _operations(
     route: Route, models: Mapping[str, Model], settings: Settings
 ) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
-    if "{version}" in route.path:
+    if "{version}" in route.path or not route.media:
         return
     if "{model}" not in route.path and (route.describe is None or len(models) != 1):
         yield route.path, _plain(route), {}

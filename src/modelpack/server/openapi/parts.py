@@ -70,7 +70,10 @@ def _element(tensor: Tensor, *, output: bool) -> dict[str, Any]:
         return {"type": "boolean"}
     if kind == "f":
         hint = {} if tensor.range is None else {"description": f"usually {tensor.range[0]:g} to {tensor.range[1]:g}"}
-        return {"type": ["number", "null"] if output else "number", **hint}
+        if output:
+            return {"anyOf": [{"type": "number"}, {"type": "null"}], **hint}
+        largest = float(np.finfo(tensor.dtype).max)
+        return {"type": "number", "minimum": -largest, "maximum": largest, **hint}
     limits = np.iinfo(tensor.dtype)
     least, most = tensor.range or (-math.inf, math.inf)
     return {"type": "integer", "minimum": int(max(least, limits.min)), "maximum": int(min(most, limits.max))}

@@ -26,7 +26,7 @@ _TYPED = fields({"code": {"type": "integer"}, "type": _TEXT, "message": _TEXT})
 
 def v1(model: Model, settings: Settings, prefix: str) -> Described:
     """Describe `:predict` of KServe v1 and TensorFlow Serving."""
-    signature, beside = model.signature, {"signature_name": _TEXT, "parameters": _FREE}
+    signature, beside = model.signature, {"signature_name": {"const": "serving_default"}, "parameters": _FREE}
     requests = [fields({"inputs": _columns(signature), **beside}, required=["inputs"])]
     answers = [fields({"outputs": _lone(signature)})]
     if signature.rowwise:
@@ -44,35 +44,42 @@ def vertex(model: Model, settings: Settings, prefix: str) -> Described:
 
 def invocations(model: Model, settings: Settings, prefix: str) -> Described:
     """Describe `/invocations` of MLflow and SageMaker."""
+    return _invocations(model, settings, prefix, ("InvocationError", _CODED))
+
+
+def several(model: Model, settings: Settings, prefix: str) -> Described:
+    """Describe `/models/MODEL/invoke` of SageMaker, which differs in what it says is wrong."""
+    return _invocations(model, settings, prefix, ("OneError", _TYPED))
+
+
+def _invocations(model: Model, settings: Settings, prefix: str, wrong: tuple[str, dict[str, Any]]) -> Described:
     signature = model.signature
-    cells = {"type": "array", "items": {"type": "array"}}
-    names = {"type": "array", "items": {"type": ["string", "integer"]}}
-    split = fields({"columns": names, "data": cells, "index": {"type": "array"}}, required=["columns", "data"])
-    forms = {"inputs": _columns(signature), "dataframe_split": split}
-    forms["dataframe_records"] = {"type": "array", "minItems": 1, "items": _FREE}
+    forms = {"inputs": _columns(signature), "dataframe_split": _split(signature)}
+    forms["dataframe_records"] = {"type": "array", "minItems": 1, "items": {"type": "object", "minProperties": 1}}
     requests = []
-    answers = [fields({"predictions": {"anyOf": [_lone(signature)]}})]
+    answers = [fields({"predictions": _lone(signature)})]
     if signature.rowwise:
         forms["instances"] = instances(signature)
         requests.append(instances(signature))
         answers = [
-            fields({"predictions": {"anyOf": [predictions(signature), _lone(signature)]}}),
+            fields({"predictions": _either(signature)}),
             predictions(signature),
         ]
     requests += [fields({name: form, "params": _FREE}, required=[name]) for name, form in forms.items()]
     named = {f"{prefix}InvocationRequest": requests, f"{prefix}InvocationAnswer": answers}
     takes = (CSV, LINES, *(whole(signature.only) or (NPY,)))
-    return _described(model, settings, named, takes=takes, gives=(CSV, LINES, NPY), wrong=("InvocationError", _CODED))
+    return _described(model, settings, named, takes=takes, gives=(CSV, LINES, NPY), wrong=wrong)
 
 
 def azure(model: Model, settings: Settings, prefix: str) -> Described:
     """Describe `/score` of Azure ML."""
     signature = model.signature
-    requests = [fields({"input_data": {"type": ["object", "array"]}, "params": _FREE}, required=["input_data"])]
-    answers = [_lone(signature)]
+    forms, answers = [columns(signature), _split(signature)], [_lone(signature)]
+    requests = [fields({"input_data": {"anyOf": forms}, "params": _FREE}, required=["input_data"])]
     if signature.rowwise:
-        requests.append(fields({"data": instances(signature)}))
-        answers = [{"anyOf": [predictions(signature), *answers]}]
+        forms.append(instances(signature))
+        requests.append(fields({"data": instances(signature), "params": _FREE}, required=["data"]))
+        answers = [_either(signature)]
     return _described(model, settings, {f"{prefix}ScoreRequest": requests, f"{prefix}ScoreAnswer": answers})
 
 
@@ -105,6 +112,23 @@ def _columns(signature: Signature) -> dict[str, Any]:
     """Describe an object with every input, or the only one without its name."""
     named = columns(signature)
     return named if signature.only is None else {"oneOf": [named, *named["properties"].values()]}
+
+
+def _either(signature: Signature) -> dict[str, Any]:
+    """Describe outputs by rows or by columns, which is the same when there is only one."""
+    rows, arrays = predictions(signature), _lone(signature)
+    return {"anyOf": [rows, arrays]} if len(signature.outputs) > 1 else arrays
+
+
+def _split(signature: Signature) -> dict[str, Any]:
+    """Describe a data frame; its columns are the inputs, or anything where the only input is its rows."""
+    count = len(signature.inputs)
+    name = {"type": ["string", "integer"]} if signature.only else {"enum": list(signature.inputs)}
+    names = {"type": "array", "items": name, "minItems": count}
+    cells = {"type": "array", "items": {"type": "array", "minItems": count}, "minItems": 1}
+    if not signature.only:
+        names |= {"maxItems": count, "uniqueItems": True}
+    return fields({"columns": names, "data": cells, "index": {"type": "array"}}, required=["columns", "data"])
 
 
 def _lone(signature: Signature) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .. import memory
 from ..exchange import Refused, Response, as_json
 from ..faults import Invalid
+from ..openapi.platforms import several as described
 from ..router import Protocol, Route
 from ..rows import parse
 from .invocations import JSON, invoke
@@ -36,8 +37,8 @@ def protocol(_settings: Settings) -> Protocol:
         Route("POST", "/models", load),
         Route("GET", "/models/{model}", one),
         Route("DELETE", "/models/{model}", unload),
-        Route("POST", "/models/{model}/invoke", run),
-        Route("GET", "/models/{model}/{version}", described),
+        Route("POST", "/models/{model}/invoke", run, describe=described),
+        Route("GET", "/models/{model}/{version}", versions),
     )
     return Protocol("multi_model", routes, fail=worded)
 
@@ -97,7 +98,7 @@ async def unload(service: Service, request: Request) -> Response:
     return as_json({"status": f"model {model.name!r} is unloaded"})
 
 
-async def described(service: Service, request: Request) -> Response:
+async def versions(service: Service, request: Request) -> Response:
     """Describe a version of a model, or `all`, as TorchServe does."""
     name, version = request.parts["model"], request.parts["version"]
     asked = (service.catalog.versions(name) or [""]) if version == "all" else [version]

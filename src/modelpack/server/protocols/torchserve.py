@@ -38,7 +38,7 @@ def protocol(_settings: Settings) -> Protocol:
     """Give the table."""
     routes = (
         Route("POST", "/predictions/{model}", predict, describe=described),
-        Route("PUT", "/predictions/{model}", predict),  # which is how curl uploads a file
+        Route("PUT", "/predictions/{model}", predict, describe=described),  # which is how curl uploads a file
         Route("POST", "/predictions/{model}/{version}", predict),
         Route("PUT", "/predictions/{model}/{version}", predict),
     )

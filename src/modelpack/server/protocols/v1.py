@@ -39,7 +39,7 @@ def protocol(_settings: Settings) -> Protocol:
             Route("GET", model, status),
             Route("GET", f"{model}/metadata", metadata),
             Route("POST", f"{model}:predict", predict, describe=described),
-            *(Route("POST", f"{model}:{method}", refuse) for method in _METHODS),
+            *(Route("POST", f"{model}:{method}", refuse, media=()) for method in _METHODS),
         ]
     return Protocol("v1", tuple(routes))
 
