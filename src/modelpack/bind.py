@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ValidationError
 from pydantic_core import core_schema
 
 from modelpack import canonical, usercode
@@ -110,6 +110,22 @@ class InputPath(FromText):
     def canonical(self) -> object:
         """Stand for the content in every hash."""
         return {"sha256": self.digest()}
+
+
+def _file(value: InputPath) -> InputPath:
+    if not value.path.is_file():
+        raise ValueError(f"{value.path} is a directory, a file is expected")
+    return value
+
+
+def _folder(value: InputPath) -> InputPath:
+    if not value.path.is_dir():
+        raise ValueError(f"{value.path} is a file, a directory is expected")
+    return value
+
+
+FilePath = Annotated[InputPath, AfterValidator(_file)]
+FolderPath = Annotated[InputPath, AfterValidator(_folder)]
 
 
 @dataclass(frozen=True)

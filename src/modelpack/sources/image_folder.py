@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from modelpack import canonical
+from modelpack.bind import FilePath, FolderPath
 from modelpack.data import DataSource, Preparation, source
 from modelpack.errors import StageError, UsageError, did_you_mean
 from modelpack.sources import pixels
 from modelpack.sources.labels import numbers
 from modelpack.sources.pixels import SUFFIXES, PixelsConfig
-from modelpack.sources.rows import FilePath, FolderPath, Rows, place
+from modelpack.sources.rows import Rows, place
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -74,9 +74,8 @@ def image_folder(config: ImageFolderConfig, inputs: Mapping[str, TensorSpec]) ->
 
 def _preparation(config: ImageFolderConfig, name: str, dtype: str) -> Preparation:
     """Say how one image becomes a row; directories name the classes where the settings do not."""
-    settings = {**dataclasses.asdict(config.pixels), "dtype": dtype}
     listed = _list(config).labels if config.labels is None else None
-    return Preparation({name: {"image": settings}}, {}, config.classes or tuple(sorted(set(listed or ()))))
+    return Preparation({name: {"image": config.told(dtype)}}, {}, config.classes or tuple(sorted(set(listed or ()))))
 
 
 def _check_fit(config: ImageFolderConfig, name: str, spec: TensorSpec) -> None:

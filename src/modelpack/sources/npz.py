@@ -8,9 +8,10 @@ from typing import IO, TYPE_CHECKING, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from modelpack.bind import FilePath
 from modelpack.data import DataSource, SourceConfig, source
 from modelpack.errors import StageError, did_you_mean
-from modelpack.sources.rows import Columns, FilePath, Rows
+from modelpack.sources.rows import Columns, Rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

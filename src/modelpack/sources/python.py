@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from modelpack.bind import Arguments, UserCode
+from modelpack.bind import Arguments, FilePath, UserCode
 from modelpack.data import DataSource, SourceConfig, source
 from modelpack.errors import ModelpackError, StageError
-from modelpack.sources.rows import Columns, FilePath, Rows
+from modelpack.sources.rows import Columns, Rows
 
 if TYPE_CHECKING:
     from modelpack.data import Batch

@@ -8,12 +8,9 @@ from __future__ import annotations
 import contextlib
 import functools
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
-
-from pydantic import AfterValidator
+from typing import TYPE_CHECKING, Any, Protocol
 
 from modelpack import canonical
-from modelpack.bind import InputPath
 from modelpack.errors import MissingError, StageError, UsageError
 from modelpack.usercode import minor_version
 
@@ -24,22 +21,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from modelpack.data import Batch, Preparation, Source, SourceConfig
-
-
-def _file(value: InputPath) -> InputPath:
-    if not value.path.is_file():
-        raise ValueError(f"{value.path} is a directory, a file is expected")
-    return value
-
-
-def _folder(value: InputPath) -> InputPath:
-    if not value.path.is_dir():
-        raise ValueError(f"{value.path} is a file, a directory is expected")
-    return value
-
-
-FilePath = Annotated[InputPath, AfterValidator(_file)]
-FolderPath = Annotated[InputPath, AfterValidator(_folder)]
 
 
 class Reader(Protocol):

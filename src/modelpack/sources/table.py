@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from modelpack.bind import FilePath
 from modelpack.data import DataSource, source
 from modelpack.errors import UsageError, did_you_mean
 from modelpack.sources.cells import Cells
 from modelpack.sources.labels import LabelledConfig, numbers
-from modelpack.sources.rows import Columns, FilePath, Rows
+from modelpack.sources.rows import Columns, Rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from modelpack.bind import FilePath
 from modelpack.data import DataSource, Preparation, source
-from modelpack.errors import StageError, UsageError, did_you_mean
-from modelpack.server.preparation import Tokens
+from modelpack.errors import StageError, UsageError
+from modelpack.preparation import TOKENIZER, TextSettings
+from modelpack.server.preparation import ARRAYS
 from modelpack.sources import documents
 from modelpack.sources.labels import LabelledConfig, numbers
-from modelpack.sources.rows import FilePath, Rows, extra, place
+from modelpack.sources.rows import Rows, extra, place
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -24,12 +25,11 @@ if TYPE_CHECKING:
 
     from modelpack.bind import InputPath
     from modelpack.data import Batch
+    from modelpack.server.preparation import Tokens
     from modelpack.tensors import TensorSpec
 
-ARRAYS = ("input_ids", "attention_mask", "token_type_ids")
 
-
-class TextConfig(LabelledConfig):
+class TextConfig(LabelledConfig, TextSettings):
     """Where the texts are and how they become numbers."""
 
     path: FilePath = Field(
@@ -43,15 +43,6 @@ class TextConfig(LabelledConfig):
         "same number in `pair` and the same label.",
     )
     label: str | None = Field(None, description="Column or key of the truth: numbers, or names of classes.")
-    tokenizer: FilePath = Field(description="The model's tokenizer.json, as the `tokenizers` library writes it.")
-    length: int = Field(128, gt=0, description="Largest number of tokens a row has.")
-    truncation: bool = Field(True, description="Whether longer texts are cut; they are errors otherwise.")
-    padding: Literal["longest", "max"] = Field(
-        "longest", description="Fill rows up to the longest of their batch, or always up to `length`."
-    )
-    rename: dict[str, str] = Field(
-        default_factory=dict, description="The model's own names: input_ids, attention_mask, token_type_ids → name."
-    )
 
     @field_validator("path")
     @classmethod
@@ -59,14 +50,6 @@ class TextConfig(LabelledConfig):
         if value.path.suffix not in documents.SUFFIXES:
             raise ValueError(f"{value.path} is none of {', '.join(documents.SUFFIXES)}")
         return value
-
-    @field_validator("rename")
-    @classmethod
-    def _renames(cls, rename: dict[str, str]) -> dict[str, str]:
-        for array in rename:
-            if array not in ARRAYS:
-                raise ValueError(f"there is no array '{array}' to rename: {did_you_mean(array, ARRAYS)}")
-        return rename
 
     @model_validator(mode="after")
     def _coherent(self) -> Self:
@@ -84,13 +67,8 @@ class TextConfig(LabelledConfig):
 
     @property
     def tokens(self) -> Tokens:
-        """The settings that prepare a text, as the server has them too."""
-        together = self.pair is not None and self.pairing == "together"
-        return Tokens(self.length, self.truncation, self.padding, together)
-
-    def name(self, array: str) -> str:
-        """Give the model's name of one of `ARRAYS`."""
-        return self.rename.get(array, array)
+        """The settings that prepare a text, or two together, as the server has them too."""
+        return self.encoding(together=self.pair is not None and self.pairing == "together")
 
 
 @source(version=1, needs={"tokenizers": "text"})
@@ -113,14 +91,8 @@ def text(config: TextConfig, inputs: Mapping[str, TensorSpec]) -> DataSource:
 
 def _preparation(config: TextConfig, arrays: Iterable[str]) -> Preparation:
     """Say how one text, or two together, becomes a row."""
-    name = "interface.tokenizer.json"
-    settings = {
-        **dataclasses.asdict(config.tokens),
-        "tokenizer": name,
-        "arrays": {array: config.name(array) for array in arrays},
-        "pair": "pair" if config.tokens.together else None,
-    }
-    return Preparation({"text": {"text": settings}}, {name: config.tokenizer.path}, config.classes or ())
+    told = config.told(arrays, together=config.tokens.together)
+    return Preparation({"text": {"text": told}}, {TOKENIZER: config.tokenizer.path}, config.classes or ())
 
 
 def _check_fit(config: TextConfig, name: str, spec: TensorSpec) -> None:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Pixels", "Tokens"]
+__all__ = ["ARRAYS", "Pixels", "Tokens"]
+
+ARRAYS = ("input_ids", "attention_mask", "token_type_ids")
+"""What a text becomes; a model takes the first, and perhaps the others."""
 
 
 @dataclass(frozen=True)

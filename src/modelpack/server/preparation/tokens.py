@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
     from . import Tokens
 
-ARRAYS = ("input_ids", "attention_mask", "token_type_ids")
-
 
 class LongTextError(ValueError):
     """A text that has more tokens than a row may have, and must not be cut."""
@@ -63,7 +61,7 @@ def load(path: Path, settings: Tokens) -> Any:
 def encode(
     tokenizer: Any, texts: Sequence[str | tuple[str, str]], settings: Tokens, arrays: Iterable[str]
 ) -> dict[str, np.ndarray]:
-    """Encode texts together, filled up to the same length; gives some of `ARRAYS`, int64, one row a text.
+    """Encode texts together, filled up to the same length; gives some of `preparation.ARRAYS`, int64, one row a text.
 
     Raises:
         LongTextError: For the first text that is too long and must not be cut.
