@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from interfaces import made, photos, pictures, reading, seeing, sentences
 from modelpack.server.table import to_csv
 from serving import JSON, Server, described
-from test_interface import made, photos, pictures, reading, seeing, sentences
 
 TEXTS = ["good film", "very very bad film"]
 
