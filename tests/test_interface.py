@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from pydantic import ValidationError
 
 from image_support import little_wheels, rootfs
-from interfaces import made, photos, pictures, reading, seeing, sentences
+from interfaces import PIXELS, made, photos, pictures, reading, seeing, sentences
 from modelpack import engine, recipe
 from modelpack.container import build as container
 from modelpack.container import install, plan, wheels
@@ -32,7 +32,9 @@ __all__ = ["little_wheels", "rootfs"]
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({}, "name `data`, or `outputs`"),
+        ({}, "name `data`, `images`, `text` or `outputs`"),
+        ({"images": {"x": {"size": 8, "crop": 9}}}, r"`crop` \[9, 9\] does not fit"),
+        ({"text": {"tokenizer": "none.json"}}, "no such file"),
         ({"outputs": {"y": {}}}, "set `softmax`, or `top`"),
         ({"outputs": {"y": {"top": 0}}}, "greater than 0"),
         ({"outputs": {"y": {"softmax": True, "labels": ["a"]}}}, "say how many with `top:`"),
@@ -85,9 +87,37 @@ def test_a_tokenizer_goes_along_and_labels_may_be_a_file(tmp_path):
     assert after.read_json("interface.json")["outputs"]["scores"]["labels"] == ["niedrig", "mittel", "höchste"]
 
 
+def test_settings_in_the_recipe_record_what_data_would(tmp_path):
+    model = seeing(tmp_path)
+    photos(tmp_path)
+    (from_data, from_recipe) = (
+        made(tmp_path, model, settings, val=pictures(tmp_path, model)).file("interface.json").read_bytes()
+        for settings in ({"data": "val"}, {"images": {"image": PIXELS}})
+    )
+    assert from_data == from_recipe
+    model = reading(tmp_path / "texts")
+    data = sentences(tmp_path, model, pair="other")
+    own = {"tokenizer": "tokenizer.json", "rename": {"input_ids": "ids"}, "pair": True}
+    (from_data, from_recipe) = (
+        made(tmp_path, model, settings, val=data) for settings in ({"data": "val"}, {"text": own})
+    )
+    assert [(item.name, item.sha256) for item in from_data.manifest.files] == [
+        (item.name, item.sha256) for item in from_recipe.manifest.files
+    ]
+    with pytest.raises(StageError, match="'text' is prepared twice"):
+        made(tmp_path, model, {"data": "val", "text": own}, val=data)
+    with pytest.raises(StageError, match="the model has no input 'input_ids'"):
+        made(tmp_path, model, {"text": {**own, "rename": {}}})
+
+
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
+        ({"images": {"picture": PIXELS}}, "no input 'picture'"),
+        (
+            {"images": {"image": {"size": 9}}},
+            r"images become \[3, 9, 9\], and the model's 'image' takes \[batch, 3, 8, 8\]",
+        ),
         ({"outputs": {"other": {"top": 1}}}, "no output 'other': its outputs are 'pixels', 'scores'"),
         ({"outputs": {"scores": {"top": 4}}}, "output 'scores': 4 of 3 classes"),
         ({"outputs": {"scores": {"top": 1, "labels": ["a", "b"]}}}, "2 labels for 3 classes"),

@@ -130,6 +130,15 @@ def test_a_container_with_little_memory_takes_smaller_images(monkeypatch, caplog
         reader.read({"x": objects([encoded((31, 30))])}, SimpleNamespace(terminate=False))
 
 
+def test_whole_numbers_hold_no_scaled_pixels():
+    tensor = Tensor("x", ("n", 3, 4, 4), "uint8")
+    with pytest.raises(ValueError, match="'x' takes uint8, which cannot hold scaled pixels"):
+        Images("x", tensor, Pixels(size=4))
+    reader = Images("x", tensor, Pixels(size=4, scale=1.0))
+    reader.load(Settings())
+    assert reader.read({"x": objects([encoded()])}, SimpleNamespace(terminate=False))["x"].dtype == np.uint8
+
+
 def test_other_inputs_pass_beside_images():
     inner = Signature(
         {"scale": Tensor("scale", ("n",), "float32"), "x": Tensor("x", ("n", 3, 4, 4), "float32")},

@@ -48,6 +48,8 @@ class Images:
         )
         if not fits:
             raise ValueError(f"images become {list(shape)}, and the model's {tensor.name!r} takes {tensor.wanted}")
+        if not tensor.dtype.startswith("float") and not (pixels.raw and tensor.dtype not in ("int8", "bool")):
+            raise ValueError(f"the model's {tensor.name!r} takes {tensor.dtype}, which cannot hold scaled pixels")
 
     def load(self, settings: Settings, workers: int = 1) -> None:
         """Import Pillow, see how large an image may be in so many threads at once, and prepare a grey one.

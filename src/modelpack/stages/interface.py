@@ -12,9 +12,12 @@ from modelpack.artifact import MODEL_FILE, Kind
 from modelpack.bind import InputPath
 from modelpack.data import Preparation, Prepared
 from modelpack.errors import StageError, UsageError
+from modelpack.preparation import TOKENIZER, ImageSettings, TextSettings
+from modelpack.server.preparation import ARRAYS
 from modelpack.stage import DataRef, Job, Outside, StageConfig, stage
 
 if TYPE_CHECKING:
+    from collections.abc import Container, Iterator, Mapping, Sequence
     from typing import Self
 
     from modelpack.data import DataSource
@@ -72,6 +75,17 @@ class OutputConfig(BaseModel):
         return {"softmax": self.softmax, "top": self.top or 0, "labels": list(known) if self.top else []}
 
 
+class ClientText(TextSettings):
+    """How texts that clients send become numbers."""
+
+    pair: bool = Field(False, description="Clients send two texts a row, `text` and `pair`, encoded together.")
+
+    def preparation(self, inputs: Container[str]) -> Preparation:
+        """Say how they are prepared for a model with these inputs."""
+        arrays = [array for array in ARRAYS if array == ARRAYS[0] or self.name(array) in inputs]
+        return Preparation({"text": {"text": self.told(arrays, together=self.pair)}}, {TOKENIZER: self.tokenizer.path})
+
+
 class InterfaceConfig(StageConfig):
     """What clients send, and what becomes of the outputs."""
 
@@ -80,13 +94,26 @@ class InterfaceConfig(StageConfig):
         description="Clients send what these data are made of, images or texts, which the server prepares as the data "
         "are prepared; they send tensors when absent.",
     )
+    images: dict[str, ImageSettings] = Field(
+        {},
+        description="Clients send images, prepared like this, for these inputs of the model; where no `data` say it.",
+    )
+    text: ClientText | None = Field(None, description="Clients send texts, prepared like this; where no `data` say it.")
     outputs: dict[str, OutputConfig] = Field({}, description="What is done with outputs, by name.")
 
     @model_validator(mode="after")
     def _something(self) -> Self:
-        if self.data is None and not self.outputs:
-            raise ValueError("it says nothing: name `data`, or `outputs`")
+        if self.data is None and not (self.images or self.text or self.outputs):
+            raise ValueError("it says nothing: name `data`, `images`, `text` or `outputs`")
         return self
+
+    def preparations(self, source: DataSource | None, inputs: Mapping[str, Any]) -> Iterator[Preparation]:
+        """Say how each kind of input is prepared, for a model whose signature has these inputs."""
+        yield _preparation(self.data, source)
+        for name, settings in self.images.items():
+            yield Preparation({name: {"image": settings.told(inputs.get(name, {}).get("dtype", "float32"))}}, {})
+        if self.text is not None:
+            yield self.text.preparation(inputs)
 
 
 def _preparation(name: str | None, source: DataSource | None) -> Preparation:
@@ -126,7 +153,8 @@ def interface(config: InterfaceConfig, job: Job) -> None:
     from modelpack.server.settings import Settings
     from modelpack.server.signature import read as signature
 
-    prepared = _preparation(config.data, job.data.get(config.data or ""))
+    source, taken = job.data.get(config.data or ""), job.source.read_json("signature.json")["inputs"]
+    prepared = _merged(list(config.preparations(source, taken)))
     for item in job.source.manifest.files:
         if item.name.startswith(MODEL_FILE[Kind.ONNX]) or item.name == "signature.json":
             shutil.copyfile(job.source.file(item.name), job.out / item.name)
@@ -147,6 +175,22 @@ def interface(config: InterfaceConfig, job: Job) -> None:
     job.result("interface", {"inputs": _shown(found.signature.inputs), "outputs": _shown(found.signature.outputs)})
     for role, tensors in (("send", found.signature.inputs), ("get", found.signature.outputs)):
         job.note(f"clients {role} {', '.join(f'{name} ({each.dtype})' for name, each in tensors.items())}")
+
+
+def _merged(prepared: Sequence[Preparation]) -> Preparation:
+    """Put several together.
+
+    Raises:
+        StageError: When two prepare the same.
+    """
+    names = [name for each in prepared for name in each.inputs]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise StageError(f"'{twice}' is prepared twice", then="leave it to `data`, or to `images` and `text`")
+    return Preparation(
+        {name: entry for each in prepared for name, entry in each.inputs.items()},
+        {name: path for each in prepared for name, path in each.files.items()},
+        prepared[0].classes,
+    )
 
 
 def _shown(tensors: Any) -> dict[str, Any]:
