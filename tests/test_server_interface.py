@@ -6,6 +6,7 @@ import base64
 import json
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import jsonschema
 import numpy as np
@@ -109,6 +110,21 @@ def test_images_in_json_are_base64(server, images, wrap):
     assert [row["scores_label"][0] for row in answer["predictions"]] == [path.parent.name for path in images]
     status, answer = ask(server, "colours", {"inputs": {"image": [text64(path) for path in images]}})
     assert [labels[0] for labels in answer["outputs"]["scores_label"]] == [path.parent.name for path in images]
+
+
+def test_clients_at_once_get_each_their_own(server, images, tokens):
+    def one(at):
+        path, text = images[at % len(images)], at % len(TEXTS)
+        media = "image/jpeg" if path.suffix == ".jpg" else "image/png"
+        picture = server.ask("POST", "/predict/colours", path.read_bytes(), {"content-type": media})
+        sentence = server.ask("POST", "/predict/texts", TEXTS[text], {"content-type": "text/plain"})
+        label = json.loads(picture[2])["predictions"][0]["scores_label"][0]
+        ids = json.loads(sentence[2])["predictions"][0]["ids_out"]
+        length = int(tokens["attention_mask"][text].sum())
+        return label == path.parent.name and ids == tokens["ids"][text][:length].tolist()
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(one, range(48)))
 
 
 def test_a_sentence_is_a_request(server, tokens):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+import sys
 import warnings
 from types import SimpleNamespace
 
@@ -19,13 +20,14 @@ from modelpack.server import readers
 from modelpack.server.answers import Finish, softmax
 from modelpack.server.faults import Disconnected, Invalid, StartError
 from modelpack.server.interface import Interface, read
-from modelpack.server.preparation import Pixels
-from modelpack.server.readers import Images
+from modelpack.server.preparation import Pixels, Tokens
+from modelpack.server.readers import Images, Texts
 from modelpack.server.settings import Settings
 from modelpack.server.signature import Signature, Tensor
 from modelpack.server.signature import read as signature
 from modelpack.server.texts import from_prefixed, to_prefixed
 from serving import linear
+from test_sources_text import tokenizer
 
 
 @pytest.mark.parametrize(
@@ -169,3 +171,14 @@ def test_what_is_prepared_must_be_what_the_model_takes(tmp_path):
     (folder / "interface.tokenizer.json").unlink()
     with pytest.raises(StartError, match="not a tokenizer file"):
         found.load(Settings())
+
+
+def test_a_missing_package_is_a_reason_not_to_start(tmp_path, monkeypatch):
+    tokenizer().save(str(tmp_path / "tokenizer.json"))
+    texts = Texts("t", None, tmp_path / "tokenizer.json", Tokens(8), {"input_ids": Tensor("ids", ("n", "s"), "int64")})
+    images = Images("x", Tensor("x", ("n", 3, 4, 4), "float32"), Pixels(size=4))
+    for reader, package, name in ((images, "PIL", "Pillow"), (texts, "tokenizers", "the package tokenizers")):
+        reader.load(Settings())
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(StartError, match=f"and {name} is not here"):
+            reader.load(Settings())
