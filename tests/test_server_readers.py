@@ -38,6 +38,10 @@ from test_sources_text import tokenizer
         ({"schema": 1, "inputs": {"x": {"sound": {}}}, "outputs": {}}, "'sound', and this server knows 'image'"),
         ({"schema": 1, "inputs": {"x": {"image": {}}}, "outputs": {}}, "images become .* takes"),
         ({"schema": 1, "inputs": {"z": {"image": {}}}, "outputs": {}}, "no input 'z'"),
+        (
+            {"schema": 1, "inputs": {"t": {"text": {"arrays": {}, "tokenizer": "../x"}}}, "outputs": {}},
+            "'../x' is not a file",
+        ),
         ({"schema": 1, "inputs": {}, "outputs": {"y": {"top": "x"}}}, "does not fit"),
         ({"schema": 1, "inputs": {}, "outputs": {"y": {"run": "x"}}}, "does not fit"),
         ({"schema": 1, "inputs": []}, "does not fit"),

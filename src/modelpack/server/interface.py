@@ -167,9 +167,10 @@ def _reader(name: str, entry: Mapping[str, Any], folder: Path, inner: Signature)
         return Images(name, _input(name, inner), Pixels(**known))
     if kind == "text":
         arrays = {array: _input(given, inner) for array, given in settings["arrays"].items()}
-        return Texts(
-            name, settings.get("pair"), folder / settings["tokenizer"], Tokens(**_known(settings, Tokens)), arrays
-        )
+        file = settings["tokenizer"]
+        if file in (".", "..") or "/" in file:
+            raise ValueError(f"the tokenizer {file!r} is not a file beside the model")
+        return Texts(name, settings.get("pair"), folder / file, Tokens(**_known(settings, Tokens)), arrays)
     raise ValueError(f"input {name!r} is of the kind {kind!r}, and this server knows 'image' and 'text'")
 
 
