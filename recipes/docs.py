@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 QUANTIZED = ("lite0", "fashion", "resnet18", "minilm", "bbc")
+PRUNED = ("fashion", "mnist")
 
 
 def measured(name: str) -> str:
@@ -35,7 +36,9 @@ def readme() -> dict[str, str]:
     package = ROOT / "tests" / "plugin"
     pyproject = (package / "pyproject.toml").read_text().partition("[project.entry-points")
     return {
-        "figures": "\n\n".join([measured("recipes"), quantization(), measured("image"), measured("startup")]),
+        "figures": "\n\n".join(
+            [measured("recipes"), pruning(), quantization(), measured("image"), measured("startup")]
+        ),
         "plugin": (
             f"```python\n{(package / 'modelpack_operators.py').read_text()}```\n\n```toml\n{''.join(pyproject[1:])}```"
         ),
@@ -46,6 +49,11 @@ def readme() -> dict[str, str]:
 def quantization() -> str:
     """Give the tables that compare quantizers."""
     return together([f"quantization-{name}" for name in QUANTIZED])
+
+
+def pruning() -> str:
+    """Give the tables that compare ways of pruning."""
+    return together([f"pruning-{name}" for name in PRUNED])
 
 
 def filled(path: Path, parts: Mapping[str, str]) -> str:
@@ -62,7 +70,12 @@ def filled(path: Path, parts: Mapping[str, str]) -> str:
 
 def files() -> dict[Path, str]:
     """Give every generated file's path and content."""
-    pages = {ROOT / "README.md": readme(), ROOT / "docs" / "quantization.md": {"figures": quantization()}}
+    docs = ROOT / "docs"
+    pages = {
+        ROOT / "README.md": readme(),
+        docs / "pruning.md": {"figures": pruning()},
+        docs / "quantization.md": {"figures": quantization()},
+    }
     editors = json.dumps(schema.document(), indent=1, ensure_ascii=False) + "\n"
     return {path: filled(path, parts) for path, parts in pages.items()} | {
         ROOT / "recipes" / "recipe.schema.json": editors
