@@ -258,18 +258,18 @@ def tell(
     name: str, case: Case, found: Mapping[str, list[Made]], taken: Mapping[str, Sequence[float]], device: str
 ) -> None:
     """Write the table of the seeds so far to ``results/NAME``, or ``NAME-cuda``."""
-    seeds = len(found[ORIGINAL])
+    seeds, rounds = len(found[ORIGINAL]), len(taken[ORIGINAL])
     each = "seeds: the mean, and each seed's figure" if seeds > 1 else "seed"
     seen = f"Every way ran with {seeds} {each}. All see the same rows for {case.plain.epochs} epochs."
     speed = (
         "Speed: in onnxruntime, one row on one thread of the processor, relative to the original; median and "
-        f"quartiles of {len(taken[ORIGINAL])} rounds in which the models take turns."
+        f"quartiles of {rounds} rounds in which the models take turns."
     )
     notes = [case.note, seen, *([_PEERS] if case.peers else []), speed]
     table = [line(way, items, case.judgement, found[ORIGINAL][0], taken) for way, items in found.items()]
     script, _, model = name.partition("-")
     where, option = ("-cuda", " --device cuda") if device != "cpu" else ("", "")
-    again = f"python benchmarks/{script}.py --model {model} --seeds {seeds}{option}"
+    again = f"python benchmarks/{script}.py --model {model} --seeds {seeds} --rounds {rounds}{option}"
     write(f"{name}{where}", case.title, table, notes, again)
 
 
