@@ -29,10 +29,17 @@ def test_labels_are_for_accuracy_alone():
     assert QuantizeConfig.model_validate({"data": "rows", "budget": {"accuracy_drop": 0.01, "labels": "kind"}})
 
 
-@pytest.mark.parametrize("idle", [{"data": "rows"}, {"rows": 64}, {"loss": "task"}])
-def test_importance_of_weights_alone_reads_nothing(idle):
-    (setting,) = idle
-    with pytest.raises(ValidationError, match=f"`{setting}` does nothing with importance l1: take taylor or fisher"):
+@pytest.mark.parametrize(
+    ("idle", "ways"),
+    [
+        ({"data": "rows", "refit": False}, "taylor, fisher or refit"),
+        ({"rows": 64}, "taylor, fisher or refit"),
+        ({"loss": "task", "data": "rows"}, "taylor or fisher"),
+    ],
+)
+def test_importance_of_weights_alone_reads_nothing(idle, ways):
+    setting = next(iter(idle))
+    with pytest.raises(ValidationError, match=f"`{setting}` does nothing with importance l1: take {ways}"):
         PruneConfig.model_validate({"macs": 0.5, "importance": "l1", **idle})
     assert PruneConfig.model_validate({"macs": 0.5, "importance": "taylor", "data": "rows", **idle})
 

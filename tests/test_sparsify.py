@@ -12,6 +12,7 @@ from torch import nn
 import nets
 from modelpack.errors import StageError
 from modelpack.numerics import models, sparsity, zeros
+from modelpack.numerics.fitting import Reading
 from modelpack.numerics.sparsity import compressed, layers
 from modelpack.stages.sparsify import SparsifyConfig, sparsify
 from support import Rows, run_stage
@@ -134,9 +135,7 @@ def test_shared_and_computed_weights_embeddings_and_idle_layers(tmp_path):
     module = Odd().eval()
     feeds = [{"x": np.random.default_rng(0).standard_normal((16, 4)).astype(np.float32)}]
     found = layers.find(module, (), (), None, seen=True)
-    told, left = sparsity.sparsify(
-        module, found, sparsity.Way("sparsegpt", 0.5), sparsity.Evidence(lambda: feeds, None, "cpu")
-    )
+    told, left = sparsity.sparsify(module, found, sparsity.Way("sparsegpt", 0.5), Reading(lambda: feeds, None, "cpu"))
     assert told.layers == {"one.weight": 8}
     assert left["idle"] == "the model never calls it"
     assert left["normed"].startswith("its weight is computed")
@@ -195,7 +194,7 @@ def test_what_cannot_be_done_is_said_with_what_to_do(tmp_path):
             net,
             layers.find(net, (), (), None, seen=True),
             sparsity.Way("wanda", 0.5),
-            sparsity.Evidence(lambda: bad, None, "cpu"),
+            Reading(lambda: bad, None, "cpu"),
         )
 
 

@@ -10,6 +10,7 @@ from modelpack.artifact import Kind
 from modelpack.errors import listed
 from modelpack.stage import DataRef, Job, StageConfig, stage
 from modelpack.stages import remarks
+from modelpack.stages.reading import MASK
 
 if TYPE_CHECKING:
     from modelpack.numerics.low_rank import Evidence, Split
@@ -36,9 +37,7 @@ class LowRankConfig(StageConfig):
         None, description="Rows on which layers shall give nearly the same; their weights are kept close if absent."
     )
     rows: int = Field(256, gt=0, description="How many rows are read, at most.")
-    mask: str = Field(
-        "auto", description="Input that says which positions are real; auto: by its name; none: all positions are."
-    )
+    mask: str = Field("auto", description=MASK)
     keep: tuple[str, ...] = Field((), description="Glob patterns of module paths that must not change.")
 
     @model_validator(mode="after")

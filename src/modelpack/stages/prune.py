@@ -2,141 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
-
-from pydantic import Field, model_validator
+from typing import TYPE_CHECKING, Any
 
 from modelpack.artifact import Kind
 from modelpack.errors import listed
-from modelpack.stage import Assumption, DataRef, Job, StageConfig, stage
+from modelpack.stage import Assumption, Job, stage
 from modelpack.stages import prune_measures as measures
 from modelpack.stages import prune_schedule as schedules
 from modelpack.stages import remarks
+from modelpack.stages.prune_config import JUDGED, PruneConfig
+from modelpack.stages.reading import reading
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from modelpack.numerics.pruning import Pruned, Rounding, Target, Worth
     from modelpack.numerics.pruning.latency import Log
-
-TARGETS = ("macs", "params", "size", "latency")
-"""Settings of which one says how small the model shall be."""
-
-JUDGED = ("taylor", "fisher")
-"""Importances that read data."""
-
-CHANNELS = ("importance", "scope", "loss", "target", "round_to", "sensitivity")
-"""Settings that say nothing about whole blocks."""
-
-Share = Annotated[float, Field(gt=0, le=1)]
-
-
-class PruneConfig(StageConfig):
-    """How much to remove, and how to choose it."""
-
-    macs: Share | None = Field(None, description="Fraction of multiply-accumulates to keep; met within 2 %.")
-    params: Share | None = Field(None, description="Fraction of parameters to keep; met within 2 %.")
-    size: Share | None = Field(None, description="Fraction of the weights' bytes to keep; met within 2 %.")
-    latency: Share | None = Field(
-        None,
-        description="Fraction to keep of the time that the model takes in onnxruntime, one row on one thread of this "
-        "machine, on the first row of `data` where it is named; met within 5 %, by exports that are measured.",
-    )
-    depth: Share | None = Field(
-        None,
-        description="Fraction of the layers or blocks to keep, of those that the model can do without; the others go "
-        "whole, those first whose absence changes the outputs least for what it saves.",
-    )
-    cost: Literal["macs", "latency"] = Field(
-        "macs",
-        description="What leaving a layer or block out saves, for depth: multiply-accumulates, or time in onnxruntime "
-        "on this machine, measured once.",
-    )
-    drop: tuple[str, ...] = Field((), description="Glob patterns of layers or blocks that go, whatever they do.")
-    importance: Literal["l1", "l2", "bn_scale", "fpgm", "lamp", "taylor", "fisher", "random"] = Field(
-        "l2",
-        description="What makes a channel worth keeping. By its weights: their size (l1, l2), the same against all "
-        "that are no smaller (lamp), their distance from the others' (fpgm), batch-norm scales (bn_scale). By what "
-        "the loss would lose, which reads data: taylor (first order), fisher (second order). random: a control.",
-    )
-    scope: Literal["global", "layer", "isomorphic"] = Field(
-        "global",
-        description="Where the least important are looked for: among all; in each group of layers, so that every one "
-        "loses the same share; or among groups of the same structure.",
-    )
-    data: DataRef | None = Field(None, description="Rows for importance taylor and fisher, and for depth.")
-    loss: Literal["outputs", "task"] = Field(
-        "outputs",
-        description="What importance taylor and fisher judge: the change of the outputs, or of the loss against the "
-        "truth, whose slopes say little about a model that fits its data well.",
-    )
-    target: str = Field("label", description="Column of the truth, for loss task.")
-    rows: int = Field(512, gt=0, description="Rows that importance taylor and fisher, or depth, read.")
-    keep: tuple[str, ...] = Field((), description="Glob patterns of module paths that must not change.")
-    round_to: Annotated[int, Field(gt=0)] | Literal["auto"] = Field(
-        "auto",
-        description="Channels that stay in a layer are a multiple of this; auto: of 16, the block that kernels compute "
-        "at once, or of a half, a quarter, … of it where the target cannot be met otherwise, in narrow layers first.",
-    )
-    sensitivity: int = Field(
-        0,
-        ge=0,
-        description="Rows of `data` on which each group of layers is measured alone with 10 to 75 % of its channels "
-        "gone: accuracy where they have classes under `target`, else closeness of the outputs; 0: not measured.",
-    )
-
-    schedule: schedules.GradualConfig | None = Field(
-        None,
-        description="Prune in several steps, and heal the model after each on `data`: by the unpruned model's outputs, "
-        "and by the truth too with `loss: task`.",
-    )
-
-    @model_validator(mode="after")
-    def _complete(self) -> Self:
-        given = [name for name in TARGETS if getattr(self, name) is not None]
-        whole = "depth" if self.depth is not None else "drop" if self.drop else ""
-        if len(given) + bool(whole) != 1:
-            told = f"not {' and '.join([*given, *([whole] if whole else [])])}" if given else "such as `macs: 0.5`"
-            raise ValueError(f"say how much to keep by one of {', '.join(TARGETS)}, depth, {told}")
-        stray = [name for name in CHANNELS if whole and name in self.model_fields_set]
-        if stray:
-            raise ValueError(f"{stray[0]} is about channels: a step with depth or drop removes whole blocks")
-        reader = f"importance {self.importance}" if self.importance in JUDGED else "sensitivity"
-        if (self.importance in JUDGED or self.sensitivity) and self.data is None:
-            raise ValueError(f"{reader} needs data: name an entry of `data:`")
-        return self
-
-    @model_validator(mode="after")
-    def _used(self) -> Self:
-        judged, whole = self.importance in JUDGED, self.depth is not None or bool(self.drop)
-        users = {
-            "data": judged or whole or self.sensitivity or self.schedule or self.latency,
-            "rows": judged or whole,
-            "loss": judged or self.schedule,
-        }
-        for name, used in users.items():
-            if name in self.model_fields_set and getattr(self, name) is not None and not used:
-                raise ValueError(f"`{name}` does nothing with importance {self.importance}: take taylor or fisher")
-        if "target" in self.model_fields_set and self.loss != "task" and not self.sensitivity:
-            raise ValueError("`target` does nothing without loss task, or sensitivity")
-        if "cost" in self.model_fields_set and self.depth is None:
-            raise ValueError("`cost` is that of layers or blocks: it does nothing without depth")
-        return self
-
-    @model_validator(mode="after")
-    def _heals(self) -> Self:
-        if self.schedule is None:
-            return self
-        if self.data is None:
-            raise ValueError("schedule needs data to heal the model on: name an entry of `data:`")
-        for name in ("depth", "drop"):
-            if getattr(self, name):
-                raise ValueError(
-                    f"{name} leaves blocks out at once: put it in a step of its own before the one with `schedule`"
-                )
-        if self.sensitivity:
-            raise ValueError("sensitivity is that of the unpruned model: measure it in a step without `schedule`")
-        return self
+    from modelpack.numerics.pruning.refit import Fit
 
 
 def _assumed(config: PruneConfig, device: str) -> Iterator[Assumption]:
@@ -146,7 +28,7 @@ def _assumed(config: PruneConfig, device: str) -> Iterator[Assumption]:
 
 
 @stage(
-    version=3,
+    version=4,
     accepts={Kind.TORCH},
     produces=Kind.TORCH,
     needs=("torch", "torch-pruning"),
@@ -164,8 +46,7 @@ def prune(config: PruneConfig, job: Job) -> None:
     module = models.load(job.source)
     feed = models.example(module, job.inputs, 2, job.seed, job.device)
     module = module.to(job.device)
-    if config.importance in JUDGED or config.sensitivity or config.schedule or config.depth or config.drop:
-        remarks.invented({config.data}, job)
+    remarks.invented({config.data}, job)
     if config.depth is not None or config.drop:
         smaller = _shallower(config, job, module, feed)
     else:
@@ -181,6 +62,7 @@ def prune(config: PruneConfig, job: Job) -> None:
                 rounding=_rounding(config),
                 seed=job.seed,
                 study=measures.study(config.sensitivity, config.data, config.target, job),
+                fit=_fit(config, job),
             )
 
         if config.schedule is None:
@@ -273,12 +155,26 @@ def _worth(config: PruneConfig, job: Job) -> Worth:
     return Worth(config.importance, config.scope, found, job.seed)
 
 
+def _fit(config: PruneConfig, job: Job) -> Fit:
+    """Give what fits the layers that lose inputs, where that is asked for."""
+    from modelpack.numerics.pruning import refit
+
+    if not config.refits:
+        return refit.nothing
+    assert config.data is not None, "checked when the recipe was read"
+    rows = reading(config.data, config.mask, config.rows, job)
+    return refit.by_least_squares(rows, lambda layers: job.track(layers, len(layers), "refit"))
+
+
 def _report(job: Job, pruned: Pruned) -> None:
     from modelpack.numerics.pruning import reasons
 
     job.result("layers", pruned.layers)
     job.result("left_alone", dict(pruned.left))
     job.result("rounding", dict(pruned.rounding))
+    if pruned.refitted:
+        job.result("refitted", list(pruned.refitted))
+        job.note(f"fitted {len(pruned.refitted)} layers to what they gave with all their inputs")
     if pruned.heads[1]:
         job.note(f"removed {pruned.heads[0]} of {pruned.heads[1]} attention heads")
     for reason, layers in reasons(pruned.left).items():

@@ -10,11 +10,12 @@ from modelpack.artifact import Kind
 from modelpack.quantities import size
 from modelpack.stage import DataRef, Job, StageConfig, stage
 from modelpack.stages import remarks
+from modelpack.stages.reading import MASK, reading
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from modelpack.numerics.sparsity import Evidence, Way
+    from modelpack.numerics.sparsity import Way
     from modelpack.numerics.zeros import Sparsity
 
 _RATIO = 0.5
@@ -39,9 +40,7 @@ class SparsifyConfig(StageConfig):
     )
     data: DataRef | None = Field(None, description="Rows for wanda, sparsegpt and refit.")
     rows: int = Field(512, gt=0, description="How many rows are read, at most.")
-    mask: str = Field(
-        "auto", description="Input that says which positions are real; auto: by its name; none: all positions are."
-    )
+    mask: str = Field("auto", description=MASK)
     refit: bool | None = Field(
         None,
         description="Afterwards fit the weights that stay to what the layer gave before, by least squares on the rows; "
@@ -88,7 +87,7 @@ def _parsed(text: str) -> tuple[int, int]:
     return int(keep), int(of)
 
 
-@stage(version=1, accepts={Kind.TORCH}, produces=Kind.TORCH, needs=("torch",), refuses={"quantized"})
+@stage(version=2, accepts={Kind.TORCH}, produces=Kind.TORCH, needs=("torch",), refuses={"quantized"})
 def sparsify(config: SparsifyConfig, job: Job) -> None:
     """Make single weights zero, the least important first: smaller when compressed, not faster on this runtime."""
     from modelpack.numerics import models, sparsity, zeros
@@ -98,11 +97,12 @@ def sparsify(config: SparsifyConfig, job: Job) -> None:
     way = _way(config)
     found = sparsity.layers.find(module, config.exclude, outermost, way.pattern, seen=way.reads)
     module = module.to(job.device)
+    remarks.invented({config.data}, job)
     made, left = sparsity.sparsify(
         module,
         found,
         way,
-        _evidence(config, job) if way.reads else None,
+        reading(config.data, config.mask, config.rows, job) if config.data is not None else None,
         lambda layers: job.track(layers, len(layers), "layers"),
     )
     models.save(module, job.out, like=job.source)
@@ -116,22 +116,6 @@ def _way(config: SparsifyConfig) -> Way:
     pattern = Pattern(*_parsed(config.pattern)) if config.pattern is not None else None
     ratio = pattern.ratio if pattern is not None else config.ratio or _RATIO
     return Way(config.method, ratio, pattern, config.scope == "global", config.refits, config.damping)
-
-
-def _evidence(config: SparsifyConfig, job: Job) -> Evidence:
-    from modelpack.numerics import rows
-    from modelpack.numerics.quantization.calibration import masks
-    from modelpack.numerics.sparsity import Evidence
-
-    assert config.data is not None, "checked when the recipe was read"
-    source = job.data[config.data]
-    remarks.invented({config.data}, job)
-    mask = masks.padding(config.mask, job.inputs)
-    if mask is not None:
-        job.note(f"positions where '{mask}' is 0 did not count")
-    return Evidence(
-        lambda: rows.feeds(job.track(source.batches(), label="rows"), job.inputs, config.rows), mask, job.device
-    )
 
 
 def _report(made: Sparsity, left: Mapping[str, str], sizes: Mapping[str, int], job: Job) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from modelpack.errors import StageError, listed
 from modelpack.numerics import matrices
-from modelpack.numerics.pruning import choice, evidence, plan, sound, targets
+from modelpack.numerics.pruning import choice, evidence, plan, refit, sound, targets
 from modelpack.numerics.pruning.choice import Worth
 from modelpack.numerics.pruning.groups import reasons
 from modelpack.numerics.pruning.importance import Evidence
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from modelpack.numerics.pruning.choice import Choice, Ranking
+    from modelpack.numerics.pruning.refit import Fit
 
 
 def prune(
@@ -32,6 +33,7 @@ def prune(
     rounding: Rounding = Rounding(),  # noqa: B008  frozen
     seed: int = 0,
     study: Callable[[nn.Module, Ranking], object] = lambda _module, _ranking: None,
+    fit: Fit = refit.nothing,
 ) -> Pruned:
     """Remove the least important channels until what the target counts has become small enough.
 
@@ -45,6 +47,7 @@ def prune(
         rounding: What the channels that stay in a layer are a multiple of.
         seed: Of the soundness check.
         study: Told the order in which units would go, before any does.
+        fit: Prepares a copy for the loss of the chosen channels, as those of `refit` do.
 
     Raises:
         StageError: When nothing may be removed, or the target cannot be met; the nearest fraction is named.
@@ -60,7 +63,8 @@ def prune(
     flaw = plan.flaw(plan.stripped(module, seed), chosen.removals, feed)
     if flaw:
         raise StageError(f"removing the chosen channels together is not sound: {flaw}", then="name some in keep")
-    smaller = plan.apply(module, chosen.removals)
+    ready, refitted = fit(module, chosen.removals)
+    smaller = plan.apply(ready, chosen.removals)
     heads = [
         (len(removal.roots) // removal.group.unit_width, removal.group.units)
         for removal in chosen.removals
@@ -73,6 +77,7 @@ def prune(
         left=found.left,
         heads=(sum(gone for gone, _ in heads), sum(whole for _, whole in heads)),
         rounding={group.name: step for group, step in zip(found.groups, chosen.steps, strict=True)},
+        refitted=refitted,
     )
 
 
@@ -107,5 +112,6 @@ __all__ = [
     "kept",
     "prune",
     "reasons",
+    "refit",
     "targets",
 ]

@@ -24,6 +24,7 @@ class Pruned:
         left: Layer → why its channels were left alone.
         heads: Removed and all attention heads.
         rounding: Group → what its channels are a multiple of.
+        refitted: Layers that were fitted to what they gave before.
     """
 
     module: nn.Module
@@ -32,6 +33,7 @@ class Pruned:
     left: Mapping[str, str]
     heads: tuple[int, int]
     rounding: Mapping[str, int]
+    refitted: tuple[str, ...] = ()
 
 
 def changes(before: nn.Module, after: nn.Module) -> list[dict[str, Any]]:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from modelpack.errors import StageError
-from modelpack.numerics.sparsity import heads, layers, magnitude, moments, refit, sparsegpt, wanda
+from modelpack.numerics.fitting import moments, refit
+from modelpack.numerics.sparsity import heads, layers, magnitude, sparsegpt, wanda
 from modelpack.numerics.sparsity.layers import Found
 from modelpack.numerics.sparsity.pattern import Pattern
 from modelpack.numerics.zeros import Sparsity
@@ -14,15 +15,13 @@ from modelpack.numerics.zeros import Sparsity
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    import torch
     from torch import Tensor, nn
 
-    from modelpack.numerics.rows import Feed
-    from modelpack.numerics.sparsity.layers import Layer
+    from modelpack.numerics.fitting import Layer, Reading
 
 Method = Literal["magnitude", "wanda", "sparsegpt"]
 
-__all__ = ["Evidence", "Found", "Method", "Pattern", "Way", "heads", "layers", "sparsify"]
+__all__ = ["Found", "Method", "Pattern", "Way", "heads", "layers", "sparsify"]
 
 
 @dataclass(frozen=True)
@@ -56,35 +55,20 @@ class Way:
         return self.solves or self.method == "wanda"
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """Rows that show what layers read.
-
-    Attributes:
-        read: Gives them, from the start.
-        mask: The model's input that tells padded positions, which do not count; None for none.
-        device: Where the model runs.
-    """
-
-    read: Callable[[], Iterable[Feed]]
-    mask: str | None
-    device: str | torch.device
-
-
 def sparsify(
     module: nn.Module,
     found: Found,
     way: Way,
-    evidence: Evidence | None = None,
+    reading: Reading | None = None,
     watch: Callable[[Sequence[Layer]], Iterable[Layer]] = lambda items: items,
 ) -> tuple[Sparsity, dict[str, str]]:
     """Make weights zero, in place.
 
     Args:
-        module: In evaluation mode, on the evidence's device.
+        module: In evaluation mode, on the device of the reading.
         found: Its layers.
         way: How zeros are chosen.
-        evidence: Rows, for a way that reads some.
+        reading: Rows, for a way that reads some.
         watch: Passes layers through while they are worked on, to show progress.
 
     Returns:
@@ -97,7 +81,7 @@ def sparsify(
         if not bool(layer.weight.isfinite().all()):
             raise StageError("the weights of this layer are not finite", where=layer.name.removesuffix(".weight"))
     done = []
-    for layer, matrix in _made(module, found.layers, way, evidence, watch):
+    for layer, matrix in _made(module, found.layers, way, reading, watch):
         layer.put(matrix)
         done.append(layer)
     if not done:
@@ -111,7 +95,7 @@ def _made(
     module: nn.Module,
     found: Sequence[Layer],
     way: Way,
-    evidence: Evidence | None,
+    reading: Reading | None,
     watch: Callable[[Sequence[Layer]], Iterable[Layer]],
 ) -> Iterator[tuple[Layer, Tensor]]:
     """Give the new weights of each layer that the rows reach."""
@@ -123,10 +107,8 @@ def _made(
         if not way.reads:
             yield from ((layer, _chosen(layer.matrix(), None, way, marked.get(layer.name))) for layer in watch(share))
             continue
-        assert evidence is not None, "the way needs rows"
-        seen = moments.gather(
-            module, share, evidence.read, mask=evidence.mask, whole=way.solves, device=evidence.device
-        )
+        assert reading is not None, "the way needs rows"
+        seen = moments.gather(module, share, reading, whole=way.solves)
         for layer in watch([layer for layer in share if layer.name in seen]):
             weight, moment = layer.matrix(), seen[layer.name]
             made = _chosen(weight, moment, way, marked.get(layer.name))

@@ -1,16 +1,15 @@
-"""The layers of a model that can be sparse, and their weights as matrices of outputs by inputs."""
+"""The layers of a model that can be sparse."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
 from modelpack.errors import StageError
 from modelpack.numerics import matrices
+from modelpack.numerics.fitting import READABLE, Layer
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -18,42 +17,7 @@ if TYPE_CHECKING:
     from modelpack.numerics.sparsity.pattern import Pattern
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_UNFOLDED = (nn.Conv1d, nn.Conv2d)
 _OTHERS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.RNNBase, nn.MultiheadAttention)
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A weight that can be sparse, and the layers that multiply by it.
-
-    Attributes:
-        name: The weight's name in the weights file.
-        users: At least one; more where they share the weight.
-    """
-
-    name: str
-    users: tuple[nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d, ...]
-
-    @property
-    def weight(self) -> Tensor:
-        """The weight itself."""
-        return self.users[0].weight
-
-    @property
-    def groups(self) -> int:
-        """Groups of a convolution; 1 for a linear layer."""
-        return getattr(self.users[0], "groups", 1)
-
-    def matrix(self) -> Tensor:
-        """Give a float64 copy, ``(groups, outputs, inputs)``; neighbouring inputs are neighbouring channels."""
-        weight = self.weight.detach().double()
-        return weight.movedim(1, -1).reshape(self.groups, len(weight) // self.groups, -1).clone()
-
-    @torch.no_grad()
-    def put(self, matrix: Tensor) -> None:
-        """Take over the numbers of such a matrix, in place."""
-        shape = self.weight.shape
-        self.weight.copy_(matrix.reshape(shape[0], *shape[2:], shape[1]).movedim(-1, 1))
 
 
 @dataclass(frozen=True)
@@ -114,37 +78,8 @@ def _reason(layer: nn.Module, embeddings: set[int], pattern: Pattern | None, *, 
     width = layer.get_parameter("weight").shape[1]
     if getattr(layer, "groups", 1) > 1 and width == 1:
         return "depthwise, so that it has few weights and needs them all"
-    if seen and not isinstance(layer, (nn.Linear, *_UNFOLDED)):
+    if seen and not isinstance(layer, READABLE):
         return f"the inputs of a {type(layer).__name__} cannot be looked at: use `method: magnitude`"
     if pattern is not None and width % pattern.of:
         return f"its {width} inputs are no multiple of {pattern.of}"
     return ""
-
-
-def inputs(layer: nn.Module, values: Tensor) -> Tensor:
-    """Give what each output of a layer is a weighted sum of.
-
-    Args:
-        layer: Linear, or a convolution over one or two dimensions.
-        values: Its input, with a batch dimension.
-
-    Returns:
-        ``(groups, rows, inputs)``, the inputs in the order of `Layer.matrix`.
-    """
-    if isinstance(layer, nn.Linear):
-        return values.reshape(1, -1, values.shape[-1])
-    assert isinstance(layer, _UNFOLDED), "others are left alone"
-    flat = isinstance(layer, nn.Conv1d)
-    if layer.padding_mode == "zeros":
-        padded = functional.pad(values, layer._reversed_padding_repeated_twice)  # noqa: SLF001  'same' is resolved there
-    else:
-        padded = functional.pad(values, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)  # noqa: SLF001
-    image = padded.unsqueeze(-2) if flat else padded
-
-    def both(sizes: tuple[int, ...]) -> tuple[int, ...]:
-        return (1, *sizes) if flat else sizes
-
-    patches = functional.unfold(image, both(layer.kernel_size), both(layer.dilation), stride=both(layer.stride))
-    channels = layer.in_channels // layer.groups
-    cut = patches.reshape(len(values), layer.groups, channels, -1, patches.shape[-1])
-    return cut.permute(1, 0, 4, 3, 2).reshape(layer.groups, -1, patches.shape[1] // layer.groups)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 from modelpack.errors import StageError
 from modelpack.numerics import models
 from modelpack.numerics.calling import call
+from modelpack.numerics.fitting.layers import Layer, inputs
 from modelpack.numerics.quantization.calibration import masks
-from modelpack.numerics.sparsity.layers import Layer, inputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,25 +26,33 @@ if TYPE_CHECKING:
 BUDGET = 512 * 2**20
 """Bytes of moments that one pass over the rows gathers."""
 
+_PIECE = 2**28
+"""Bytes of a convolution's inputs that are unfolded at once: large images have millions of positions."""
 
-def gather(
-    module: nn.Module,
-    layers: Sequence[Layer],
-    read: Callable[[], Iterable[Feed]],
-    *,
-    mask: str | None,
-    whole: bool,
-    device: str | torch.device,
-) -> dict[str, Tensor]:
+
+@dataclass(frozen=True)
+class Reading:
+    """Rows that show what layers read.
+
+    Attributes:
+        read: Gives them, from the start.
+        mask: The model's input that tells padded positions, which do not count; None for none.
+        device: Where the model runs.
+    """
+
+    read: Callable[[], Iterable[Feed]]
+    mask: str | None
+    device: str | torch.device
+
+
+def gather(module: nn.Module, layers: Sequence[Layer], reading: Reading, *, whole: bool) -> dict[str, Tensor]:
     """Sum ``x xᵀ`` over all that a layer is applied to; padded positions do not count.
 
     Args:
-        module: In evaluation mode, on the device.
+        module: In evaluation mode, on the device of the reading.
         layers: Whose inputs are looked at.
-        read: Gives the rows, from the start.
-        mask: The model's input that tells padded positions.
+        reading: The rows.
         whole: Whether moments are matrices, or only their diagonals.
-        device: Where the model runs.
 
     Returns:
         Name of a layer → moment, ``(groups, inputs, inputs)`` or ``(groups, inputs)``, float64; layers that
@@ -56,22 +65,28 @@ def gather(
     real: list[NDArray[np.bool_] | None] = [None]
 
     def add(layer: Layer, user: nn.Module, values: Tensor) -> None:
-        rows = inputs(user, _real(values, real[0])).float()
-        part = (rows.mT @ rows if whole else rows.square().sum(1)).double()
-        if not bool(part.isfinite().all()):
-            raise StageError(
-                "what this layer reads is not finite on the rows",
-                where=layer.name.removesuffix(".weight"),
-                then="exclude it, or mend the model or the data",
-            )
-        sums[layer.name] = sums[layer.name] + part if layer.name in sums else part
+        for piece in _pieces(user, _real(values, real[0])):
+            rows = inputs(user, piece).float()
+            part = (rows.mT @ rows if whole else rows.square().sum(1)).double()
+            if not bool(part.isfinite().all()):
+                raise StageError(
+                    "what this layer reads is not finite on the rows",
+                    where=layer.name.removesuffix(".weight"),
+                    then="exclude it, or mend the model or the data",
+                )
+            sums[layer.name] = sums[layer.name] + part if layer.name in sums else part
 
     with torch.inference_mode(), _watched(layers, add):
-        for feed in read():
-            real[0] = masks.real(mask, feed) if mask is not None else None
+        for feed in reading.read():
+            real[0] = masks.real(reading.mask, feed) if reading.mask is not None else None
             with models.blamed("the model fails on the rows"):
-                call(module, models.tensors(feed, device))
+                call(module, models.tensors(feed, reading.device))
     return sums
+
+
+def size(layer: Layer) -> int:
+    """Give the bytes of a layer's moment."""
+    return 8 * layer.groups * layer.weight[0].numel() ** 2
 
 
 def shares(layers: Sequence[Layer], budget: int = BUDGET) -> Iterator[list[Layer]]:
@@ -79,14 +94,14 @@ def shares(layers: Sequence[Layer], budget: int = BUDGET) -> Iterator[list[Layer
     share: list[Layer] = []
     room = budget
     for layer in layers:
-        width = layer.weight[0].numel()
-        size = 8 * layer.groups * width**2
-        if share and size > room:
+        needed = size(layer)
+        if share and needed > room:
             yield share
             share, room = [], budget
         share.append(layer)
-        room -= size
-    yield share
+        room -= needed
+    if share:
+        yield share
 
 
 @contextlib.contextmanager
@@ -102,6 +117,14 @@ def _watched(layers: Sequence[Layer], add: Callable[[Layer, nn.Module, Tensor], 
             for user in layer.users:
                 hooks.callback(user.register_forward_pre_hook(hook(layer), with_kwargs=True).remove)
         yield
+
+
+def _pieces(user: nn.Module, values: Tensor) -> Sequence[Tensor]:
+    """Cut a convolution's input along the batch, so that a piece can be unfolded."""
+    if isinstance(user, nn.Linear) or not len(values):
+        return [values]
+    unfolded = values[0].numel() * user.get_parameter("weight")[0, 0].numel() * values.element_size()
+    return torch.split(values, max(1, _PIECE // unfolded))
 
 
 def _real(values: Tensor, real: NDArray[np.bool_] | None) -> Tensor:
