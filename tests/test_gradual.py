@@ -208,7 +208,7 @@ def test_a_time_is_met_in_steps_too(tmp_path, monkeypatch):
 
 def test_what_is_left_of_a_try_and_cannot_be_read_is_named(tmp_path, trained):
     with pytest.raises(KeyboardInterrupt):
-        pruned(tmp_path, trained, {}, collect=Interrupted(12))
+        pruned(tmp_path, trained, {}, collect=Interrupted(24))
     (state,) = (tmp_path / "store").rglob("state.json")
     state.write_text("{")
     with pytest.raises(StageError, match="what an interrupted try left cannot be read") as caught:

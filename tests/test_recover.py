@@ -24,9 +24,10 @@ def unlabelled(count=192, seed=0):
     return Rows({"image": patterns(count, seed).columns["image"]})
 
 
-def recovered(root, pruned, original, settings, **data):
+def recovered(root, pruned, original, settings, *, collect=None, **data):
     data = {"train": unlabelled(), **data}
-    return run_stage(root, recover, {"data": "train", **settings}, model=pruned, steps={"model": original}, data=data)
+    wanted = {"data": "train", **settings}
+    return run_stage(root, recover, wanted, model=pruned, steps={"model": original}, data=data, collect=collect)
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +122,37 @@ def test_invented_rows_are_called_so(tmp_path, trained):
         synthetic=frozenset({"train"}),
     )
     assert any("invented rows" in text for text in made.manifest.record["warnings"])
+
+
+def norms(artifact):
+    """Give the statistics of all batch norms."""
+    return {name: value for name, value in models.load(artifact).named_buffers() if name.endswith(("_mean", "_var"))}
+
+
+def same_statistics(one, other):
+    kept = norms(other)
+    return all(torch.equal(value, kept[name]) for name, value in norms(one).items())
+
+
+def test_rows_unlike_those_of_the_statistics_leave_them_alone(tmp_path, trained):
+    """A single pattern says nothing about the ten that the statistics are of."""
+    pruned = run_stage(tmp_path, prune, {"macs": 0.9, "data": "train"}, model=trained, data={"train": unlabelled()})
+    columns = patterns(192).columns
+    alike = Rows({"image": columns["image"][columns["label"] == 3]}, 8)
+    held_out = patterns(300, seed=1)
+    events = []
+    wanted = {"epochs": 2, "lr": 1e-4}
+    auto = recovered(tmp_path / "auto", pruned, trained, wanted, train=alike)
+    kept = recovered(tmp_path / "kept", pruned, trained, wanted | {"batch_norm": False}, train=alike, collect=events)
+    anew = recovered(tmp_path / "anew", pruned, trained, wanted | {"batch_norm": True}, train=alike)
+    assert same_statistics(auto, pruned)
+    assert any(getattr(event, "text", "").startswith("kept the statistics of 10") for event in events)
+    after, before = models.load(auto), models.load(pruned)
+    assert not all(torch.equal(a, b) for a, b in zip(after.parameters(), before.parameters(), strict=True))
+    for name, value in models.load(kept).state_dict().items():
+        assert torch.equal(value, after.state_dict()[name])
+    assert not same_statistics(anew, pruned)
+    assert accuracy(anew, held_out) < accuracy(auto, held_out)
 
 
 def test_settings_are_checked():

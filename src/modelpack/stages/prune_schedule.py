@@ -114,17 +114,19 @@ class _Healer:
     job: Job
 
     def heal(self, student: Any, step: int, scratch: Path) -> dict[str, Any]:
-        """Measure batch norms anew, then train; gives what to report."""
+        """Measure batch norms anew where that helps, then train; gives what to report."""
         from modelpack.numerics import training as loop
         from modelpack.numerics.randomness import chained
 
         job, device = self.job, loop.device(self.job.device)
         data = loop.Rows(job.data[self.healing.data].batches, job.inputs, self.healing.target)
-        loop.reestimate(student, data, device, job.track)
+        settled = loop.settle(student, self.whole, data, device, watch=job.track)
         last = step == self.config.steps and self.config.last
         plan = replace(schedule(self.config), epochs=last or self.config.epochs)
         objective = self._objective(student, data)
-        lesson = loop.Lesson(objective, data, None, plan, device, chained(job.seed, step), job.track)
+        lesson = loop.Lesson(
+            objective, data, None, plan, device, chained(job.seed, step), job.track, still=settled.still
+        )
         lesson = remembering(self.config, job, lesson, job.source.id)
         trained = loop.train(student, lesson, scratch)
         remarks.answers(lesson, job)

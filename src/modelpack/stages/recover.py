@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Literal
+
 from pydantic import Field
 
 from modelpack.artifact import Kind
@@ -9,7 +12,7 @@ from modelpack.stage import DataRef, Job, TorchRef, stage
 from modelpack.stages import remarks
 from modelpack.stages.imitation_config import AspectName, ImitationConfig, Weights
 from modelpack.stages.schedule_config import FloatScheduleConfig
-from modelpack.stages.training import LessonConfig, prepare, rows
+from modelpack.stages.training import LessonConfig, prepare, rows, teacher
 
 
 class RecoverConfig(FloatScheduleConfig, LessonConfig, ImitationConfig):
@@ -22,7 +25,12 @@ class RecoverConfig(FloatScheduleConfig, LessonConfig, ImitationConfig):
         "features of blocks that pair up by themselves, unless `compile` hides these.",
     )
     data: DataRef = Field(description="Rows without labels, like those the model will see.")
-    batch_norm: bool = Field(True, description="First measure the statistics of batch norms anew.")
+    batch_norm: Literal["auto"] | bool = Field(
+        "auto",
+        description="First measure the statistics of batch norms anew. If false they stay as they are, in training "
+        "too; auto does what brings the outputs closer to the teacher's: few rows, or unlike those that the model was "
+        "trained on, give bad statistics.",
+    )
     epochs: int = Field(2, ge=0, description="Passes of self-distillation over the data; 0 for none.")
     lr: float = Field(5e-4, gt=0, description="Highest learning rate.")
 
@@ -35,7 +43,7 @@ class RecoverConfig(FloatScheduleConfig, LessonConfig, ImitationConfig):
 
 
 @stage(
-    version=3,
+    version=4,
     accepts={Kind.TORCH},
     produces=Kind.TORCH,
     needs=("torch",),
@@ -49,10 +57,12 @@ def recover(config: RecoverConfig, job: Job) -> None:
     from modelpack.numerics import training as loop
 
     student = models.load(job.source, job.device)
-    if config.batch_norm:
-        count = loop.reestimate(student, rows(config, job, config.data), loop.device(job.device), job.track)
-        job.note(f"measured the statistics of {count} batch norms anew" if count else "the model has no batch norms")
-    healing = prepare(config, job, student)
+    teaching, device = teacher(config, job), loop.device(job.device)
+    anew = None if config.batch_norm == "auto" else config.batch_norm
+    data = rows(config, job, config.data)
+    settled = loop.settle(student, teaching, data, device, anew=anew, watch=job.track)
+    job.note(settled.told)
+    healing = replace(prepare(config, job, student, teaching), still=settled.still)
     trained = loop.train(student, healing, job.scratch)
     models.save(student, job.out, like=job.source)
     remarks.zeros(job)

@@ -79,30 +79,42 @@ class TrainingConfig(LessonConfig, TaskConfig):
     """Who teaches what, and how long."""
 
 
-def prepare(config: LessonConfig, job: Job, student: Any = None) -> Lesson:
+def teacher(config: TeacherConfig, job: Job) -> Any:
+    """Load the module that is imitated.
+
+    Raises:
+        StageError: When it takes other inputs than the student.
+    """
+    from modelpack.numerics import models
+
+    models.expect_same_inputs(job.steps[config.teacher], job.source)
+    return models.load(job.steps[config.teacher], job.device)
+
+
+def prepare(config: LessonConfig, job: Job, student: Any = None, teaching: Any = None) -> Lesson:
     """Prepare what settings ask for: the teacher, rows, losses and the optimizer's schedule.
 
     Args:
         config: The settings.
         job: Names the teacher and the rows.
         student: The module that is to learn, in evaluation mode; None for one that will only be asked for its outputs.
+        teaching: The module that is imitated, where it is loaded already.
 
     Raises:
         StageError: When the teacher does not fit the student, or the data lack the truth that the task needs.
     """
-    from modelpack.numerics import distillation, models
+    from modelpack.numerics import distillation
     from modelpack.numerics import training as loop
 
-    models.expect_same_inputs(job.steps[config.teacher], job.source)
+    teaching = teaching or teacher(config, job)
     remarks.invented({config.data, config.eval_data}, job)
     device = loop.device(job.device)
-    teacher = models.load(job.steps[config.teacher], job.device)
     data = rows(config, job, config.data)
-    task = _task(config, job, data, teacher) if isinstance(config, TrainingConfig) else None
+    task = _task(config, job, data, teaching) if isinstance(config, TrainingConfig) else None
     held_out = rows(config, job, config.eval_data) if config.eval_data else None
     if held_out is not None and task is not None:
         held_out = distillation.judged_by_truth(held_out)
-    objective = distillation.imitation(teacher, student, data, task, wish=_wish(config, job), device=device)
+    objective = distillation.imitation(teaching, student, data, task, wish=_wish(config, job), device=device)
     for text in objective.remarks():
         job.note(text)
     lesson = loop.Lesson(
@@ -129,7 +141,7 @@ def rows(config: LessonConfig, job: Job, name: str) -> Rows:
     return loop.Rows(read, job.inputs, None if own else config.target, beside=own)
 
 
-def _task(config: TrainingConfig, job: Job, data: Rows, teacher: Any) -> Task | None:
+def _task(config: TrainingConfig, job: Job, data: Rows, teaching: Any) -> Task | None:
     from modelpack.numerics import distillation
     from modelpack.numerics import training as loop
 
@@ -139,7 +151,7 @@ def _task(config: TrainingConfig, job: Job, data: Rows, teacher: Any) -> Task | 
         return distillation.Own(config.task.load(), config.task.reference)
     found = distillation.task_for(
         data,
-        teacher,
+        teaching,
         config.task,
         output=config.output,
         smoothing=config.label_smoothing,

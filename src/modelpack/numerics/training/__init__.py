@@ -10,7 +10,7 @@ from modelpack.numerics.training.lesson import Constraint, Lesson, Trained
 from modelpack.numerics.training.loop import train
 from modelpack.numerics.training.objective import SCORE, Objective
 from modelpack.numerics.training.schedule import Precision, Schedule
-from modelpack.numerics.training.statistics import reestimate
+from modelpack.numerics.training.statistics import reestimate, settle
 
 __all__ = [
     "SCORE",
@@ -24,6 +24,7 @@ __all__ = [
     "device",
     "reestimate",
     "remarks",
+    "settle",
     "train",
     "zeros_kept",
 ]

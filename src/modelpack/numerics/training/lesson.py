@@ -38,6 +38,7 @@ class Lesson:
         watch: Shows progress.
         constraint: Applied to the student after every step of the optimizer.
         change: Applied to the rows that the student learns from, not to those that judge it.
+        still: Whether batch norms keep their statistics, and normalise by them while the student learns.
     """
 
     objective: Objective
@@ -49,6 +50,7 @@ class Lesson:
     watch: Watch = lambda items, _total, _label: items
     constraint: Constraint | None = None
     change: Change | None = None
+    still: bool = False
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from modelpack.errors import StageError
 from modelpack.numerics.randomness import chained, repeatable, reseed, seeded
-from modelpack.numerics.training import crew, layout, precision, sharing, tensors
+from modelpack.numerics.training import crew, layout, precision, sharing, statistics, tensors
 from modelpack.numerics.training.batches import head, split
 from modelpack.numerics.training.checkpoint import Checkpoints, Progress
 from modelpack.numerics.training.compilation import compiled
@@ -124,6 +124,8 @@ class Course:
         patience = 1 if lesson.device.type == "cpu" and crew.size() == 1 else _UNSEEN
         unseen: list[Tensor] = []
         self.student.train()
+        if lesson.still:
+            statistics.still(self.student)
         with seeded(lesson.seed, lesson.device):
             groups = itertools.islice(self._groups(epoch), progress.step, None)
             for batches in lesson.watch(groups, self._steps, f"epoch {epoch} of {lesson.schedule.epochs}"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 
 from modelpack.numerics import models
 from modelpack.numerics.calling import call
-from modelpack.numerics.training.batches import split
+from modelpack.numerics.training.batches import apart, limited, split
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -18,6 +19,94 @@ if TYPE_CHECKING:
 
     from modelpack.numerics.training.batches import Rows
     from modelpack.numerics.training.lesson import Watch
+
+_JUDGES = 512
+"""Rows that say which statistics are better."""
+
+
+@dataclass(frozen=True)
+class Settled:
+    """By which statistics a student's batch norms normalise.
+
+    Attributes:
+        norms: How many batch norms there are.
+        still: Whether they keep those they had, which are not those of the rows, and should while the student learns.
+    """
+
+    norms: int
+    still: bool
+
+    @property
+    def told(self) -> str:
+        """What was done, in words."""
+        if not self.norms:
+            return "the model has no batch norms"
+        if not self.still:
+            return f"measured the statistics of {self.norms} batch norms anew"
+        return f"kept the statistics of {self.norms} batch norms, in training too"
+
+
+def settle(
+    student: nn.Module,
+    teacher: nn.Module,
+    data: Rows,
+    device: torch.device,
+    *,
+    anew: bool | None = None,
+    watch: Watch = lambda items, _total, _label: items,
+) -> Settled:
+    """Measure the statistics of a student's batch norms anew, or let it keep those it has.
+
+    Rows that are few, or unlike those that the statistics are of, do more harm than good: even the teacher would give
+    something else by them.
+
+    Args:
+        student: In evaluation mode, on the device.
+        teacher: What the student should give, likewise.
+        data: Rows.
+        device: Where both are.
+        anew: Whether to measure; None for what brings the outputs closer to the teacher's.
+        watch: Shows progress.
+
+    Raises:
+        StageError: When the student cannot run on the rows.
+    """
+    norms = len(_norms(student))
+    if not norms or anew is False:
+        return Settled(norms, still=bool(norms))
+    before = {name: value.clone() for name, value in student.named_buffers()}
+    distance = _distance(student, teacher, data, device) if anew is None else float("inf")
+    reestimate(student, data, device, watch)
+    better = anew or _distance(student, teacher, data, device) <= distance
+    for name, value in student.named_buffers() if not better else ():
+        value.copy_(before[name])
+    return Settled(norms, still=not better)
+
+
+@torch.no_grad()
+def _distance(student: nn.Module, teacher: nn.Module, data: Rows, device: torch.device) -> float:
+    """Give the squared error of the outputs on some rows, relative to their variance and summed over outputs."""
+    gaps: dict[str, Tensor] = {}
+    spreads: dict[str, Tensor] = {}
+    for batch in limited(data, _JUDGES, device):
+        inputs, _ = apart(batch)
+        with models.blamed("the model fails on the rows"):
+            found, wanted = call(student, dict(inputs)), call(teacher, inputs)
+        for name, value in wanted.items():
+            if value.is_floating_point():
+                gap, spread = (
+                    (found[name] - value).double().square().sum(),
+                    (value - value.mean()).double().square().sum(),
+                )
+                gaps[name] = gaps[name] + gap if name in gaps else gap
+                spreads[name] = spreads[name] + spread if name in spreads else spread
+    return sum(float(gap / spreads[name].clamp_min(1e-30)) for name, gap in gaps.items())
+
+
+def still(module: nn.Module) -> None:
+    """Let the batch norms of a module that trains normalise by the statistics that they have, and keep them."""
+    for layer in _norms(module):
+        layer.eval()
 
 
 def reestimate(module: nn.Module, data: Rows, device: torch.device, watch: Watch) -> int:
