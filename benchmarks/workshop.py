@@ -260,7 +260,8 @@ def tell(
     """Write the table of the seeds so far to ``results/NAME``, or ``NAME-cuda``."""
     seeds, rounds = len(found[ORIGINAL]), len(taken[ORIGINAL])
     each = "seeds: the mean, and each seed's figure" if seeds > 1 else "seed"
-    seen = f"Every way ran with {seeds} {each}. All see the same rows for {case.plain.epochs} epochs."
+    trained = f" All see the same rows for {case.plain.epochs} epochs." if case.plain.epochs else ""
+    seen = f"Every way ran with {seeds} {each}.{trained}"
     speed = (
         "Speed: in onnxruntime, one row on one thread of the processor, relative to the original; median and "
         f"quartiles of {rounds} rounds in which the models take turns."
