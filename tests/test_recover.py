@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from torch import nn
 
 import nets
+from modelpack.errors import StageError
 from modelpack.numerics import models, training
 from modelpack.stages.prune import prune
 from modelpack.stages.recover import RecoverConfig, recover
@@ -153,6 +154,41 @@ def test_rows_unlike_those_of_the_statistics_leave_them_alone(tmp_path, trained)
         assert torch.equal(value, after.state_dict()[name])
     assert not same_statistics(anew, pruned)
     assert accuracy(anew, held_out) < accuracy(auto, held_out)
+
+
+def test_a_teacher_that_gives_something_else_is_told(tmp_path):
+    """Before batch norms are measured against it."""
+    teacher = imported(tmp_path, "cnn", nets.IMAGE)
+    student = imported(tmp_path, "cnn", nets.IMAGE, arguments={"classes": 7})
+    with pytest.raises(StageError, match=r"differ in the output 'output': the teacher gives \[16, 10\]"):
+        recovered(tmp_path, student, teacher, {}, train=unlabelled(16))
+
+
+class Counting(nn.Module):
+    """A batch norm, and a buffer of another kind that grows with the rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+        self.register_buffer("seen", torch.zeros(0))
+
+    def forward(self, x):
+        self.seen = torch.cat([self.seen, x[:, 0].detach()])
+        return {"values": self.norm(x), "classes": x.argmax(1)}
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_statistics_are_kept_or_measured_by_what_the_teacher_gives(alike):
+    columns = {"x": np.random.default_rng(0).normal(3, 2, (32, 4)).astype(np.float32)}
+    data = training.Rows(Rows(columns, 8).batches, {"x": TensorSpec(shape=("batch", 4))}, None)
+    student, teacher = Counting().eval(), Counting().eval()
+    if not alike:
+        training.reestimate(teacher, data, torch.device("cpu"), lambda items, _total, _label: items)
+    settled = training.settle(student, teacher, data, torch.device("cpu"))
+    assert settled.still is alike
+    for name, value in teacher.norm.named_buffers():
+        assert torch.equal(value, student.norm.get_buffer(name))
+    assert len(student.seen) > 32
 
 
 def test_settings_are_checked():

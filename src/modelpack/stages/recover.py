@@ -53,13 +53,14 @@ class RecoverConfig(FloatScheduleConfig, LessonConfig, ImitationConfig):
 )
 def recover(config: RecoverConfig, job: Job) -> None:
     """Restore a pruned model from unlabelled data: batch-norm statistics, then the original model's outputs."""
-    from modelpack.numerics import models
+    from modelpack.numerics import distillation, models
     from modelpack.numerics import training as loop
 
     student = models.load(job.source, job.device)
     teaching, device = teacher(config, job), loop.device(job.device)
     anew = None if config.batch_norm == "auto" else config.batch_norm
     data = rows(config, job, config.data)
+    distillation.expect_same_outputs(student, teaching, data, device)
     settled = loop.settle(student, teaching, data, device, anew=anew, watch=job.track)
     job.note(settled.told)
     healing = replace(prepare(config, job, student, teaching), still=settled.still)

@@ -2,7 +2,14 @@
 
 from modelpack.numerics.distillation.aspects.outputs import ALL
 from modelpack.numerics.distillation.imitation import Imitation
-from modelpack.numerics.distillation.planning import Wish, imitation, judged_by_truth, mask_for, task_for
+from modelpack.numerics.distillation.planning import (
+    Wish,
+    expect_same_outputs,
+    imitation,
+    judged_by_truth,
+    mask_for,
+    task_for,
+)
 from modelpack.numerics.distillation.remembering import remembered, remembering
 from modelpack.numerics.distillation.tasks import Own, Task
 
@@ -12,6 +19,7 @@ __all__ = [
     "Own",
     "Task",
     "Wish",
+    "expect_same_outputs",
     "imitation",
     "judged_by_truth",
     "mask_for",

@@ -137,6 +137,17 @@ def judged_by_truth(data: Rows) -> Rows:
     return data
 
 
+def expect_same_outputs(student: nn.Module, teacher: nn.Module, data: Rows, device: torch.device) -> None:
+    """Check on the first batch that a student gives what its teacher gives; both are on the device.
+
+    Raises:
+        StageError: Naming the outputs, or the shapes, that differ.
+    """
+    inputs, _ = split(data.labelled(), device)
+    with torch.no_grad(), models.blamed("teacher and student cannot be compared"):
+        outputs.compatible(call(student, inputs), call(teacher, inputs))
+
+
 def imitation(
     teacher: nn.Module, student: nn.Module | None, data: Rows, task: Task | None, *, wish: Wish, device: torch.device
 ) -> Imitation:

@@ -10,6 +10,7 @@ from torch import nn
 
 from modelpack.numerics import models
 from modelpack.numerics.calling import call
+from modelpack.numerics.training import crew
 from modelpack.numerics.training.batches import apart, limited, split
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def settle(
 
     Args:
         student: In evaluation mode, on the device.
-        teacher: What the student should give, likewise.
+        teacher: What the student should give, likewise; its outputs have the same names and shapes.
         data: Rows.
         device: Where both are.
         anew: Whether to measure; None for what brings the outputs closer to the teacher's.
@@ -71,16 +72,17 @@ def settle(
     Raises:
         StageError: When the student cannot run on the rows.
     """
-    norms = len(_norms(student))
+    norms = _norms(student)
     if not norms or anew is False:
-        return Settled(norms, still=bool(norms))
-    before = {name: value.clone() for name, value in student.named_buffers()}
+        return Settled(len(norms), still=bool(norms))
+    before = [(value, value.clone()) for layer in norms for value in layer.buffers(recurse=False)]
     distance = _distance(student, teacher, data, device) if anew is None else float("inf")
     reestimate(student, data, device, watch)
-    better = anew or _distance(student, teacher, data, device) <= distance
-    for name, value in student.named_buffers() if not better else ():
-        value.copy_(before[name])
-    return Settled(norms, still=not better)
+    # What rounding decides must be decided alike in all processes of a crew.
+    better = anew or crew.told(_distance(student, teacher, data, device) <= distance)
+    for value, old in before if not better else ():
+        value.copy_(old)
+    return Settled(len(norms), still=not better)
 
 
 @torch.no_grad()
@@ -94,10 +96,8 @@ def _distance(student: nn.Module, teacher: nn.Module, data: Rows, device: torch.
             found, wanted = call(student, dict(inputs)), call(teacher, inputs)
         for name, value in wanted.items():
             if value.is_floating_point():
-                gap, spread = (
-                    (found[name] - value).double().square().sum(),
-                    (value - value.mean()).double().square().sum(),
-                )
+                exact = value.double()
+                gap, spread = (found[name] - exact).square().sum(), (exact - exact.mean()).square().sum()
                 gaps[name] = gaps[name] + gap if name in gaps else gap
                 spreads[name] = spreads[name] + spread if name in spreads else spread
     return sum(float(gap / spreads[name].clamp_min(1e-30)) for name, gap in gaps.items())
