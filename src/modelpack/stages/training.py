@@ -106,7 +106,7 @@ def prepare(config: LessonConfig, job: Job, student: Any = None, teaching: Any =
     from modelpack.numerics import distillation
     from modelpack.numerics import training as loop
 
-    teaching = teaching or teacher(config, job)
+    teaching = teacher(config, job) if teaching is None else teaching
     remarks.invented({config.data, config.eval_data}, job)
     device = loop.device(job.device)
     data = rows(config, job, config.data)
