@@ -7,7 +7,7 @@ import logging
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from . import openapi, protocols
+from . import logs, openapi, protocols
 from .exchange import Refused, Request, Response, as_json, respond
 from .faults import Disconnected, Failed, Fault, Unknown, Unready
 from .router import Place, Protocol, Route, Router
@@ -53,9 +53,17 @@ class App:
         except Disconnected:
             pass
         finally:
-            metrics.inflight.dec()
-            metrics.count(place.protocol.name, place.name, status)
-            metrics.time(place.protocol.name, place.name, perf_counter() - request.arrived)
+            self._ended(request, place, status)
+
+    def _ended(self, request: Request, place: Place, status: int) -> None:
+        metrics, seconds = self.service.metrics, perf_counter() - request.arrived
+        metrics.inflight.dec()
+        metrics.count(place.protocol.name, place.name, status)
+        metrics.time(place.protocol.name, place.name, seconds)
+        if self.service.settings.log_requests:
+            where = {"protocol": place.protocol.name, "route": place.name, "path": request.path[:256]}
+            about = {**request.ids, **where, "method": request.method, "seconds": round(seconds, 6)}
+            logs.answered(f"{request.method} {place.name} {status}", status, about)
 
     async def _answer(self, request: Request, place: Place) -> Response:
         try:
@@ -67,7 +75,7 @@ class App:
         except Exception as error:  # noqa: BLE001 - whatever failed, the client gets an answer and the log the trace
             fault = error if isinstance(error, Fault) else Failed("")
             if isinstance(fault, Failed):
-                _log.exception("request %s to %s failed", request.id, place.name)
+                _log.exception("request %s to %s failed", request.id, place.name, extra={"fields": request.ids})
                 fault = Failed(f"the server failed on this request; its log has the reason ({request.id})")
         return place.protocol.fail(fault)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from . import tracing
 from .faults import Disconnected, Failed, Fault, Forbidden, Full, Invalid, Late, Unknown, Unready
 
 if TYPE_CHECKING:
@@ -74,10 +75,24 @@ def failure(fault: Fault, content: Any = None) -> Response:
 class Request:
     """What arrived: method, path and the values of its named parts, headers, and the body as it comes."""
 
-    __slots__ = ("_headers", "_limits", "_receive", "arrived", "gone", "id", "method", "parts", "path", "unread")
+    __slots__ = (
+        "_headers",
+        "_limits",
+        "_receive",
+        "_scope",
+        "_trace",
+        "arrived",
+        "gone",
+        "id",
+        "method",
+        "parts",
+        "path",
+        "unread",
+    )
 
     def __init__(self, scope: Scope, receive: Receive, limits: Settings) -> None:
-        self._limits = limits
+        self._limits, self._scope = limits, scope
+        self._trace: tracing.Trace | None = None
         self.parts: dict[str, str] = {}
         self.arrived = perf_counter()
         self.method: str = scope["method"]
@@ -92,6 +107,22 @@ class Request:
     def header(self, name: str) -> str:
         """Give a header's value, or an empty text."""
         return self._headers.get(name.encode(), b"").decode("latin-1").strip()
+
+    @property
+    def trace(self) -> tracing.Trace:
+        """Where it belongs in its caller's trace, or the trace that begins with it."""
+        if self._trace is None:
+            given = [value for name, value in self._scope["headers"] if name == b"traceparent"]
+            self._trace = tracing.continued([value.decode("latin-1").strip() for value in given])
+        return self._trace
+
+    @property
+    def ids(self) -> dict[str, str]:
+        """What the log calls it."""
+        trace = self.trace
+        parent = {"parent_id": trace.parent} if trace.parent else {}
+        ids = {"request_id": self.id, "trace_id": trace.id, "span_id": trace.span, **parent}
+        return {**ids, "trace_flags": trace.flags}
 
     @property
     def media(self) -> str:

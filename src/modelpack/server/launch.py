@@ -8,12 +8,12 @@ import logging
 import os
 import signal
 import socket
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
+from . import logs
 from .app import App
 from .faults import StartError
 from .service import Service
@@ -128,7 +128,7 @@ def launch(settings: Settings, card: Mapping[str, Any] | None = None) -> int:
     Raises:
         StartError: When the model cannot be served or the port cannot be had.
     """
-    _log_to_stderr()
+    logs.begin(settings)
     app = App(Service(settings, card))
     server = Server(app, _config(app))
     with _listen(settings.host, settings.port) as listener:
@@ -169,12 +169,3 @@ def _listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=2048)
     except (OSError, UnicodeError) as error:
         raise StartError(f"cannot listen on {host}:{port}: {error}; --port chooses another") from None
-
-
-def _log_to_stderr() -> None:
-    if not _log.handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        _log.addHandler(handler)
-        _log.setLevel(logging.INFO)
-        _log.propagate = False

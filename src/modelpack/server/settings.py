@@ -26,6 +26,10 @@ def _limit(default: float, least: float, help_text: str) -> Any:
     return dataclasses.field(default=default, metadata={"least": least, "help": help_text})
 
 
+def _choice(options: tuple[str, ...], help_text: str) -> Any:
+    return dataclasses.field(default=options[0], metadata={"options": options, "help": help_text})
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """Every field but `port` and `threads` is also an environment variable: `max_body` is `MODELPACK_MAX_BODY`."""
@@ -52,13 +56,16 @@ class Settings:
     deadline: float = _limit(60.0, 0.001, "seconds from a request's arrival to its answer; later is 504")
     drain_delay: float = _limit(1.0, 0.0, "seconds after SIGTERM in which new work is still served")
     drain_timeout: int = _limit(25, 1, "seconds that work in flight gets to finish after that")
+    log_format: str = _choice(("auto", "json", "text"), "form of the log: auto is text at a terminal, else json")
+    log_level: str = _choice(("info", "debug", "warning", "error"), "the least that the log has")
+    log_requests: int = _limit(0, 0, "1 writes a line for each request")
 
     @classmethod
     def read(cls, environ: Mapping[str, str] | None = None, **given: Any) -> Self:
         """Take each setting from `given` unless None, then from the environment, then from its default.
 
         Raises:
-            StartError: For a value that is no number or is too small.
+            StartError: For a value that is no number, is too small, or is none of the options.
         """
         environ = os.environ if environ is None else environ
         values: dict[str, Any] = {}
@@ -82,6 +89,9 @@ class Settings:
 
 def _parse(name: str, text: str, field: dataclasses.Field[Any]) -> Any:
     if field.type == "str":
+        options = field.metadata.get("options", (text,))
+        if text not in options:
+            raise StartError(f"{name}={text!r} is none of {', '.join(options)}")
         return text
     kind = float if field.type == "float" else int
     try:

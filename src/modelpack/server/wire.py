@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from . import logs
+
 if TYPE_CHECKING:
     import asyncio
 
@@ -220,6 +222,8 @@ class Protocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self._app.service.metrics.count("native", "unread", fault.status)
+        if self._limits.log_requests:
+            logs.answered(f"unread: {fault.message}", fault.status, {"protocol": "native", "route": "unread"})
         body = json.dumps({"error": fault.message}).encode()
         self.transport.write(
             b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%s"
