@@ -200,6 +200,34 @@ def test_large_images_are_read_in_pieces(monkeypatch):
     assert not torch.equal(whole, pieces)
 
 
+class Embedded(nn.Module):
+    """As many channels as positions, and a scale that it keeps once it has seen how long rows are."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.scale = nn.Embedding(20, 8), None
+        self.mix, self.last = nn.Conv1d(8, 8, 3, padding=1), nn.Linear(8, 2)
+
+    def forward(self, ids, mask):
+        if self.scale is None:
+            self.scale = 1 / torch.arange(1.0, ids.shape[1] + 1)
+        return self.last(self.mix(self.words(ids).mT * self.scale).mT) * mask[..., None]
+
+
+def test_a_mask_is_of_positions_not_of_channels():
+    torch.manual_seed(0)
+    module = Embedded().eval()
+    rows = {"ids": np.arange(32).reshape(4, 8) % 20, "mask": np.tile(np.arange(8) < 5, (4, 1)).astype(np.int64)}
+    layers = [refit.Layer("mix.weight", (module.mix,)), refit.Layer("last.weight", (module.last,))]
+    masked, full = (
+        moments.gather(module, layers, Reading(lambda: [rows], mask, "cpu"), whole=True) for mask in ("mask", None)
+    )
+    assert torch.equal(masked["mix.weight"], full["mix.weight"])
+    assert not torch.allclose(masked["last.weight"], full["last.weight"])
+    call(module, models.tensors(rows, "cpu"))["output"].sum().backward()  # what was looked at can be trained
+    assert module.mix.weight.grad is not None
+
+
 def test_rows_that_are_not_finite_are_told(tmp_path):
     source = imported(tmp_path, "cnn", nets.IMAGE)
     bad = images(8)

@@ -46,7 +46,7 @@ class Reading:
 
 
 def gather(module: nn.Module, layers: Sequence[Layer], reading: Reading, *, whole: bool) -> dict[str, Tensor]:
-    """Sum ``x xᵀ`` over all that a layer is applied to; padded positions do not count.
+    """Sum ``x xᵀ`` over all that a layer is applied to; padded positions do not count, but for convolutions.
 
     Args:
         module: In evaluation mode, on the device of the reading.
@@ -65,7 +65,7 @@ def gather(module: nn.Module, layers: Sequence[Layer], reading: Reading, *, whol
     real: list[NDArray[np.bool_] | None] = [None]
 
     def add(layer: Layer, user: nn.Module, values: Tensor) -> None:
-        for piece in _pieces(user, _real(values, real[0])):
+        for piece in _pieces(user, _real(user, values, real[0])):
             rows = inputs(user, piece).float()
             part = (rows.mT @ rows if whole else rows.square().sum(1)).double()
             if not bool(part.isfinite().all()):
@@ -76,7 +76,7 @@ def gather(module: nn.Module, layers: Sequence[Layer], reading: Reading, *, whol
                 )
             sums[layer.name] = sums[layer.name] + part if layer.name in sums else part
 
-    with torch.inference_mode(), _watched(layers, add):
+    with torch.no_grad(), _watched(layers, add):
         for feed in reading.read():
             real[0] = masks.real(reading.mask, feed) if reading.mask is not None else None
             with models.blamed("the model fails on the rows"):
@@ -127,8 +127,13 @@ def _pieces(user: nn.Module, values: Tensor) -> Sequence[Tensor]:
     return torch.split(values, max(1, _PIECE // unfolded))
 
 
-def _real(values: Tensor, real: NDArray[np.bool_] | None) -> Tensor:
-    """Give the positions that count, where the leading axes of a tensor are those of the mask."""
-    if real is None or values.ndim != real.ndim + 1 or values.shape[: real.ndim] != real.shape:
+def _real(user: nn.Module, values: Tensor, real: NDArray[np.bool_] | None) -> Tensor:
+    """Give the positions that count, where the leading axes of a tensor are those of the mask.
+
+    Those of a convolution are rows and channels, even where there are as many of these as positions.
+    """
+    if real is None or not isinstance(user, nn.Linear):
+        return values
+    if values.ndim != real.ndim + 1 or values.shape[: real.ndim] != real.shape:
         return values
     return values[torch.from_numpy(real).to(values.device)]
