@@ -15,6 +15,8 @@ class Settings(BaseModel):
 
     bits: Annotated[Literal[8, 4], Whole] = 4
     mode: Literal["slow", "fast"] = "slow"
+    exact: bool = False
+    counted: Literal["auto"] | bool = "auto"
     names: tuple[str, ...] = ()
     kinds: tuple[Literal["Conv", "Gemm"], ...] | None = Field(None, min_length=1)
 
@@ -32,6 +34,10 @@ def said(text):
         ("bits: 3", "'bits' cannot be '3'", "one of: 4, 8"),
         ("mode: zzz", "'mode' cannot be 'zzz'", "one of: fast, slow"),
         ("mode: fats", "'mode' cannot be 'fats'", "did you mean 'fast'?"),
+        ("exact: maybe", "'exact' should be true or false", ""),
+        ("exact: 2", "'exact' should be true or false", ""),
+        ("exact: [true]", "'exact' should be true or false", ""),
+        ("counted: maybe", "'counted' cannot be 'maybe', or: 'counted' should be true or false", "one of: auto"),
         ("names: head", "'names' should be a list", "write [one, another]"),
         ("kinds: [Conf]", "'kinds' cannot be 'Conf'", "did you mean 'Conv'?"),
         ("kinds: []", "'kinds' should not be empty", "leave it out for the default"),

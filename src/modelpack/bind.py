@@ -235,6 +235,8 @@ def _problem(root: Node, kind: type[BaseModel], detail: ErrorDetails) -> tuple[N
             problem = node.problem(f"{name} should be settings", f"write {{name: value}}, with names among {names}")
         case "tuple_type" | "list_type":
             problem = node.problem(f"{name} should be a list", "write [one, another]")
+        case "bool_parsing" | "bool_type":
+            problem = node.problem(f"{name} should be true or false")
         case "too_short" if detail["input"] in ([], ()):
             problem = node.problem(f"{name} should not be empty", "leave it out for the default")
         case _:
