@@ -145,10 +145,8 @@ class Workshop:
 
     def __init__(self, case: Case, seed: int, folder: Path, device: str) -> None:
         self.case, self.seed, self.folder, self.device = case, seed, folder, device
-        self.store = Store(folder / "store")
-        self.store.prepare()
         self.recipe = self._recipe(())
-        self.original = self._run(self.recipe)
+        self.original = self._run(self.recipe, "original")
 
     def _recipe(self, stages: Sequence[Mapping[str, Any]]) -> Recipe:
         body = {
@@ -162,15 +160,19 @@ class Workshop:
         steps = whole.steps if stages else tuple(step for step in whole.steps if step.id == MODEL)
         return dataclasses.replace(whole, steps=steps, deciding={})
 
-    def _run(self, whole: Recipe) -> Artifact:
-        run = engine.run(engine.open_desk(whole, self.store, self.device), lambda _event: None)
-        return self.store.get(run.steps[-1].artifact)
+    def _run(self, whole: Recipe, way: str) -> Artifact:
+        """Run a recipe in a store of its own: what another way did before would take no time."""
+        store = Store(self.folder / f"store-{way.replace(' ', '-')}")
+        store.prepare()
+        run = engine.run(engine.open_desk(whole, store, self.device), lambda _event: None)
+        return store.get(run.steps[-1].artifact)
 
     def ours(self, way: str) -> Made:
         """Run our steps, and tell what they took."""
         whole = self._recipe(self.case.ours[way])
+        self._run(self.recipe, way)
         with clock.Clock() as taken:
-            result = self._run(whole)
+            result = self._run(whole, way)
         return self.written(way, models.load(result), taken)
 
     def theirs(self, way: str, material: Material) -> Made:
@@ -266,8 +268,7 @@ def tell(
     """Write the table of the seeds so far to ``results/NAME``, or ``NAME-cuda``."""
     seeds, rounds = len(found[ORIGINAL]), len(taken[ORIGINAL])
     each = "seeds: the mean, and each seed's figure" if seeds > 1 else "seed"
-    trained = f" All see the same rows for {case.plain.epochs} epochs." if case.plain.epochs else ""
-    seen = f"Every way ran with {seeds} {each}.{trained}"
+    seen = f"Every way ran with {seeds} {each}. {trained(case)}".rstrip()
     speed = (
         "Speed: in onnxruntime, one row on one thread of the processor, relative to the original; median and "
         f"quartiles of {rounds} rounds in which the models take turns."
@@ -278,6 +279,14 @@ def tell(
     where, option = ("-cuda", " --device cuda") if device != "cpu" else ("", "")
     again = f"python benchmarks/{script}.py --model {model} --seeds {seeds} --rounds {rounds}{option}"
     write(f"{name}{where}", case.title, table, notes, again)
+
+
+def trained(case: Case) -> str:
+    """Say for how long networks are trained; empty where none is."""
+    epochs = case.plain.epochs
+    if any(settings.get("epochs") for steps in case.ours.values() for step in steps for settings in step.values()):
+        return f"All see the same rows for {epochs} epochs."
+    return f"The others are trained on the same rows for {epochs} epochs, ours not at all." if case.peers else ""
 
 
 _PEERS = (

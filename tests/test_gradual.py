@@ -32,7 +32,7 @@ from test_models import feed_for, imported
 from test_sparsify import texts
 
 HERE = Path(__file__).parent
-CHEAP = {"macs": 0.5, "data": "train", "round_to": 1, "schedule": {"steps": 3, "lr": 3e-3}}
+CHEAP = {"macs": 0.5, "keep": ["down"], "data": "train", "round_to": 1, "schedule": {"steps": 3, "lr": 3e-3}}
 
 
 @given(st.floats(0.01, 0.99), st.integers(2, 60))
@@ -87,6 +87,7 @@ def test_a_net_is_pruned_in_steps_and_needs_no_recovery(tmp_path, trained, strai
     assert all(row["kept"] == pytest.approx(row["wanted"], rel=0.1) for row in steps)
     assert steps[-1]["kept"] == pytest.approx(left, rel=1e-6)
     assert any(text.startswith("kept ") and "in 3 steps, healed after each" in text for text in texts(events))
+    assert {"block1.project", "down"} <= set(again.manifest.record["results"]["refitted"])
     layers = {row["layer"]: row for row in again.manifest.record["results"]["layers"]}
     module = models.load(again)
     for path, row in layers.items():
@@ -221,6 +222,11 @@ def test_the_truth_is_used_where_it_is_asked_for(tmp_path, trained, straight):
     unlabelled = Rows({"image": patterns(64).columns["image"]})
     with pytest.raises(StageError, match="needs the column 'label'"):
         pruned(tmp_path, trained, {"loss": "task"}, unlabelled)
+
+
+def test_the_mask_is_for_healing_too(tmp_path, trained):
+    with pytest.raises(StageError, match="no input 'image' that could be a mask"):
+        pruned(tmp_path, trained, {"mask": "image", "refit": False})
 
 
 def test_a_step_that_cannot_be_cut_is_named(tmp_path, trained):

@@ -36,15 +36,17 @@ def test_every_command_of_the_page_succeeds(tmp_path):
     linear(tmp_path / "models" / "linear")
     _with_interfaces(tmp_path)
     commands = "".join(re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL))
-    assert commands.count("curl ") == 45
+    assert commands.count("curl ") == 47
     routes = {"predict_route": "/v1/endpoints/7/deployedModels/8:predict", "health_route": "/health"}
     with (
         Server(tmp_path / "models", allow_loading=1) as server,
         Server(tmp_path / "models" / "scale" / "2", **routes) as image,
+        Server(tmp_path / "models" / "scale" / "2", token="an-example-only-0123456789") as guarded,
     ):
         script = commands.replace("curl ", "curl --fail-with-body --silent --show-error ")
         script = script.replace("localhost:8080", f"127.0.0.1:{server.port}")
         script = script.replace("localhost:8081", f"127.0.0.1:{image.port}")
+        script = script.replace("localhost:8082", f"127.0.0.1:{guarded.port}")
         script = script.replace('"url": "/models/', f'"url": "{tmp_path}/models/')
         done = subprocess.run(
             ["bash", "-e", "-o", "pipefail", "-c", script],

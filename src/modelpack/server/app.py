@@ -80,6 +80,8 @@ class App:
         return place.protocol.fail(fault)
 
     async def _work(self, request: Request, place: Place) -> Response:
+        if not place.open:
+            self.service.access.check(request.header("authorization"))
         if answer := place.methods.get("GET" if request.method == "HEAD" else request.method):
             return await answer(self.service, request)
         if place is _NOWHERE:

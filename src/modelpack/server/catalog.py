@@ -101,6 +101,16 @@ class Catalog:
         shelf = self._shelves.get(name)
         return sorted(shelf.versions, key=_age) if shelf else []
 
+    def chosen(self, name: str = "", version: str = "") -> list[Model]:
+        """Give the models that a name and a version leave; all without a name, all versions without a version.
+
+        Raises:
+            Unknown: When there is none.
+        """
+        if not name:
+            return self.models
+        return [self.find(name, each) for each in ([version] if version else self.versions(name) or [""])]
+
     def index(self) -> list[dict[str, str]]:
         """Give name, version, state and reason of every version, those that were unloaded too."""
         served = [

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from . import VERSION
 from .open_inference import NAMES
 
 if TYPE_CHECKING:
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
     from .statistics import Steps, Tally
 
 PLATFORM = "onnxruntime_onnx"
+_EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
+
+
+def server() -> dict[str, Any]:
+    """Describe this server."""
+    return {"name": "modelpack", "version": VERSION, "extensions": list(_EXTENSIONS)}
 
 
 def metadata(model: Model, versions: list[str]) -> dict[str, Any]:

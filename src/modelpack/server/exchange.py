@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from . import tracing
-from .faults import Disconnected, Failed, Fault, Forbidden, Full, Invalid, Late, Unknown, Unready
+from .faults import Disconnected, Failed, Fault, Forbidden, Full, Invalid, Late, Unknown, Unproven, Unready
 
 if TYPE_CHECKING:
     from .settings import Settings
 
 STATUSES: dict[type[Fault], int] = {
-    Invalid: 400, Forbidden: 403, Unknown: 404, Full: 429, Failed: 500, Unready: 503, Late: 504,
+    Invalid: 400, Unproven: 401, Forbidden: 403, Unknown: 404, Full: 429, Failed: 500, Unready: 503, Late: 504,
 }  # fmt: skip
 
 Scope = MutableMapping[str, Any]
@@ -68,8 +68,12 @@ def failure(fault: Fault, content: Any = None) -> Response:
     content = {"error": fault.message} if content is None else content
     if isinstance(fault, Refused):
         return as_json(content, fault.status, **fault.headers)
-    retry = {"retry_after": str(fault.retry_after)} if isinstance(fault, (Full, Unready)) else {}
-    return as_json(content, STATUSES[type(fault)], **retry)
+    named = {}
+    if isinstance(fault, (Full, Unready)):
+        named["retry_after"] = str(fault.retry_after)
+    elif isinstance(fault, Unproven):
+        named["www_authenticate"] = 'Bearer realm="modelpack"' + (', error="invalid_token"' if fault.shown else "")
+    return as_json(content, STATUSES[type(fault)], **named)
 
 
 class Request:

@@ -22,6 +22,14 @@ class Invalid(Fault):
     """What was sent is not what the model takes; it will never be."""
 
 
+class Unproven(Fault):
+    """The request shows no token that this server knows; `shown` says whether it shows one at all."""
+
+    def __init__(self, message: str, *, shown: bool = False) -> None:
+        super().__init__(message)
+        self.shown = shown
+
+
 class Forbidden(Fault):
     """The request would change what is served, and this server does not allow it."""
 

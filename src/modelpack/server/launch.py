@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
-from . import logs
+from . import grpc, logs
 from .app import App
 from .faults import StartError
 from .service import Service
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from types import FrameType
 
+    from .grpc.listener import Listener
     from .settings import Settings
 
 _HEARING = 0.5  # seconds
@@ -43,12 +44,20 @@ class Server(uvicorn.Server):
         self.signal = 0
         self.failure: Exception | None = None
         self._stop_at: float | None = None
+        self._grpc: Listener | None = None
         self._loading: asyncio.Task[None] | None = None
         self._refreshing: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen first, so that probes get answers, then load."""
         await super().startup(sockets)
+        service = self.app.service
+        if service.settings.grpc_port is not None:
+            try:
+                self._grpc = await grpc.listen(service, service.settings.grpc_port)
+            except StartError as error:
+                self.failure, self.should_exit = error, True
+                return
         self._loading = asyncio.create_task(self._load())
         if not os.isatty(0):  # a terminal that hangs up ends what runs in it
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._refresh)
@@ -99,7 +108,8 @@ class Server(uvicorn.Server):
         end = time.monotonic() + _HEARING
         while time.monotonic() < end and any(_fresh(connection) for connection in self.server_state.connections):
             await asyncio.sleep(0.01)
-        await super().shutdown(sockets)
+        ending = [self._grpc.stop(self.app.service.settings.drain_timeout)] if self._grpc else []
+        await asyncio.gather(super().shutdown(sockets), *ending)
 
 
 def _accept(listener: socket.socket) -> Iterator[socket.socket]:

@@ -78,13 +78,12 @@ def begin(settings: Settings, **always: object) -> None:
     _log.setLevel(settings.log_level.upper())
 
 
-def answered(message: str, status: int, about: Mapping[str, Any], level: int = logging.INFO) -> None:
+def answered(message: str, status: int, about: Mapping[str, Any]) -> None:
     """Write the line of one request, as `settings.log_requests` asks for it.
 
     Args:
         message: Its method, its route and how it ended.
         status: The HTTP status; from 500 on the line is a warning.
         about: What else the line tells.
-        level: How much it matters when all is well.
     """
-    _log.log(logging.WARNING if status >= 500 else level, message, extra={"fields": {**about, "status": status}})
+    _log.log(logging.WARNING if status >= 500 else logging.INFO, message, extra={"fields": {**about, "status": status}})

@@ -67,7 +67,7 @@ def _asked(content: Any, blobs: memoryview, signature: Signature) -> Asked:
         raise Invalid('expected a JSON object: {"inputs": [...]}')
     feed: dict[str, np.ndarray] = {}
     for at, entry in enumerate(_objects(content, "inputs")):
-        tensor, shape = _tensor(entry, f"inputs[{at}]", signature)
+        tensor, shape = declared(entry, f"inputs[{at}]", signature)
         if tensor.name in feed:
             raise Invalid(f"input {tensor.name!r} is given twice")
         feed[tensor.name], used = _values(entry, tensor, shape, blobs)
@@ -78,7 +78,7 @@ def _asked(content: Any, blobs: memoryview, signature: Signature) -> Asked:
     if not isinstance(text, (str, type(None))):
         raise Invalid("'id' is not a string")
     whole = _parameters(content, "the request").get("binary_data_output", False)
-    return Asked(feed, text, _wanted(content, signature, binary=_flag(whole, "binary_data_output")))
+    return Asked(feed, text, selected(content, signature, binary=_flag(whole, "binary_data_output")))
 
 
 def _objects(content: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
@@ -88,7 +88,12 @@ def _objects(content: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
     return entries
 
 
-def _tensor(entry: Mapping[str, Any], place: str, signature: Signature) -> tuple[Tensor, list[int]]:
+def declared(entry: Mapping[str, Any], place: str, signature: Signature) -> tuple[Tensor, list[int]]:
+    """Read what an input says of itself, its values apart: the tensor in the element type that is sent, and its shape.
+
+    Raises:
+        Invalid: Naming the place and what was expected.
+    """
     name, shape, datatype = (entry.get(key) for key in ("name", "shape", "datatype"))
     if not isinstance(name, str):
         raise Invalid(f"{place} has no name")
@@ -141,8 +146,12 @@ def _flag(value: Any, name: str) -> bool:
     return value
 
 
-def _wanted(content: Mapping[str, Any], signature: Signature, *, binary: bool) -> dict[str, bool]:
-    """Give the outputs that are asked for, all when none is named, and whether each is binary data."""
+def selected(content: Mapping[str, Any], signature: Signature, *, binary: bool) -> dict[str, bool]:
+    """Give the outputs that are asked for, all when none is named, and whether each is binary data.
+
+    Raises:
+        Invalid: For an output that the model lacks, or a form that is not served.
+    """
     wanted: dict[str, bool] = {}
     for entry in _objects(content, "outputs") if content.get("outputs") else ():
         name = entry.get("name")
@@ -193,7 +202,7 @@ def write(asked: Asked, answer: Answer, model: Model) -> tuple[bytes, int | None
         array = answer.outputs[name]
         entry: dict[str, Any] = {"name": name, "datatype": NAMES[array.dtype.name], "shape": list(array.shape)}
         if binary:
-            blobs.append(_blob(array))
+            blobs.append(blob(array))
             entry["parameters"] = {"binary_data_size": len(blobs[-1])}
         else:
             entry["data"] = plain(array.reshape(-1))
@@ -203,7 +212,8 @@ def write(asked: Asked, answer: Answer, model: Model) -> tuple[bytes, int | None
     return (b"".join([head, *blobs]), len(head)) if blobs else (head, None)
 
 
-def _blob(array: np.ndarray) -> bytes:
+def blob(array: np.ndarray) -> bytes:
+    """Write a tensor as binary data."""
     if array.dtype == object:
         return to_prefixed(array)
     return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()

@@ -40,6 +40,7 @@ class Route:
         path: With named parts: `/v1/models/{model}:predict`. A part is never empty and holds no slash.
         answer: Takes the service and the request, whose `parts` are filled.
         name: What metrics call it; the path when empty.
+        open: Whether it is answered without a token.
         media: The forms of its answers; none leaves it out of the description.
         describe: Describes it in OpenAPI for one model, under the server's limits, with a prefix for the names of its
             schemas; None takes the first line of the docstring of `answer`.
@@ -49,6 +50,7 @@ class Route:
     path: str
     answer: Answering
     name: str = ""
+    open: bool = False
     media: tuple[str, ...] = ("application/json",)
     describe: Callable[[Model, Settings, str], Described] | None = None
 
@@ -76,6 +78,7 @@ class Place:
 
     protocol: Protocol
     name: str
+    open: bool = False
     methods: dict[str, Answering] = field(default_factory=dict)
 
     @property
@@ -98,7 +101,7 @@ class Router:
         for protocol in sorted(protocols, key=lambda each: not each.first):
             for route in protocol.routes:
                 shape = _PART.sub("{}", route.path)
-                place = places.setdefault(shape, Place(protocol, route.name or route.path))
+                place = places.setdefault(shape, Place(protocol, route.name or route.path, route.open))
                 if place.protocol.first and not protocol.first:
                     continue
                 if place.protocol is not protocol or route.method in place.methods:

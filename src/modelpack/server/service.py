@@ -7,6 +7,7 @@ import logging
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from .access import Access
 from .catalog import Catalog
 from .faults import Forbidden
 from .metrics import Metrics
@@ -32,11 +33,12 @@ class Service:
         card: What is known about the model of a directory that is one model; None reads its `card.json`.
 
     Raises:
-        StartError: When there is no model with a readable signature.
+        StartError: When there is no model with a readable signature, or the tokens are none.
     """
 
     def __init__(self, settings: Settings, card: Mapping[str, Any] | None = None) -> None:
         self.settings = settings
+        self.access = Access(settings)
         self.metrics = Metrics()
         self.catalog = Catalog(settings, card, self._ran)
         self.state = LOADING
@@ -114,6 +116,7 @@ class Service:
         return model
 
     async def refresh(self) -> None:
-        """Read the directory of the models again, for the operator."""
+        """Read the tokens and the directory of the models again, for the operator."""
+        self.access.refresh()
         await self.catalog.refresh()
         self._describe()

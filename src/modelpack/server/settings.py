@@ -30,6 +30,10 @@ def _choice(options: tuple[str, ...], help_text: str) -> Any:
     return dataclasses.field(default=options[0], metadata={"options": options, "help": help_text})
 
 
+def _text(help_text: str, *, secret: bool = False) -> Any:
+    return dataclasses.field(default="", repr=not secret, metadata={"help": help_text})
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """Every field but `port` and `threads` is also an environment variable: `max_body` is `MODELPACK_MAX_BODY`."""
@@ -38,6 +42,7 @@ class Settings:
     host: str = "0.0.0.0"  # noqa: S104 - a container is reached from outside; its network decides from where
     port: int = 8080
     threads: int | None = None
+    grpc_port: int | None = dataclasses.field(default=None, metadata={"help": "port for gRPC, 0 for any free one"})
     health_route: str = ""
     predict_route: str = ""
     concurrency: int = _limit(1, 1, "inferences that run at once")
@@ -56,9 +61,17 @@ class Settings:
     deadline: float = _limit(60.0, 0.001, "seconds from a request's arrival to its answer; later is 504")
     drain_delay: float = _limit(1.0, 0.0, "seconds after SIGTERM in which new work is still served")
     drain_timeout: int = _limit(25, 1, "seconds that work in flight gets to finish after that")
+    token: str = _text("what clients must show as a bearer token; 16 characters at least", secret=True)
+    token_file: str = _text("a file with such tokens, one a line; SIGHUP reads it again")
+    open_metrics: int = _limit(0, 0, "1 answers /metrics without a token")
     log_format: str = _choice(("auto", "json", "text"), "form of the log: auto is text at a terminal, else json")
     log_level: str = _choice(("info", "debug", "warning", "error"), "the least that the log has")
     log_requests: int = _limit(0, 0, "1 writes a line for each request")
+
+    @property
+    def guarded(self) -> bool:
+        """Whether clients must show a token."""
+        return bool(self.token or self.token_file)
 
     @classmethod
     def read(cls, environ: Mapping[str, str] | None = None, **given: Any) -> Self:
@@ -79,6 +92,8 @@ class Settings:
         settings = cls(**values)
         if not 0 <= settings.port <= 65535:
             raise StartError(f"the port is {settings.port}: give one from 1 to 65535, or 0 for any free one")
+        if settings.grpc_port and (settings.grpc_port > 65535 or settings.grpc_port == settings.port):
+            raise StartError(f"the port for gRPC is {settings.grpc_port}: give another one than HTTP's, to 65535")
         if settings.threads is not None and settings.threads < 1:
             raise StartError(f"{settings.threads} threads cannot run a model: give 1 or more")
         for route in (settings.health_route, settings.predict_route):
@@ -108,5 +123,7 @@ def describe() -> str:
     """List the environment variables that set limits, one a line."""
     limits = [field for field in dataclasses.fields(Settings) if "help" in field.metadata]
     return "\n".join(
-        f"  MODELPACK_{field.name.upper():<16} {field.metadata['help']} (default {field.default})" for field in limits
+        f"  MODELPACK_{field.name.upper():<16} {field.metadata['help']}"
+        + ("" if field.default == "" else f" (default {field.default})")
+        for field in limits
     )

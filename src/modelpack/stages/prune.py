@@ -28,7 +28,7 @@ def _assumed(config: PruneConfig, device: str) -> Iterator[Assumption]:
 
 
 @stage(
-    version=4,
+    version=5,
     accepts={Kind.TORCH},
     produces=Kind.TORCH,
     needs=("torch", "torch-pruning"),
@@ -51,6 +51,7 @@ def prune(config: PruneConfig, job: Job) -> None:
         smaller = _shallower(config, job, module, feed)
     else:
         target, log = _target(config, job)
+        fit = _fit(config, job)
 
         def cut(part: Any, goal: Target) -> Pruned:
             return pruning.prune(
@@ -62,14 +63,14 @@ def prune(config: PruneConfig, job: Job) -> None:
                 rounding=_rounding(config),
                 seed=job.seed,
                 study=measures.study(config.sensitivity, config.data, config.target, job),
-                fit=_fit(config, job),
+                fit=fit,
             )
 
         if config.schedule is None:
             pruned = cut(module, target)
         else:
             assert config.data is not None, "checked when the recipe was read"
-            healing = schedules.Healing(config.data, config.target if config.loss == "task" else None)
+            healing = schedules.Healing(config.data, config.target if config.loss == "task" else None, config.mask)
             pruned = schedules.gradually(config.schedule, healing, job, target=target, whole=module, cut=cut)
         smaller = pruned.module
         _report(job, pruned)

@@ -123,8 +123,8 @@ class PruneConfig(StageConfig):
             if name in self.model_fields_set and getattr(self, name) is not None and not used:
                 ways = "taylor or fisher" if name == "loss" else "taylor, fisher or refit"
                 raise ValueError(f"`{name}` does nothing with importance {self.importance}: take {ways}")
-        if "mask" in self.model_fields_set and not self.refits:
-            raise ValueError("`mask` does nothing without refit")
+        if "mask" in self.model_fields_set and not (self.refits or self.schedule):
+            raise ValueError("`mask` does nothing without refit, or a schedule")
         if "target" in self.model_fields_set and self.loss != "task" and not self.sensitivity:
             raise ValueError("`target` does nothing without loss task, or sensitivity")
         if "cost" in self.model_fields_set and self.depth is None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _TEACHER = 0.7
 """Weight of the unpruned model beside the truth."""
 
-_FACTS = ("left", "heads", "rounding")
+_FACTS = ("left", "heads", "rounding", "refitted")
 """What is reported of all steps together."""
 
 
@@ -44,10 +44,12 @@ class Healing:
     Attributes:
         data: Name of the rows.
         target: Column of the truth; None to learn from the unpruned model alone.
+        mask: What the setting says that names the input which tells padded positions.
     """
 
     data: str
     target: str | None
+    mask: str
 
 
 def gradually(
@@ -80,7 +82,7 @@ def gradually(
     def step(part: Any, keep: float, slack: float) -> tuple[Any, float, dict[str, Any]]:
         made = cut(part, replace(target, keep=keep, tolerance=max(target.tolerance, slack), whole=whole))
         facts = {"left": dict(made.left), "heads": list(made.heads), "rounding": dict(made.rounding)}
-        return made.module, made.fraction, facts
+        return made.module, made.fraction, {**facts, "refitted": list(made.refitted)}
 
     wanted = gradual.fractions(target.keep, config.steps)
     done = gradual.prune(whole, wanted, step, healer.heal, job.scratch, alone=target.name == "latency")
@@ -101,6 +103,7 @@ def gradually(
         left=last["left"],
         heads=(sum(gone), done.rows[0]["heads"][1]),
         rounding=last["rounding"],
+        refitted=tuple(dict.fromkeys(path for row in done.rows for path in row["refitted"])),
     )
 
 
@@ -116,14 +119,17 @@ class _Healer:
     def heal(self, student: Any, step: int, scratch: Path) -> dict[str, Any]:
         """Measure batch norms anew where that helps, then train; gives what to report."""
         from modelpack.numerics import training as loop
+        from modelpack.numerics.pruning.surgery import twin
         from modelpack.numerics.randomness import chained
 
         job, device = self.job, loop.device(self.job.device)
         data = loop.Rows(job.data[self.healing.data].batches, job.inputs, self.healing.target)
-        settled = loop.settle(student, self.whole, data, device, watch=job.track)
+        # A teacher's weights are laid out anew, but an interrupted try continues with the whole model as it was loaded.
+        teacher = twin(self.whole)
+        settled = loop.settle(student, teacher, data, device, watch=job.track)
         last = step == self.config.steps and self.config.last
         plan = replace(schedule(self.config), epochs=last or self.config.epochs)
-        objective = self._objective(student, data)
+        objective = self._objective(student, teacher, data)
         lesson = loop.Lesson(
             objective, data, None, plan, device, chained(job.seed, step), job.track, still=settled.still
         )
@@ -132,16 +138,16 @@ class _Healer:
         remarks.answers(lesson, job)
         return {"epochs": plan.epochs, "loss": trained.history[-1]["loss"]}
 
-    def _objective(self, student: Any, data: Rows) -> Imitation:
+    def _objective(self, student: Any, teacher: Any, data: Rows) -> Imitation:
         from modelpack.numerics import distillation
         from modelpack.numerics import training as loop
 
         device, target = loop.device(self.job.device), self.healing.target
         task = None
         if target is not None:
-            task = distillation.task_for(data, self.whole, "auto", output="", smoothing=0.0, device=device)
+            task = distillation.task_for(data, teacher, "auto", output="", smoothing=0.0, device=device)
             if task is None:
                 raise StageError(f"loss task needs the column '{target}', which the data lack", then="set target")
-        mask = distillation.mask_for("auto", self.job.inputs)
+        mask = distillation.mask_for(self.healing.mask, self.job.inputs)
         wish = distillation.Wish(alpha=_TEACHER if task is not None else 1.0, mask=mask)
-        return distillation.imitation(self.whole, student, data, task, wish=wish, device=device)
+        return distillation.imitation(teacher, student, data, task, wish=wish, device=device)

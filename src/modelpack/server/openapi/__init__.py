@@ -34,10 +34,20 @@ def describe(protocols: Iterable[Protocol], models: Mapping[str, Model], setting
                 identity = f"{protocol.name} {route.method.lower()} {path}"
                 paths.setdefault(path, {})[route.method.lower()] = {
                     "tags": [protocol.name], "operationId": re.sub(r"\W+", "_", identity), **operation,
+                    **_guard(route, operation, settings),
                 }  # fmt: skip
                 schemas |= more
     info = _info([model.card for model in models.values()])
-    return {"openapi": "3.1.0", "info": info, "paths": paths, "components": {"schemas": schemas}}
+    schemes = {"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}} if settings.guarded else {}
+    return {"openapi": "3.1.0", "info": info, "paths": paths, "components": {"schemas": schemas, **schemes}}
+
+
+def _guard(route: Route, operation: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
+    """Say that an operation asks for a token, where it does."""
+    if route.open or not settings.guarded:
+        return {}
+    refused = {"description": "The request shows no token, or an unknown one.", "content": {JSON: {}}}
+    return {"security": [{"token": []}], "responses": {**operation["responses"], "401": refused}}
 
 
 def _operations(

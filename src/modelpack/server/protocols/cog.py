@@ -33,7 +33,10 @@ _URL = re.compile(r"\Adata:[\w/+.-]*;base64,")
 
 def protocol(_settings: Settings) -> Protocol:
     """Give the table."""
-    routes = (Route("POST", "/predictions", predict, describe=described), Route("GET", "/health-check", health))
+    routes = (
+        Route("POST", "/predictions", predict, describe=described),
+        Route("GET", "/health-check", health, open=True),
+    )
     return Protocol("cog", routes, fail=worded)
 
 

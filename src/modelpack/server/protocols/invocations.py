@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import VERSION, blobs
 from ..exchange import Refused, Response, as_json, failure, preferred
-from ..faults import Failed, Forbidden, Full, Invalid, Late, Unknown, Unready
+from ..faults import Failed, Forbidden, Full, Invalid, Late, Unknown, Unproven, Unready
 from ..frames import from_records, from_split
 from ..openapi.platforms import invocations as described
 from ..router import Protocol, Route
@@ -47,7 +47,8 @@ _FORMS: dict[str, Callable[[Any, Signature], Feed]] = {
 }
 _GIVEN = (JSON, CSV, LINES, blobs.NPY)
 _CODES: dict[type[Fault], str] = {
-    Invalid: "BAD_REQUEST", Refused: "BAD_REQUEST", Forbidden: "PERMISSION_DENIED", Unknown: "RESOURCE_DOES_NOT_EXIST",
+    Invalid: "BAD_REQUEST", Refused: "BAD_REQUEST", Unproven: "UNAUTHENTICATED", Forbidden: "PERMISSION_DENIED",
+    Unknown: "RESOURCE_DOES_NOT_EXIST",
     Full: "REQUEST_LIMIT_EXCEEDED", Unready: "TEMPORARILY_UNAVAILABLE", Late: "TEMPORARILY_UNAVAILABLE",
     Failed: "INTERNAL_ERROR",
 }  # fmt: skip
@@ -58,7 +59,7 @@ def protocol(_settings: Settings) -> Protocol:
     """Give the table."""
     routes = (
         Route("POST", "/invocations", invocations, media=_GIVEN, describe=described),
-        Route("GET", "/ping", ping),
+        Route("GET", "/ping", ping, open=True),
         Route("GET", "/version", version, media=("text/plain",)),
         Route("GET", "/execution-parameters", execution),
     )

@@ -28,7 +28,7 @@ _GIVEN = {blobs.RAW: blobs.to_raw, blobs.NPY: blobs.to_npy}
 _CARD = (JSON, "text/html")
 
 
-def protocol(_settings: Settings) -> Protocol:
+def protocol(settings: Settings) -> Protocol:
     """Give the table."""
     routes = (
         Route("POST", "/predict", predict, describe=described),
@@ -38,10 +38,10 @@ def protocol(_settings: Settings) -> Protocol:
         Route("GET", "/card/{model}", card, media=_CARD),
         Route("GET", "/card/{model}/{version}", card),
         Route("POST", "/rollback/{model}", rollback),
-        Route("GET", "/metrics", metrics, media=("text/plain",)),
-        Route("GET", "/readyz", readyz),
-        Route("GET", "/startupz", startupz),
-        *(Route("GET", path, livez, name="/livez") for path in ("/livez", "/healthz", "/health")),
+        Route("GET", "/metrics", metrics, open=bool(settings.open_metrics), media=("text/plain",)),
+        Route("GET", "/readyz", readyz, open=True),
+        Route("GET", "/startupz", startupz, open=True),
+        *(Route("GET", path, livez, name="/livez", open=True) for path in ("/livez", "/healthz", "/health")),
     )
     return Protocol("native", routes)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from .. import blobs
 from ..exchange import STATUSES, Refused, Response, failure
-from ..faults import Failed, Forbidden, Full, Invalid, Late, Unknown, Unready
+from ..faults import Failed, Forbidden, Full, Invalid, Late, Unknown, Unproven, Unready
 from ..openapi.platforms import torchserve as described
 from ..router import Protocol, Route
 from ..rows import dump, from_either, from_rows, parse, to_rows
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from ..signature import Signature
 
 _TYPES: dict[type[Fault], str] = {
-    Invalid: "BadRequestException", Refused: "BadRequestException", Forbidden: "ForbiddenException",
+    Invalid: "BadRequestException", Refused: "BadRequestException", Unproven: "InvalidKeyException",
+    Forbidden: "ForbiddenException",
     Unknown: "ModelNotFoundException", Full: "ServiceUnavailableException", Unready: "ServiceUnavailableException",
     Late: "RequestTimeoutException", Failed: "InternalServerException",
 }  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from .. import VERSION, descriptions, open_inference
+from .. import descriptions, open_inference
 from ..exchange import Response, as_json
 from ..faults import Invalid, Unready
 from ..openapi.infer import infer as described
@@ -17,8 +17,6 @@ from ..router import Protocol, Route
 from ..rows import parse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from ..exchange import Request
     from ..model import Model
     from ..service import Service
@@ -26,15 +24,14 @@ if TYPE_CHECKING:
 
 BINARY, LENGTH = "application/octet-stream", "inference-header-content-length"
 _SIZE = re.compile(r";\s*json-header-size\s*=\s*\"?(\d{1,12})")
-_EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
 
 
 def protocol(_settings: Settings) -> Protocol:
     """Give the table."""
     routes = [
         Route("GET", "/v2", server),
-        Route("GET", "/v2/health/live", live),
-        Route("GET", "/v2/health/ready", ready),
+        Route("GET", "/v2/health/live", live, open=True),
+        Route("GET", "/v2/health/ready", ready, open=True),
         Route("GET", "/v2/models", models),
         Route("GET", "/v2/models/stats", statistics),
         Route("POST", "/v2/repository/index", index),
@@ -84,7 +81,7 @@ def _named(request: Request) -> tuple[str, str]:
 
 async def server(_service: Service, _request: Request) -> Response:
     """Say what this server is."""
-    return as_json({"name": "modelpack", "version": VERSION, "extensions": _EXTENSIONS})
+    return as_json(descriptions.server())
 
 
 async def live(_service: Service, _request: Request) -> Response:
@@ -125,17 +122,8 @@ async def configuration(service: Service, request: Request) -> Response:
 
 async def statistics(service: Service, request: Request) -> Response:
     """Tell what one model has done, or all of them."""
-    return as_json({"model_stats": [descriptions.statistics(model) for model in _chosen(service, request)]})
-
-
-def _chosen(service: Service, request: Request) -> Iterator[Model]:
-    name = request.parts.get("model", "")
-    if not name:
-        yield from service.catalog.models
-    elif version := request.parts.get("version", ""):
-        yield service.catalog.find(name, version)
-    else:
-        yield from (service.catalog.find(name, each) for each in service.catalog.versions(name) or [""])
+    chosen = service.catalog.chosen(request.parts.get("model", ""), request.parts.get("version", ""))
+    return as_json({"model_stats": [descriptions.statistics(model) for model in chosen]})
 
 
 async def index(service: Service, request: Request) -> Response:

@@ -29,7 +29,7 @@ def protocol(settings: Settings) -> Protocol:
     """Give the table, which is empty elsewhere than on Vertex AI."""
     routes = []
     if settings.health_route:
-        routes.append(Route("GET", settings.health_route, native.readyz, name="health"))
+        routes.append(Route("GET", settings.health_route, native.readyz, name="health", open=True))
     if settings.predict_route:
         routes.append(Route("POST", settings.predict_route, predict, name="predict", describe=described))
     return Protocol("vertex", tuple(routes), first=True)
