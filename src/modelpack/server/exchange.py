@@ -76,6 +76,11 @@ def failure(fault: Fault, content: Any = None) -> Response:
     return as_json(content, STATUSES[type(fault)], **named)
 
 
+def identity(given: str) -> str:
+    """Give what a request is called: the client's own id for it, where that is safe to repeat, else a new one."""
+    return given if _SAFE_ID.fullmatch(given) else os.urandom(12).hex()
+
+
 class Request:
     """What arrived: method, path and the values of its named parts, headers, and the body as it comes."""
 
@@ -105,8 +110,7 @@ class Request:
         self._receive = receive
         self.gone: Callable[[], bool] = scope.get("modelpack.gone", _never)
         self.unread = self._headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in self._headers
-        given = self.header("x-request-id")
-        self.id = given if _SAFE_ID.fullmatch(given) else os.urandom(12).hex()
+        self.id = identity(self.header("x-request-id"))
 
     def header(self, name: str) -> str:
         """Give a header's value, or an empty text."""
@@ -123,10 +127,7 @@ class Request:
     @property
     def ids(self) -> dict[str, str]:
         """What the log calls it."""
-        trace = self.trace
-        parent = {"parent_id": trace.parent} if trace.parent else {}
-        ids = {"request_id": self.id, "trace_id": trace.id, "span_id": trace.span, **parent}
-        return {**ids, "trace_flags": trace.flags}
+        return {"request_id": self.id, **self.trace.ids}
 
     @property
     def media(self) -> str:

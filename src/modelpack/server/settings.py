@@ -124,6 +124,6 @@ def describe() -> str:
     limits = [field for field in dataclasses.fields(Settings) if "help" in field.metadata]
     return "\n".join(
         f"  MODELPACK_{field.name.upper():<16} {field.metadata['help']}"
-        + ("" if field.default == "" else f" (default {field.default})")
+        + ("" if field.default in ("", None) else f" (default {field.default})")
         for field in limits
     )
