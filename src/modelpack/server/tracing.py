@@ -32,6 +32,12 @@ class Trace:
     flags: str = "00"
     span: str = field(default_factory=_span)
 
+    @property
+    def ids(self) -> dict[str, str]:
+        """What the log calls it."""
+        parent = {"parent_id": self.parent} if self.parent else {}
+        return {"trace_id": self.id, "span_id": self.span, **parent, "trace_flags": self.flags}
+
 
 def continued(headers: list[str]) -> Trace:
     """Go on with the trace of a request's `traceparent` headers; begin one where there is not exactly one good header.

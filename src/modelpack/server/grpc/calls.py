@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import re
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import contextmanager
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from ..exchange import STATUSES
-from ..faults import Disconnected, Failed, Fault, Forbidden, Full, Invalid, Late, Unknown, Unready
+from .. import logs, tracing
+from ..exchange import STATUSES, identity
+from ..faults import Disconnected, Failed, Fault, Forbidden, Full, Invalid, Late, Unknown, Unproven, Unready
 from . import schema
 
 if TYPE_CHECKING:
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 
 CODES = {
     Invalid: grpc.StatusCode.INVALID_ARGUMENT,
+    Unproven: grpc.StatusCode.UNAUTHENTICATED,
     Forbidden: grpc.StatusCode.PERMISSION_DENIED,
     Unknown: grpc.StatusCode.NOT_FOUND,
     Full: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -35,34 +35,44 @@ CODES = {
     Late: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 """What each fault is called in gRPC."""
-_SAFE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+OPEN = (f"{schema.HEALTH}.", f"{schema.INFERENCE}.ServerLive", f"{schema.INFERENCE}.ServerReady")
+"""With what methods begin that are answered without a token."""
 _LONGEST = 2000  # characters of a status; clients refuse trailers over 8 KiB
 _log = logging.getLogger("modelpack.server")
 
 
 class Call:
-    """One call: when it arrived, what it is called in the log, and whether its client still waits."""
+    """One call: when it arrived, what the log calls it, and whether its client still waits."""
 
     def __init__(self, context: Any, calls: Calls) -> None:
         self.arrive()
         self.context, self._calls = context, calls
-        self.metadata = {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
-        given = self.metadata.get("x-request-id", "")
-        self.id = given if _SAFE_ID.fullmatch(given) else os.urandom(12).hex()
+        self.metadata = list(context.invocation_metadata() or ())
+        self.id = identity(self.given("x-request-id"))
+        context.set_trailing_metadata((("x-request-id", self.id),))
 
     def arrive(self) -> None:
         """Begin the time that an answer may take."""
         self.arrived = perf_counter()
 
+    def given(self, name: str) -> str:
+        """Give the metadata of a name, or an empty text."""
+        return next((str(value) for key, value in self.metadata if key == name), "")
+
     def gone(self) -> bool:
         """Tell, from any thread, whether the client has left."""
-        left: bool = self.context.cancelled()
-        return left
+        return bool(self.context.cancelled())
 
     @property
     def late(self) -> bool:
         """Whether the deadline that the client set has passed."""
-        return self.context.time_remaining() == 0
+        return bool(self.context.time_remaining() == 0)
+
+    @property
+    def ids(self) -> dict[str, str]:
+        """What the log calls it."""
+        given = [str(value) for key, value in self.metadata if key == "traceparent"]
+        return {"request_id": self.id, **tracing.continued(given).ids}
 
     @contextmanager
     def idle(self) -> Iterator[None]:
@@ -78,7 +88,7 @@ class Call:
         """Word what went wrong for the client; the log gets the trace of what is the server's own fault."""
         fault = error if isinstance(error, Fault) else Failed("")
         if isinstance(fault, Failed):
-            _log.error("request %s failed", self.id, exc_info=error)
+            _log.error("request %s failed", self.id, exc_info=error, extra={"fields": self.ids})
             return Failed(f"the server failed on this request; its log has the reason ({self.id})")
         return fault
 
@@ -124,48 +134,65 @@ class Calls:
         return grpc.method_handlers_generic_handler(alias or name, made)
 
     def _unary(self, route: str, take: Callable[[bytes], Message], work: Unary) -> Callable[[bytes, Any], Any]:
-        async def answer(data: bytes, context: Any) -> bytes:
-            response = b""
-            async with self._call(route, context) as call:
-                response = (await work(self.service, take(data), call)).SerializeToString()
-            return response
+        async def answer(data: bytes, context: Any) -> Any:
+            async def working(call: Call) -> Any:
+                return (await work(self.service, take(data), call)).SerializeToString()
+
+            return await self._run(route, context, working)
 
         return answer
 
     def _streaming(self, route: str, take: Callable[[bytes], Message], work: Streaming) -> Callable[[Any, Any], Any]:
         async def answer(_requests: Any, context: Any) -> None:
-            async with self._call(route, context) as call:
+            async def working(call: Call) -> None:
                 async for response in work(self.service, _messages(call, take), call):
                     await context.write(response.SerializeToString())
 
+            await self._run(route, context, working)
+
         return answer
 
-    @asynccontextmanager
-    async def _call(self, route: str, context: Any) -> AsyncIterator[Call]:
-        call, metrics, task = Call(context, self), self.service.metrics, asyncio.current_task()
+    async def _run(self, route: str, context: Any, work: Callable[[Call], Awaitable[Any]]) -> Any:
+        """Do the work of one call, whatever happens in it."""
+        call, task = Call(context, self), asyncio.current_task()
+        began, status = call.arrived, 499
         self.running.add(task)
-        metrics.inflight.inc()
-        status, fault = 499, None
+        self.service.metrics.inflight.inc()
         try:
-            yield call
-            status = 200
-        except Disconnected:
-            pass
-        except asyncio.CancelledError:
-            if not self.stopped:  # the client left, or its deadline has passed
-                status = 504 if call.late else 499
-                raise
-            fault = Unready("the server stopped before the model was done")
-        except Exception as error:  # noqa: BLE001 - whatever failed, the client gets a status and the log the trace
-            fault = call.fault(error)
+            answer, fault = await self._tried(call, route, work)
+            status = STATUSES[type(fault)] if fault else 200
+        except asyncio.CancelledError:  # the client left, or its deadline has passed
+            status = 504 if call.late else 499
+            raise
         finally:
-            status = status if fault is None else STATUSES[type(fault)]
             self.running.discard(task)
-            metrics.inflight.dec()
-            metrics.count("grpc", route, status)
-            metrics.time("grpc", route, perf_counter() - call.arrived)
-        if fault is not None:
-            await context.abort(CODES[type(fault)], fault.message[:_LONGEST])
+            self._ended(call, route, status, perf_counter() - began)
+        if fault is None:
+            return answer
+        return await context.abort(CODES[type(fault)], fault.message[:_LONGEST])
+
+    async def _tried(self, call: Call, route: str, work: Callable[[Call], Awaitable[Any]]) -> tuple[Any, Fault | None]:
+        try:
+            if not route.startswith(OPEN):
+                self.service.access.check(call.given("authorization"))
+            return await work(call), None
+        except Disconnected:
+            raise asyncio.CancelledError from None
+        except asyncio.CancelledError:
+            if not self.stopped:
+                raise
+            return None, Unready("the server stopped before the answer was there")
+        except Exception as error:  # noqa: BLE001 - whatever failed, the client gets a status and the log the trace
+            return None, call.fault(error)
+
+    def _ended(self, call: Call, route: str, status: int, seconds: float) -> None:
+        metrics = self.service.metrics
+        metrics.inflight.dec()
+        metrics.count("grpc", route, status)
+        metrics.time("grpc", route, seconds)
+        if self.service.settings.log_requests:
+            about = {**call.ids, "protocol": "grpc", "route": route, "seconds": round(seconds, 6)}
+            logs.answered(f"{route} {status}", status, about)
 
 
 def _taking(name: str) -> Callable[[bytes], Message]:

@@ -1,7 +1,7 @@
 """The .proto files of this folder as descriptors and message classes, read when gRPC is switched on.
 
-Reading the text itself leaves no generated code to keep in step with it and with protobuf's versions. It takes what these
-files need of the language (proto3): messages, maps, `oneof`, enumerations and services.
+Reading the text itself leaves no generated code to keep in step with it and with protobuf's versions. It takes what
+these files need of the language (proto3): messages, maps, `oneof`, enumerations and services.
 Source: protobuf.dev, "Protocol Buffers Language Specification (Proto3)".
 """
 
