@@ -32,6 +32,7 @@ from test_models import feed_for, imported
 from test_sparsify import texts
 
 HERE = Path(__file__).parent
+# A layer that stays whole keeps its order in memory too, which an interrupted try must come back to.
 CHEAP = {"macs": 0.5, "keep": ["down"], "data": "train", "round_to": 1, "schedule": {"steps": 3, "lr": 3e-3}}
 
 
@@ -87,7 +88,7 @@ def test_a_net_is_pruned_in_steps_and_needs_no_recovery(tmp_path, trained, strai
     assert all(row["kept"] == pytest.approx(row["wanted"], rel=0.1) for row in steps)
     assert steps[-1]["kept"] == pytest.approx(left, rel=1e-6)
     assert any(text.startswith("kept ") and "in 3 steps, healed after each" in text for text in texts(events))
-    assert {"block1.project", "down"} <= set(again.manifest.record["results"]["refitted"])
+    assert {"block1.project", "block3.project"} <= set(again.manifest.record["results"]["refitted"])
     layers = {row["layer"]: row for row in again.manifest.record["results"]["layers"]}
     module = models.load(again)
     for path, row in layers.items():
