@@ -101,7 +101,7 @@ def test_no_layer_is_worse_for_being_fitted_and_the_others_stay(factory, rows, m
     silent = surgery.twin(module)
     for removal in seen["removals"]:
         surgery.silence(silent, removal.group.members, removal.roots)
-    fitted, names = refit.by_least_squares(reading)(module, seen["removals"])
+    fitted, names = (again := refit.by_least_squares(reading)(module, seen["removals"])).module, again.layers
     assert names == made.refitted
     for path, layer in module.named_modules():
         if not isinstance(layer, (nn.Linear, nn.Conv2d)):
@@ -168,11 +168,31 @@ def test_padded_positions_do_not_count(tmp_path):
     assert off(wanted, masked, feed) < 1e-3 < off(wanted, blind, feed)
 
 
-def test_weights_that_an_embedding_shares_stay(tmp_path):
-    source = imported(tmp_path, "tied", {"ids": {"shape": ["batch", 6], "dtype": "int64", "range": [0, 19]}})
-    rows = Rows({"ids": np.random.default_rng(0).integers(0, 20, (64, 6))})
-    made = run_stage(tmp_path, prune, {"macs": 0.8, "data": "train"}, model=source, data={"train": rows})
-    assert made.manifest.record["results"]["refitted"] == ["outer"]
+class Stream(nn.Module):
+    """What its words are and what its words are told by is one matrix, as wide as all that is between."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.mix, self.told = nn.Embedding(20, 16), nn.Linear(16, 16), nn.Linear(16, 20, bias=False)
+        self.told.weight = self.words.weight
+
+    def forward(self, ids):
+        words = self.words(ids)
+        return self.told(words + self.mix(words).relu())
+
+
+def test_weights_that_an_embedding_shares_stay():
+    torch.manual_seed(0)
+    module = Stream().eval()
+    rows = {"ids": np.random.default_rng(0).integers(0, 20, (64, 6))}
+    feed = models.tensors({"ids": rows["ids"][:2]}, "cpu")
+    fit = refit.by_least_squares(Reading(lambda: [rows], None, "cpu"))
+    goal, worth = pruning.targets.of_params(0.524), pruning.Worth("l2")
+    plain, made = (pruning.prune(module, feed, goal, worth, **how) for how in ({}, {"fit": fit}))
+    assert made.refitted == ("mix",)
+    assert made.unfitted == {"told": "it shares its weights with an embedding"}
+    assert made.module.told.weight is made.module.words.weight
+    assert torch.equal(made.module.words.weight, plain.module.words.weight)
 
 
 def test_a_moment_too_large_for_memory_is_left_out(monkeypatch):
@@ -186,6 +206,17 @@ def test_a_moment_too_large_for_memory_is_left_out(monkeypatch):
     assert made.refitted
     sizes = {name: module.get_submodule(name).weight[0].numel() for name in made.refitted}
     assert max(sizes.values()) <= 64
+    assert set(made.unfitted.values()) == {"it reads too many inputs at once"}
+
+
+def test_layers_that_keep_their_weights_are_named(tmp_path):
+    source = imported(tmp_path, "grouped", nets.PICTURE)
+    rows = Rows({"picture": normal(16, 4, 16, 16), "extra": normal(16, 3)})
+    events = []
+    wanted = {"macs": 0.5, "data": "train"}
+    made = run_stage(tmp_path, prune, wanted, model=source, data={"train": rows}, collect=events)
+    assert made.manifest.record["results"]["unfitted"] == {"up": "the inputs of a ConvTranspose2d cannot be looked at"}
+    assert any(getattr(event, "text", "").startswith("not fitted: up (") for event in events)
 
 
 def test_large_images_are_read_in_pieces(monkeypatch):

@@ -176,6 +176,10 @@ def _report(job: Job, pruned: Pruned) -> None:
     if pruned.refitted:
         job.result("refitted", list(pruned.refitted))
         job.note(f"fitted {len(pruned.refitted)} layers to what they gave with all their inputs")
+    if pruned.unfitted:
+        job.result("unfitted", dict(pruned.unfitted))
+    for reason, layers in reasons(pruned.unfitted).items():
+        job.note(f"not fitted: {listed(layers, 6)} ({reason})")
     if pruned.heads[1]:
         job.note(f"removed {pruned.heads[0]} of {pruned.heads[1]} attention heads")
     for reason, layers in reasons(pruned.left).items():

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _TEACHER = 0.7
 """Weight of the unpruned model beside the truth."""
 
-_FACTS = ("left", "heads", "rounding", "refitted")
+_FACTS = ("left", "heads", "rounding", "refitted", "unfitted")
 """What is reported of all steps together."""
 
 
@@ -82,7 +82,8 @@ def gradually(
     def step(part: Any, keep: float, slack: float) -> tuple[Any, float, dict[str, Any]]:
         made = cut(part, replace(target, keep=keep, tolerance=max(target.tolerance, slack), whole=whole))
         facts = {"left": dict(made.left), "heads": list(made.heads), "rounding": dict(made.rounding)}
-        return made.module, made.fraction, {**facts, "refitted": list(made.refitted)}
+        facts |= {"refitted": list(made.refitted), "unfitted": dict(made.unfitted)}
+        return made.module, made.fraction, facts
 
     wanted = gradual.fractions(target.keep, config.steps)
     done = gradual.prune(whole, wanted, step, healer.heal, job.scratch, alone=target.name == "latency")
@@ -104,6 +105,7 @@ def gradually(
         heads=(sum(gone), done.rows[0]["heads"][1]),
         rounding=last["rounding"],
         refitted=tuple(dict.fromkeys(path for row in done.rows for path in row["refitted"])),
+        unfitted={path: reason for row in done.rows for path, reason in row["unfitted"].items()},
     )
 
 

@@ -63,8 +63,8 @@ def prune(
     flaw = plan.flaw(plan.stripped(module, seed), chosen.removals, feed)
     if flaw:
         raise StageError(f"removing the chosen channels together is not sound: {flaw}", then="name some in keep")
-    ready, refitted = fit(module, chosen.removals)
-    smaller = plan.apply(ready, chosen.removals)
+    fitted = fit(module, chosen.removals)
+    smaller = plan.apply(fitted.module, chosen.removals)
     heads = [
         (len(removal.roots) // removal.group.unit_width, removal.group.units)
         for removal in chosen.removals
@@ -77,7 +77,8 @@ def prune(
         left=found.left,
         heads=(sum(gone for gone, _ in heads), sum(whole for _, whole in heads)),
         rounding={group.name: step for group, step in zip(found.groups, chosen.steps, strict=True)},
-        refitted=refitted,
+        refitted=fitted.layers,
+        unfitted=fitted.left,
     )
 
 

@@ -7,7 +7,8 @@ rows that happened to be looked at.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -26,21 +27,32 @@ DAMPING = 0.01
 LARGEST = 2**30
 """Bytes of a moment: layers that read more inputs than this allows keep their weights."""
 
-
 Watch = Callable[[Sequence[Layer]], Iterable[Layer]]
 """Passes layers through while they are fitted, to show progress."""
 
-Fit = Callable[[nn.Module, "Sequence[Removal]"], tuple[nn.Module, tuple[str, ...]]]
-"""Prepares a model for the loss of channels.
 
-Given the unpruned model, in evaluation mode, and what will go, it gives a copy that does without the channels as well
-as it can, although they are still there; and the paths of the layers that it changed.
-"""
+@dataclass(frozen=True)
+class Fitted:
+    """A model that is ready for the loss of channels.
+
+    Attributes:
+        module: Does without them as well as it can, although they are still there.
+        layers: Paths of the layers that were fitted.
+        left: Layer that loses inputs, but keeps its weights → why.
+    """
+
+    module: nn.Module
+    layers: tuple[str, ...] = ()
+    left: Mapping[str, str] = field(default_factory=dict)
 
 
-def nothing(module: nn.Module, _removals: Sequence[Removal]) -> tuple[nn.Module, tuple[str, ...]]:
+Fit = Callable[[nn.Module, "Sequence[Removal]"], Fitted]
+"""Prepares a copy of the unpruned model, which is in evaluation mode, for what will go."""
+
+
+def nothing(module: nn.Module, _removals: Sequence[Removal]) -> Fitted:
     """Leave a model as it is: a `Fit`."""
-    return module, ()
+    return Fitted(module)
 
 
 def by_least_squares(reading: Reading, watch: Watch = lambda layers: layers) -> Fit:
@@ -49,37 +61,47 @@ def by_least_squares(reading: Reading, watch: Watch = lambda layers: layers) -> 
     The fit raises a StageError where what a layer reads is not finite.
     """
 
-    def fit(module: nn.Module, removals: Sequence[Removal]) -> tuple[nn.Module, tuple[str, ...]]:
+    def fit(module: nn.Module, removals: Sequence[Removal]) -> Fitted:
         silent, made = surgery.twin(module), []
+        readers, left = _readers(module, removals)
         for removal in removals:
             surgery.silence(silent, removal.group.members, removal.roots)
         quiet: dict[str, Any] = dict(silent.named_modules())
-        for share in moments.shares(_readers(module, removals)):
+        for share in moments.shares(readers):
             seen = moments.gather(module, share, reading, whole=True)
             for layer in watch([item for item in share if item.name in seen]):
                 path = layer.name.rpartition(".")[0]
                 ours = Layer(layer.name, (quiet[path],))
                 ours.put(refit.refitted(layer.matrix(), ours.matrix(), seen[layer.name], DAMPING))
                 made.append(path)
-        return silent, tuple(made)
+        return Fitted(silent, tuple(made), left)
 
     return fit
 
 
-def _readers(module: nn.Module, removals: Iterable[Removal]) -> list[Layer]:
-    """List the layers that lose inputs, and can be fitted."""
-    modules: dict[str, Any] = dict(module.named_modules())
+def _readers(module: nn.Module, removals: Iterable[Removal]) -> tuple[list[Layer], dict[str, str]]:
+    """List the layers that lose inputs and can be fitted, and say why the others cannot."""
     embeddings = matrices.shared(module)
-    paths = {
-        member.path
-        for removal in removals
-        if removal.roots
-        for member in removal.group.members
-        if member.side == "in" and isinstance(modules[member.path], READABLE)
+    losing = {
+        member.path for removal in removals if removal.roots for member in removal.group.members if member.side == "in"
     }
-    users: dict[int, list[str]] = {}
-    for path, layer in modules.items():
-        if path in paths and not matrices.foreign(layer, embeddings):
-            users.setdefault(id(layer.weight), []).append(path)
-    found = [Layer(f"{names[0]}.weight", tuple(modules[name] for name in names)) for names in users.values()]
-    return [layer for layer in found if moments.size(layer) <= LARGEST]
+    users: dict[int, list[tuple[str, Any]]] = {}
+    left: dict[str, str] = {}
+    for path, layer in module.named_modules():
+        if path in losing:
+            reason = _reason(layer, embeddings)
+            if reason:
+                left[path] = reason
+            else:
+                users.setdefault(id(layer.weight), []).append((path, layer))
+    found = (zip(*together, strict=True) for together in users.values())
+    return [Layer(f"{paths[0]}.weight", layers) for paths, layers in found], left
+
+
+def _reason(layer: Any, embeddings: set[int]) -> str:
+    """Say why a layer cannot be fitted; empty where it can."""
+    if not isinstance(layer, READABLE):
+        return f"the inputs of a {type(layer).__name__} cannot be looked at"
+    if reason := matrices.foreign(layer, embeddings):
+        return reason
+    return "it reads too many inputs at once" if moments.size(Layer("", (layer,))) > LARGEST else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from modelpack.numerics.pruning.surgery import MATRICES, channels_of
@@ -25,6 +25,7 @@ class Pruned:
         heads: Removed and all attention heads.
         rounding: Group → what its channels are a multiple of.
         refitted: Layers that were fitted to what they gave before.
+        unfitted: Layer that lost inputs, but was not → why; empty where none was to be.
     """
 
     module: nn.Module
@@ -34,6 +35,7 @@ class Pruned:
     heads: tuple[int, int]
     rounding: Mapping[str, int]
     refitted: tuple[str, ...] = ()
+    unfitted: Mapping[str, str] = field(default_factory=dict)
 
 
 def changes(before: nn.Module, after: nn.Module) -> list[dict[str, Any]]:
