@@ -175,6 +175,8 @@ def test_doctor_finds_something_about_everything(shell):
         ("sparsity", 0.5, "50.0 %"),
         ("eval_agreement", 0.995, "99.5 %"),
         ("export_difference", 9.53e-07, "9.53e-07"),
+        ("zeros", 18_432, "18.4 k"),
+        ("zeros", 4608, "4608"),
         ("anything", None, "–"),
         ("anything", True, "True"),
         ("anything", "text", "text"),

@@ -45,7 +45,11 @@ def figure(name: str, value: Any, *, like: str = "") -> str:
     # A limit such as `size: 0.3` is a fraction of the original, and so is what is measured against it.
     if like and value <= 1 and _BYTES.search(name):
         return percent(value)
-    return next((write(value) for pattern, write in _UNITS if pattern.search(name)), f"{value:.4g}")
+    return next((write(value) for pattern, write in _UNITS if pattern.search(name)), _plain(value))
+
+
+def _plain(value: float) -> str:
+    return count(value) if isinstance(value, int) else f"{value:.4g}"
 
 
 def limit(name: str, text: str) -> str:
