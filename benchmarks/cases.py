@@ -121,6 +121,10 @@ TAUGHT = {"data": "train", "eval_data": "validation", "precision": "bfloat16"}
 """What all of our trainings with labels have in common."""
 
 
+TRAINED_AFTERWARDS = {"refit": False}
+"""Where so many epochs with labels follow, it makes no difference from which weights they start."""
+
+
 def _on_grey(cut: Mapping[str, Any], plain: Plain, *, mirrored: bool, **more: Any) -> dict[str, Any]:
     """Say how a network for grey pictures is pruned and taught: blocks go whole, then channels, then all learn."""
     augment = {"flip": mirrored, "shift": 0.07, "variants": 0}
@@ -133,7 +137,7 @@ def _on_grey(cut: Mapping[str, Any], plain: Plain, *, mirrored: bool, **more: An
         "ours": {
             OURS: (
                 {"prune": {"drop": ["body.0", "body.1", "body.3"]}, "id": "shallow"},
-                {"prune": {"importance": "taylor", "data": "sample", **cut}, "id": "narrow"},
+                {"prune": {"importance": "taylor", "data": "sample", **TRAINED_AFTERWARDS, **cut}, "id": "narrow"},
                 {"distill": {**TAUGHT, **rates, "augment": augment, **more}},
             )
         },
@@ -172,7 +176,7 @@ CASES: Mapping[str, Case] = {
         body=_sentences(),
         ours={
             OURS: (
-                {"prune": {"macs": 0.5, "importance": "taylor", "data": "sample"}},
+                {"prune": {"macs": 0.5, "importance": "taylor", "data": "sample", **TRAINED_AFTERWARDS}},
                 {"distill": {**TAUGHT, "epochs": SENTENCE_EPOCHS, "lr": 1e-4, "weight_decay": 0.01,
                              "imitate": ["outputs", "features"]}},
             )

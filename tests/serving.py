@@ -20,7 +20,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "int8": TensorProto.INT8, "bool": TensorProto.BOOL}
+TYPES = {
+    "float16": TensorProto.FLOAT16, "float32": TensorProto.FLOAT, "float64": TensorProto.DOUBLE, "bool": TensorProto.BOOL,
+    **{f"{name}{bits}": getattr(TensorProto, f"{name.upper()}{bits}") for name in ("int", "uint") for bits in (8, 16, 32, 64)},
+}  # fmt: skip
 JSON = {"content-type": "application/json"}
 
 

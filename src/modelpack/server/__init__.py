@@ -41,9 +41,16 @@ def serve(
         The exit code: 0 after SIGTERM, 130 after Ctrl-C.
 
     Raises:
-        StartError: The model cannot be served, a limit in the environment is malformed, or the port is taken.
+        StartError: The model cannot be served, a limit in the environment is malformed, the port is taken, or
+            the environment asks for several workers: a program that has threads cannot be forked safely.
     """
-    from .launch import launch
     from .settings import Settings
+    from .start import start
 
-    return launch(Settings.read(model=str(model_dir), host=host, port=port, threads=threads), card)
+    settings = Settings.read(model=str(model_dir), host=host, port=port, threads=threads)
+    if settings.workers > 1:
+        raise StartError(
+            f"MODELPACK_WORKERS is {settings.workers}, and this server is one process: leave it out here; an image and "
+            "`python -m modelpack.server` may have several"
+        )
+    return start(settings, card)

@@ -17,9 +17,9 @@ def main(arguments: list[str] | None = None) -> int:
         settings = Settings.read(model=options.model, host=options.host, port=options.port, threads=options.threads)
         if options.healthcheck:
             return _healthcheck(settings)
-        from .launch import launch
+        from .start import start
 
-        return launch(settings)
+        return start(settings)
     except StartError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - this is the command line
         return 1
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="modelpack_server",
-        description="Serve one ONNX model over HTTP.",
+        description="Serve ONNX models over HTTP.",
         epilog=f"limits, from the environment:\n{describe()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,4 +1,4 @@
-"""From settings to a process that listens, loads, serves, drains and ends."""
+"""A process that listens, loads, serves, drains and ends."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import os
 import signal
 import socket
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import uvicorn
 
-from . import grpc, logs
+from . import grpc
 from .app import App
 from .faults import StartError
 from .service import Service
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from types import FrameType
 
+    from .board import Seat
     from .grpc.listener import Listener
     from .settings import Settings
 
@@ -36,11 +37,17 @@ class Server(uvicorn.Server):
     SIGTERM: readiness turns 503 and connections close after their answers, new work is still served for the drain
     delay, then what is in flight finishes. Ctrl-C does the same without the delay. A second signal ends it at once.
     SIGHUP reads the directory of the models again.
+
+    Args:
+        app: What answers.
+        config: For uvicorn.
+        seat: Its place among several workers, whose signals are still blocked; None for the only process.
     """
 
-    def __init__(self, app: App, config: uvicorn.Config) -> None:
+    def __init__(self, app: App, config: uvicorn.Config, seat: Seat | None = None) -> None:
         super().__init__(config)
         self.app = app
+        self._seat = seat
         self.signal = 0
         self.failure: Exception | None = None
         self._stop_at: float | None = None
@@ -49,7 +56,13 @@ class Server(uvicorn.Server):
         self._refreshing: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen first, so that probes get answers, then load."""
+        """Listen first, so that probes get answers, then load; who stands in for a worker that died loads first."""
+        self._hear()
+        late = self._seat is not None and self._seat.late
+        if late:
+            await self._load()
+            if self.failure:
+                return
         await super().startup(sockets)
         service = self.app.service
         if service.settings.grpc_port is not None:
@@ -58,9 +71,21 @@ class Server(uvicorn.Server):
             except StartError as error:
                 self.failure, self.should_exit = error, True
                 return
-        self._loading = asyncio.create_task(self._load())
+        if not late:
+            self._loading = asyncio.create_task(self._load())
+
+    def _hear(self) -> None:
+        loop = asyncio.get_running_loop()
         if not os.isatty(0):  # a terminal that hangs up ends what runs in it
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._refresh)
+            loop.add_signal_handler(signal.SIGHUP, self._refresh)
+        if self._seat is not None:
+            loop.add_reader(self._seat.alive, self._orphaned)
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+    def _orphaned(self) -> None:
+        """End like a server that was told to: nobody is there to tell it."""
+        asyncio.get_running_loop().remove_reader(cast("Seat", self._seat).alive)
+        self.handle_exit(signal.SIGTERM, None)
 
     def _refresh(self) -> None:
         self._refreshing = asyncio.create_task(self.app.service.refresh())
@@ -83,7 +108,8 @@ class Server(uvicorn.Server):
         self.app.service.drain()
 
     async def on_tick(self, counter: int) -> bool:
-        """Stop when the drain delay is over."""
+        """Stop when the drain delay is over; let other workers see the figures of this one."""
+        self.app.service.metrics.refresh()
         if self._stop_at is not None and time.monotonic() >= self._stop_at:
             self.should_exit = True
         return await super().on_tick(counter)
@@ -125,28 +151,27 @@ def _fresh(connection: object) -> bool:
     return isinstance(connection, Protocol) and connection.fresh
 
 
-def launch(settings: Settings, card: Mapping[str, Any] | None = None) -> int:
-    """Serve until a signal.
+def launch(
+    settings: Settings, listener: socket.socket, card: Mapping[str, Any] | None = None, seat: Seat | None = None
+) -> int:
+    """Serve in this process until a signal.
 
     Args:
-        settings: Where and within which limits.
+        settings: The limits.
+        listener: The socket, which is closed at the end.
         card: The model card; None reads `card.json`, where there is one.
+        seat: This process's place among several workers.
 
     Returns:
         0 after SIGTERM, 130 after Ctrl-C.
 
     Raises:
-        StartError: When the model cannot be served or the port cannot be had.
+        StartError: When the model cannot be served.
     """
-    logs.begin(settings)
-    app = App(Service(settings, card))
-    server = Server(app, _config(app))
-    with _listen(settings.host, settings.port) as listener:
-        address, port = listener.getsockname()[:2]
-        shown = f"[{address}]" if ":" in address else address
-        served = ", ".join(f"{model.name} {model.version}" for model in app.service.catalog.models)
-        _log.info("serving %s on http://%s:%d", served, shown, port)
-        server.run(sockets=[listener])
+    place = (seat.board, seat.number) if seat else ()
+    app = App(Service(settings, card, *place))
+    server = Server(app, _config(app), seat)
+    server.run(sockets=[listener])
     app.service.close()
     if server.failure is not None:
         raise server.failure
@@ -171,11 +196,3 @@ def _config(app: App) -> uvicorn.Config:
         timeout_keep_alive=settings.idle_timeout,
         timeout_graceful_shutdown=settings.drain_timeout,
     )
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=2048)
-    except (OSError, UnicodeError) as error:
-        raise StartError(f"cannot listen on {host}:{port}: {error}; --port chooses another") from None

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from .batching import Run
+    from .board import Board
     from .model import Answer, Model
     from .settings import Settings
 
@@ -31,24 +32,28 @@ class Service:
     Args:
         settings: Limits, and the directory of the models.
         card: What is known about the model of a directory that is one model; None reads its `card.json`.
+        board: Where all workers count; None for a server that is one process.
+        worker: The number of this one, from 0.
 
     Raises:
         StartError: When there is no model with a readable signature, or the tokens are none.
     """
 
-    def __init__(self, settings: Settings, card: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, settings: Settings, card: Mapping[str, Any] | None = None, board: Board | None = None, worker: int = 0
+    ) -> None:
         self.settings = settings
         self.access = Access(settings)
-        self.metrics = Metrics()
+        self.metrics = Metrics(board, worker)
         self.catalog = Catalog(settings, card, self._ran)
         self.state = LOADING
         self.metrics.watch(self.metrics.depth, lambda: sum(model.waiting for model in self.catalog.models))
-        self.metrics.watch(self.metrics.ready, lambda: float(self.ready))
+        self.metrics.watch(self.metrics.serving, lambda: float(self.state == READY))
 
     @property
     def ready(self) -> bool:
-        """Whether every model answers and the server is not stopping."""
-        return self.state == READY
+        """Whether every model answers, in every worker at the start, and the server is not stopping."""
+        return self.state == READY and self.metrics.started
 
     async def load(self) -> None:
         """Load and warm up every model; only then is the server ready.
@@ -60,6 +65,7 @@ class Service:
         self._describe()
         if self.state == LOADING:
             self.state = READY
+            self.metrics.refresh()
             served = ", ".join(f"{model.name} {model.version}" for model in self.catalog.models)
             threads = max((model.engine.threads for model in self.catalog.models if model.engine), default=0)
             _log.info("ready: %s; threads of one inference: %d", served or "no model yet", threads)
@@ -67,7 +73,7 @@ class Service:
     def _describe(self) -> None:
         from .engine import VERSION
 
-        self.metrics.load.set(sum(model.seconds for model in self.catalog.models))
+        self.metrics.load = sum(model.seconds for model in self.catalog.models)
         self.metrics.describe([(model.name, model.version, model.card) for model in self.catalog.models], VERSION)
 
     def drain(self) -> None:

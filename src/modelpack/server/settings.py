@@ -45,6 +45,7 @@ class Settings:
     grpc_port: int | None = dataclasses.field(default=None, metadata={"help": "port for gRPC, 0 for any free one"})
     health_route: str = ""
     predict_route: str = ""
+    workers: int = _limit(1, 1, "processes that serve on one port, each with its own models, queue and limits")
     concurrency: int = _limit(1, 1, "inferences that run at once")
     max_batch: int = _limit(32, 1, "rows in one run that requests share; 1 gives each a run of its own")
     queue: int = _limit(64, 0, "requests that may wait for an inference; more are answered 429")
@@ -96,6 +97,12 @@ class Settings:
             raise StartError(f"the port for gRPC is {settings.grpc_port}: give another one than HTTP's, to 65535")
         if settings.threads is not None and settings.threads < 1:
             raise StartError(f"{settings.threads} threads cannot run a model: give 1 or more")
+        if settings.workers > 1 and settings.allow_loading:
+            raise StartError(
+                "MODELPACK_ALLOW_LOADING=1 would change one worker's models alone: set MODELPACK_WORKERS=1"
+            )
+        if settings.workers > 1 and settings.grpc_port == 0:
+            raise StartError("MODELPACK_GRPC_PORT=0 would give each worker a port of its own: name one for all")
         for route in (settings.health_route, settings.predict_route):
             if route and not _PATH.fullmatch(route):
                 raise StartError(f"the route {route[:80]!r} is not a plain path such as /predict")

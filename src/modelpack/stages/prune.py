@@ -41,47 +41,51 @@ def _assumed(config: PruneConfig, device: str) -> Iterator[Assumption]:
 )
 def prune(config: PruneConfig, job: Job) -> None:
     """Remove whole channels, hidden units and attention heads, or layers and blocks, least important first."""
-    from modelpack.numerics import macs, models, pruning
+    from modelpack.numerics import macs, models
 
     module = models.load(job.source)
     feed = models.example(module, job.inputs, 2, job.seed, job.device)
     module = module.to(job.device)
     remarks.invented({config.data}, job)
-    if config.depth is not None or config.drop:
-        smaller = _shallower(config, job, module, feed)
-    else:
-        target, log = _target(config, job)
-        fit = _fit(config, job)
-
-        def cut(part: Any, goal: Target) -> Pruned:
-            return pruning.prune(
-                part,
-                feed,
-                goal,
-                _worth(config, job),
-                keep=config.keep,
-                rounding=_rounding(config),
-                seed=job.seed,
-                study=measures.study(config.sensitivity, config.data, config.target, job),
-                fit=fit,
-            )
-
-        if config.schedule is None:
-            pruned = cut(module, target)
-        else:
-            assert config.data is not None, "checked when the recipe was read"
-            healing = schedules.Healing(config.data, config.target if config.loss == "task" else None, config.mask)
-            pruned = schedules.gradually(config.schedule, healing, job, target=target, whole=module, cut=cut)
-        smaller = pruned.module
-        _report(job, pruned)
-        if log is not None:
-            measures.report(log, pruned.fraction, job)
+    smaller = (_shallower if config.depth is not None or config.drop else _thinner)(config, job, module, feed)
     models.save(smaller, job.out, like=job.source)
     remarks.zeros(job)
     job.metric("macs", macs.count(smaller, feed) / max(1, macs.count(module, feed)))
     before, after = models.parameter_count(module), models.parameter_count(smaller)
     remarks.size(smaller, feed, job)
     job.metric("parameters_kept", after / before)
+
+
+def _thinner(config: PruneConfig, job: Job, module: Any, feed: Any) -> Any:
+    """Take channels out of layers, and report them."""
+    from modelpack.numerics import pruning
+
+    target, log = _target(config, job)
+    fit = _fit(config, job)
+
+    def cut(part: Any, goal: Target) -> Pruned:
+        return pruning.prune(
+            part,
+            feed,
+            goal,
+            _worth(config, job),
+            keep=config.keep,
+            rounding=_rounding(config),
+            seed=job.seed,
+            study=measures.study(config.sensitivity, config.data, config.target, job),
+            fit=fit,
+        )
+
+    if config.schedule is None:
+        pruned = cut(module, target)
+    else:
+        assert config.data is not None, "checked when the recipe was read"
+        healing = schedules.Healing(config.data, config.target if config.loss == "task" else None, config.mask)
+        pruned = schedules.gradually(config.schedule, healing, job, target=target, whole=module, cut=cut)
+    _report(job, pruned)
+    if log is not None:
+        measures.report(log, pruned.fraction, job)
+    return pruned.module
 
 
 def _shallower(config: PruneConfig, job: Job, module: Any, feed: Any) -> Any:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from modelpack.numerics.distillation import Imitation
     from modelpack.numerics.pruning import Pruned, Target
+    from modelpack.numerics.pruning.gradual import Progress
     from modelpack.numerics.training import Rows
     from modelpack.stage import Job
 
@@ -74,8 +75,7 @@ def gradually(
     Raises:
         StageError: When a step cannot be cut, or the data lack the truth that they are asked for.
     """
-    from modelpack.numerics.pruning import Pruned, gradual
-    from modelpack.numerics.pruning.result import changes
+    from modelpack.numerics.pruning import gradual
 
     healer = _Healer(config, healing, whole, job)
 
@@ -95,6 +95,14 @@ def gradually(
     job.note(
         f"kept {kept} of the {target.words} in {config.steps} steps, healed after each: nothing is left to recover"
     )
+    return _together(whole, done)
+
+
+def _together(whole: Any, done: Progress) -> Pruned:
+    """Say what all steps did to the whole model."""
+    from modelpack.numerics.pruning import Pruned
+    from modelpack.numerics.pruning.result import changes
+
     last = done.rows[-1]
     gone = [row["heads"][0] for row in done.rows]
     return Pruned(

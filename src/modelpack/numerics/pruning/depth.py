@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from modelpack.errors import StageError, did_you_mean, listed
 from modelpack.numerics import macs, structure
-from modelpack.numerics.calling import call, outline
+from modelpack.numerics.calling import call, outline, watched
 from modelpack.numerics.pruning import blocks
 from modelpack.numerics.pruning.surgery import twin
 from modelpack.numerics.training import statistics
@@ -220,13 +220,9 @@ def _influence(module: nn.Module, rows: Sequence[Feed], paths: Iterable[str]) ->
 
         return hook
 
-    hooks = [module.get_submodule(path).register_forward_hook(note(path), with_kwargs=True) for path in found]
-    try:
+    with watched((module.get_submodule(path), note(path)) for path in found):
         for batch in rows:
             _outputs(module, batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return {path: float(torch.cat(parts).mean()) for path, parts in found.items()}
 
 

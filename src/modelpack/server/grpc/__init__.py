@@ -1,11 +1,10 @@
 """gRPC beside HTTP: the Open Inference Protocol v2, health and reflection, over the same service.
 
-Nothing else of the server imports this room before a port for gRPC is set, since its image may lack grpcio.
+Nothing in here is imported before a port for gRPC is set, since an image may lack grpcio.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from typing import TYPE_CHECKING
 
@@ -16,29 +15,20 @@ if TYPE_CHECKING:
     from .listener import Listener
 
 
-def check() -> None:
-    """Look for what gRPC needs.
-
-    Raises:
-        StartError: When it is not here.
-    """
-    if importlib.util.find_spec("grpc") is None:
-        raise StartError(
-            "a port for gRPC is set, and this server has no grpcio: build the image with 'grpc: true', "
-            "install modelpack[grpc], or take MODELPACK_GRPC_PORT away"
-        )
-
-
 async def listen(service: Service, port: int) -> Listener:
     """Serve gRPC on a port; see `Listener`.
 
     Raises:
         StartError: When grpcio is missing, or the port cannot be had.
     """
-    check()
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # the server's own log says what matters
-    from .listener import Listener
-
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what matters is in the server's own log
+    try:
+        from .listener import Listener
+    except ImportError as error:
+        raise StartError(
+            f"a port for gRPC is set, and this server has no grpcio ({error}): build the image with 'grpc: true', "
+            "install modelpack[grpc], or leave MODELPACK_GRPC_PORT out"
+        ) from None
     listener = Listener(service)
     await listener.start(port)
     return listener
