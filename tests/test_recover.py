@@ -195,4 +195,6 @@ def test_settings_are_checked():
     for wrong in ({}, {"data": "a", "epochs": -1}, {"data": "a", "lr": 0}, {"data": "a", "labels": "x"}):
         with pytest.raises(ValidationError):
             RecoverConfig.model_validate(wrong)
+    with pytest.raises(ValidationError, match="heal nothing"):
+        RecoverConfig(data="a", epochs=0, batch_norm=False)
     assert recover.pays == {"unrecovered"}

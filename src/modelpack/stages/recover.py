@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from modelpack.artifact import Kind
 from modelpack.stage import DataRef, Job, TorchRef, stage
@@ -40,6 +40,12 @@ class RecoverConfig(FloatScheduleConfig, LessonConfig, ImitationConfig):
         if self.imitate is None and self.epochs and not self.compile:
             return {"outputs": 1.0, "features": 3.0}
         return super().weights
+
+    @model_validator(mode="after")
+    def _heals(self) -> Self:
+        if self.batch_norm is False and not self.epochs:
+            raise ValueError("`batch_norm: false` and `epochs: 0` heal nothing: leave one of them out, or the step")
+        return self
 
 
 @stage(
