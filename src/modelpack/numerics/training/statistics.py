@@ -96,11 +96,15 @@ def _distance(student: nn.Module, teacher: nn.Module, data: Rows, device: torch.
             found, wanted = call(student, dict(inputs)), call(teacher, inputs)
         for name, value in wanted.items():
             if value.is_floating_point():
-                exact = value.double()
-                gap, spread = (found[name] - exact).square().sum(), (exact - exact.mean()).square().sum()
+                wide = value.float()
+                gap, spread = _squares(found[name].float() - wide), _squares(wide - wide.mean())
                 gaps[name] = gaps[name] + gap if name in gaps else gap
                 spreads[name] = spreads[name] + spread if name in spreads else spread
     return sum(float(gap / spreads[name].clamp_min(1e-30)) for name, gap in gaps.items())
+
+
+def _squares(values: Tensor) -> Tensor:
+    return values.square().sum(dtype=torch.float64)
 
 
 def still(module: nn.Module) -> None:
