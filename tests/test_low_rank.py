@@ -13,6 +13,7 @@ from torch.nn import functional
 from modelpack.errors import StageError
 from modelpack.numerics import low_rank as numerics
 from modelpack.numerics import macs
+from modelpack.numerics.fitting import Reading
 from modelpack.numerics.low_rank import ranks, spectra
 from modelpack.numerics.low_rank.layers import Layer
 from modelpack.numerics.randomness import seeded
@@ -58,8 +59,8 @@ def doubled(feed):
 
 def split(module, feed, *, rows=None, convolutions="auto", kept=(), **wanted):
     found = numerics.find(module, feed, kept, convolutions)
-    evidence = numerics.Evidence(rows, None, "cpu") if rows is not None else None
-    return numerics.split(module, feed, found, numerics.decompose(module, found.layers, evidence), **wanted)
+    reading = Reading(lambda: rows, None, "cpu") if rows is not None else None
+    return numerics.split(module, feed, found, numerics.decompose(module, found.layers, reading), **wanted)
 
 
 def test_layers_of_low_rank_are_split_without_any_loss():

@@ -13,6 +13,7 @@ from torch.nn import functional
 import nets
 from modelpack.numerics import low_rank as numerics
 from modelpack.numerics import macs, structure
+from modelpack.numerics.fitting import Reading
 from modelpack.numerics.low_rank import spectra
 from modelpack.numerics.low_rank.layers import Layer
 from modelpack.numerics.randomness import seeded
@@ -39,7 +40,7 @@ def test_data_decide_what_is_kept_and_no_weights_of_that_rank_do_better(outputs_
     mixing = torch.randn(inputs, inputs, generator=generator, dtype=torch.float64)
     rows = torch.randn(60, inputs, generator=generator, dtype=torch.float64) @ mixing + 3
     layer = Layer("0", "channel", min(outputs_, inputs), 2, 1, 2, 1, 1.0)
-    seen = spectra.of_outputs(net, [layer], [{"x": rows.numpy()}], None, "cpu")[layer]
+    seen = spectra.of_outputs(net, [layer], Reading(lambda: [{"x": rows.numpy()}], None, "cpu"))[layer]
     given_ = net(rows)
     pair = nn.Sequential(nn.Linear(inputs, rank, bias=False), nn.Linear(rank, outputs_, bias=bias)).double()
     spectra.fill(pair, layer, seen, net[0].bias)
@@ -75,7 +76,7 @@ def test_the_mean_of_what_columns_add_goes_into_the_bias():
     x = torch.ones(2, 4, 7, 7, dtype=torch.float64) * 3
     wanted = net(x)
     layer = next(item for item in numerics.find(net, {"x": x}, convolutions="spatial").layers)
-    spectrum = spectra.of_outputs(net, [layer], [{"x": x.numpy()}], None, "cpu")[layer]
+    spectrum = spectra.of_outputs(net, [layer], Reading(lambda: [{"x": x.numpy()}], None, "cpu"))[layer]
     made = structure.halves(net[0], "spatial", 1)
     spectra.fill(made, layer, spectrum, net[0].bias)
     assert torch.allclose(made(x), wanted)
@@ -107,7 +108,9 @@ def test_a_head_of_many_classes_is_seen_through_its_inputs():
     with seeded(0):
         net = nn.Sequential(nn.Linear(16, 500))
     layer = numerics.find(net, {"x": torch.randn(2, 16)}).layers[0]
-    seen = spectra.of_outputs(net, [layer], [{"x": np.random.default_rng(0).random((40, 16), np.float32)}], None, "cpu")
+    seen = spectra.of_outputs(
+        net, [layer], Reading(lambda: [{"x": np.random.default_rng(0).random((40, 16), np.float32)}], None, "cpu")
+    )
     assert seen[layer].second.shape == (500, 16)
     assert torch.allclose(seen[layer].second @ seen[layer].first, net[0].weight.double(), atol=1e-6)
 
@@ -119,7 +122,9 @@ def test_padded_positions_do_not_count():
     mask = np.ones_like(ids)
     mask[:, 5:] = 0
     spectra_ = [
-        spectra.of_outputs(module, [layer], [{"input_ids": i, "attention_mask": m}], "attention_mask", "cpu")[layer]
+        spectra.of_outputs(
+            module, [layer], Reading([{"input_ids": i, "attention_mask": m}].copy, "attention_mask", "cpu")
+        )[layer]
         for i, m in ((ids, mask), (np.where(mask, ids, 7), mask), (ids[:, :5], mask[:, :5]))
     ]
     assert torch.allclose(spectra_[0].energies, spectra_[1].energies, atol=1e-6)

@@ -10,10 +10,10 @@ from modelpack.artifact import Kind
 from modelpack.errors import listed
 from modelpack.stage import DataRef, Job, StageConfig, stage
 from modelpack.stages import remarks
-from modelpack.stages.reading import MASK
+from modelpack.stages.reading import MASK, reading
 
 if TYPE_CHECKING:
-    from modelpack.numerics.low_rank import Evidence, Split
+    from modelpack.numerics.low_rank import Split
 
 
 class LowRankConfig(StageConfig):
@@ -68,12 +68,13 @@ def low_rank(config: LowRankConfig, job: Job) -> None:
     module = models.load(job.source)
     feed = models.example(module, job.inputs, 2, job.seed, job.device)
     module = module.to(job.device)
+    remarks.invented({config.data}, job)
     before = models.parameter_count(module)
     found = numerics.find(module, feed, kept(module, config.keep), config.convolutions)
     parts = numerics.decompose(
         module,
         found.layers,
-        _evidence(config, job) if config.data is not None else None,
+        reading(config.data, config.mask, config.rows, job) if config.data is not None else None,
         lambda layers: job.track(layers, len(layers), "layers"),
     )
     made = numerics.split(module, feed, found, parts, energy=config.energy, keep_macs=config.macs)
@@ -84,20 +85,6 @@ def low_rank(config: LowRankConfig, job: Job) -> None:
     job.metric("parameters_kept", after / before)
     _report(made, job)
     remarks.zeros(job)
-
-
-def _evidence(config: LowRankConfig, job: Job) -> Evidence:
-    from modelpack.numerics import rows
-    from modelpack.numerics.low_rank import Evidence
-    from modelpack.numerics.quantization.calibration import masks
-
-    assert config.data is not None, "asked for where there are data"
-    remarks.invented({config.data}, job)
-    mask = masks.padding(config.mask, job.inputs)
-    if mask is not None:
-        job.note(f"positions where '{mask}' is 0 did not count")
-    batches = job.track(job.data[config.data].batches(), label="rows")
-    return Evidence(rows.feeds(batches, job.inputs, config.rows), mask, job.device)
 
 
 def _report(made: Split, job: Job) -> None:

@@ -16,32 +16,16 @@ from modelpack.numerics.structure import Factor
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-    import torch
     from torch import Tensor, nn
 
+    from modelpack.numerics.fitting import Reading
     from modelpack.numerics.low_rank.layers import Layer
     from modelpack.numerics.low_rank.spectra import Spectrum
-    from modelpack.numerics.rows import Feed
 
 TOLERANCE = 0.02
 """How far from the target the multiply-accumulates may be, relative to it."""
 
 _STEPS = (8, 1)
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """Rows on which layers show what they give.
-
-    Attributes:
-        feeds: The rows.
-        mask: The model's input that tells padded positions, which do not count; None for none.
-        device: Where the model runs.
-    """
-
-    feeds: Iterable[Feed]
-    mask: str | None
-    device: str | torch.device
 
 
 @dataclass(frozen=True)
@@ -80,7 +64,7 @@ def find(
 def decompose(
     module: nn.Module,
     found: Sequence[Layer],
-    evidence: Evidence | None,
+    reading: Reading | None,
     watch: Callable[[Sequence[Layer]], Iterable[Layer]] = lambda items: items,
 ) -> dict[Layer, Spectrum]:
     """Decompose layers: by what they give on rows, or by their weights where there are none.
@@ -88,8 +72,8 @@ def decompose(
     Raises:
         StageError: When there are no rows, or weights or outputs are not finite.
     """
-    if evidence is not None:
-        return spectra.of_outputs(module, found, evidence.feeds, evidence.mask, evidence.device)
+    if reading is not None:
+        return spectra.of_outputs(module, found, reading)
     return {layer: spectra.of_weights(module, layer) for layer in watch(found)}
 
 
@@ -172,4 +156,4 @@ def _made(module: nn.Module, layer: Layer, spectrum: Spectrum, rank: int) -> dic
     }
 
 
-__all__ = ["TOLERANCE", "Convolutions", "Evidence", "Found", "Split", "decompose", "find", "split"]
+__all__ = ["TOLERANCE", "Convolutions", "Found", "Split", "decompose", "find", "split"]

@@ -23,10 +23,10 @@ from modelpack.numerics.calling import call, watched
 from modelpack.numerics.quantization.calibration import masks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
+    from modelpack.numerics.fitting import Reading
     from modelpack.numerics.low_rank.layers import Layer
-    from modelpack.numerics.rows import Feed
 
 _PIECE = 2**16
 """Positions that are looked at together: large images have millions."""
@@ -68,21 +68,13 @@ def of_weights(module: nn.Module, layer: Layer) -> Spectrum:
     return Spectrum(values.square(), left * roots, roots[:, None] * right, matrix.new_zeros(len(matrix)))
 
 
-def of_outputs(
-    module: nn.Module,
-    layers: Sequence[Layer],
-    feeds: Iterable[Feed],
-    mask: str | None,
-    device: str | torch.device,
-) -> dict[Layer, Spectrum]:
+def of_outputs(module: nn.Module, layers: Sequence[Layer], reading: Reading) -> dict[Layer, Spectrum]:
     """Decompose what layers give on data, at the positions that are real.
 
     Args:
-        module: In evaluation mode, on the device.
+        module: In evaluation mode, on the device of the reading.
         layers: Which are to be decomposed.
-        feeds: Rows.
-        mask: The model's input that tells padded positions, which do not count; None for none.
-        device: Where the model runs.
+        reading: The rows.
 
     Returns:
         Layer → spectrum.
@@ -100,9 +92,9 @@ def of_outputs(
 
     hooks = [(module.get_submodule(item.path), look(item)) for item in layers]
     with torch.inference_mode(), models.blamed("the model fails on the rows"), watched(hooks):
-        for feed in feeds:
-            real[0] = masks.real(mask, feed) if mask is not None else None
-            call(module, models.tensors(feed, device))
+        for feed in reading.read():
+            real[0] = masks.real(reading.mask, feed) if reading.mask is not None else None
+            call(module, models.tensors(feed, reading.device))
     return {layer: moments.spectrum(layer.path) for layer, moments in seen.items()}
 
 
