@@ -101,7 +101,8 @@ def test_no_layer_is_worse_for_being_fitted_and_the_others_stay(factory, rows, m
     silent = surgery.twin(module)
     for removal in seen["removals"]:
         surgery.silence(silent, removal.group.members, removal.roots)
-    fitted, names = (again := refit.by_least_squares(reading)(module, seen["removals"])).module, again.layers
+    again = refit.by_least_squares(reading)(module, seen["removals"])
+    fitted, names = again.module, again.layers
     assert names == made.refitted
     for path, layer in module.named_modules():
         if not isinstance(layer, (nn.Linear, nn.Conv2d)):
@@ -112,8 +113,8 @@ def test_no_layer_is_worse_for_being_fitted_and_the_others_stay(factory, rows, m
             continue
         assert bool((ours[quiet == 0] == 0).all())
         read = _read(module, path, rows, mask)
-        gaps = ((layer.weight - weight).detach().movedim(1, -1).flatten(1) for weight in (quiet, ours))
-        before, after = (float((read @ gap.T).square().sum()) for gap in gaps)
+        gaps = ((layer.weight - weight).detach().movedim(1, -1) for weight in (quiet, ours))
+        before, after = (float((read @ gap.reshape(len(read), -1, read.shape[-1]).mT).square().sum()) for gap in gaps)
         assert after < before
     assert torch.equal(
         next(iter(call(made.module, feed).values())),
@@ -122,7 +123,7 @@ def test_no_layer_is_worse_for_being_fitted_and_the_others_stay(factory, rows, m
 
 
 def _read(module, path, rows, mask):
-    """Give what a layer that is not grouped reads, ``(rows, inputs)`` in the order of its weights."""
+    """Give what a layer reads, ``(groups, rows, inputs)`` in the order of its weights."""
     layer, found = module.get_submodule(path), []
     hook = layer.register_forward_pre_hook(lambda _layer, given: found.append(given[0]))
     with torch.no_grad():
@@ -131,7 +132,7 @@ def _read(module, path, rows, mask):
     values = found[0]
     if mask is not None and values.ndim == 3:
         values = values[torch.from_numpy(rows[mask]).bool()]
-    return inputs(layer, values)[0]
+    return inputs(layer, values)
 
 
 def test_the_stage_fits_wherever_data_are_named(tmp_path):
