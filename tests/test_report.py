@@ -103,6 +103,14 @@ def test_what_no_drawing_knows_is_shown_as_a_table_in_its_step():
     assert "Steps" in found.text
 
 
+def test_layers_that_were_fitted_and_those_that_were_not_stand_in_the_chapter():
+    found = read(about(refitted=["body.2", "head"], unfitted={"up": "its inputs cannot be looked at"}))
+    chapter = found.text[found.text.rindex("Pruning") : found.text.rindex("Steps")]
+    for told in ("a: fitted", "body.2 , head", "a: not fitted", "its inputs cannot be looked at up"):
+        assert told in chapter, told
+    assert "Pruning" not in read(about(refitted=[], unfitted={})).text
+
+
 def test_layers_and_blocks_are_listed_with_whatever_is_told_of_them():
     layers = [{"layer": "fc", "count": 512, "sqnr_db_after": 30.0}, {"layer": "head", "count": 8}]
     blocks = [{"block": "layers.1", "type": "Layer", "change": 0.25, "removed": 1}]

@@ -32,6 +32,8 @@ _DRAWINGS: Mapping[str, tuple[tuple[str, str, Callable[[Any], Markup | None]], .
     "schedule": (("Pruning", "steps", pruning.schedule),),
     "blocks": (("Pruning", "blocks", pruning.named),),
     "left_alone": (("Pruning", "left alone", pruning.left_alone),),
+    "refitted": (("Pruning", "fitted", pruning.fitted),),
+    "unfitted": (("Pruning", "not fitted", pruning.unfitted),),
     "sensitivity": (("Pruning", "sensitivity", pruning.sensitivity),),
     "latency": (("Pruning", "latency", pruning.latency),),
     "history": (("Training", "", training.history),),

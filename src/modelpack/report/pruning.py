@@ -74,13 +74,29 @@ def _became(before: float, after: float) -> str:
 
 def left_alone(value: Any) -> Markup | None:
     """List the layers that stayed as they were by the reason; None where the value tells none."""
+    return _reasons(value, "left alone because")
+
+
+def fitted(value: Any) -> Markup | None:
+    """List the layers that were fitted to what they gave before; None where the value names none."""
+    names = [text(name) for name in sequence(value)]
+    told = "By least squares, to what they gave with all their inputs: "
+    return element("p", told, [_codes(names)]) if names else None
+
+
+def unfitted(value: Any) -> Markup | None:
+    """List the layers that lost inputs and were not fitted by the reason; None where the value tells none."""
+    return _reasons(value, "not fitted because")
+
+
+def _reasons(value: Any, because: str) -> Markup | None:
     by_reason: dict[str, list[str]] = {}
     for layer, reason in mapping(value).items():
         by_reason.setdefault(text(reason), []).append(str(layer))
     if not by_reason:
         return None
     body = [[reason, [_codes(names)]] for reason, names in by_reason.items()]
-    return table(("left alone because", "layers"), body)
+    return table((because, "layers"), body)
 
 
 def _codes(names: Sequence[str]) -> Markup:
