@@ -7,7 +7,6 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import time
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,11 +14,13 @@ import uvicorn
 
 from . import grpc
 from .app import App
+from .door import Door
 from .faults import StartError
 from .service import Service
 from .wire import Protocol
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator, Mapping
     from types import FrameType
 
@@ -50,6 +51,7 @@ class Server(uvicorn.Server):
         self._seat = seat
         self.signal = 0
         self.failure: Exception | None = None
+        self._doors: list[Door] = []
         self._stop_at: float | None = None
         self._grpc: Listener | None = None
         self._loading: asyncio.Task[None] | None = None
@@ -63,7 +65,7 @@ class Server(uvicorn.Server):
             await self._load()
             if self.failure:
                 return
-        await super().startup(sockets)
+        await self._listen(sockets or [])
         service = self.app.service
         if service.settings.grpc_port is not None:
             try:
@@ -73,6 +75,17 @@ class Server(uvicorn.Server):
                 return
         if not late:
             self._loading = asyncio.create_task(self._load())
+
+    async def _listen(self, sockets: list[socket.socket]) -> None:
+        if self._seat is None:
+            await super().startup(sockets)
+            return
+        await super().startup([])
+        for listener in sockets:
+            door = Door(listener, self._seat, self._protocol, lambda: len(self.server_state.connections))
+            door.open()
+            self._doors.append(door)
+        self.servers += self._doors  # type: ignore[arg-type] # they are closed like any other
 
     def _hear(self) -> None:
         loop = asyncio.get_running_loop()
@@ -110,6 +123,8 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Stop when the drain delay is over; let other workers see the figures of this one."""
         self.app.service.metrics.refresh()
+        for door in self._doors:
+            door.tell()
         if self._stop_at is not None and time.monotonic() >= self._stop_at:
             self.should_exit = True
         return await super().on_tick(counter)

@@ -10,7 +10,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from .board import Board
+from .board import NOW, Board
 from .processes import Processes
 
 if TYPE_CHECKING:
@@ -39,11 +39,10 @@ _APART = "\x1f"  # between the name of a family and the values of its labels; no
 
 
 class Gauge:
-    """A number that goes up and down, from zero: of a worker that died nothing is left."""
+    """A number that goes up and down."""
 
     def __init__(self, row: Row) -> None:
         self._row = row
-        self.set(0.0)
 
     def inc(self) -> None:
         """One more."""
@@ -86,7 +85,7 @@ class Metrics:
         self.inference = self._histogram("modelpack_inference_duration_seconds")
         self.queue = self._histogram("modelpack_queue_duration_seconds")
         self.batch = self._histogram("modelpack_batch_size")
-        self.inflight, self.depth, self.serving = (Gauge(self._sheet.row(name)) for name in _GAUGES)
+        self.inflight, self.depth, self.serving = (Gauge(self._sheet.row(NOW + name)) for name in _GAUGES)
         self.load = 0.0  # seconds that loading and warm-up took
         self._models: list[tuple[str, ...]] = []
         self._watched: list[tuple[Gauge, Callable[[], float]]] = []
@@ -133,7 +132,7 @@ class Metrics:
     @property
     def started(self) -> bool:
         """Whether every worker has been ready."""
-        return self._board.started(_SERVING)
+        return self._board.started(NOW + _SERVING)
 
     def totals(self) -> Iterable[Metric]:
         """Give the families that workers write, added up."""
@@ -142,8 +141,8 @@ class Metrics:
         for name, (text, labels, bounds) in _HISTOGRAMS.items():
             yield _histogram(totals, name, text, labels, bounds)
         for name, text in _GAUGES.items():
-            yield GaugeMetricFamily(name, text, totals[name][0])
-        ready = self.started and self._sheet.row(_SERVING)[0]
+            yield GaugeMetricFamily(name, text, totals[NOW + name][0])
+        ready = self.started and self._sheet.row(NOW + _SERVING)[0]
         yield GaugeMetricFamily("modelpack_ready", "1 when the models answer and the server is not draining.", ready)
         yield GaugeMetricFamily("modelpack_model_load_seconds", "Loading and warm-up.", self.load)
         died = "Workers that ended unasked and were started again."

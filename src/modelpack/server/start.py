@@ -1,0 +1,53 @@
+"""From settings to a listening socket, and to one process or several that serve what comes in by it."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from typing import TYPE_CHECKING, Any
+
+from . import logs
+from .board import BACKLOG
+from .faults import StartError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .settings import Settings
+
+_log = logging.getLogger("modelpack.server")
+
+
+def start(settings: Settings, card: Mapping[str, Any] | None = None) -> int:
+    """Serve until a signal.
+
+    Args:
+        settings: Where, with how many workers, and within which limits.
+        card: The model card; None reads `card.json`, where there is one.
+
+    Returns:
+        0 after SIGTERM, 130 after Ctrl-C.
+
+    Raises:
+        StartError: When the model cannot be served, the port cannot be had, or workers die again and again.
+    """
+    logs.begin(settings)
+    with _listen(settings.host, settings.port) as listener:
+        address, port = listener.getsockname()[:2]
+        shown = f"[{address}]" if ":" in address else address
+        _log.info("serving %s on http://%s:%d", settings.model, shown, port)
+        if settings.workers == 1:
+            from .launch import launch
+
+            return launch(settings, listener, card)
+        from .workers import Workers
+
+        return Workers(settings, listener, card).run()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except (OSError, UnicodeError) as error:
+        raise StartError(f"cannot listen on {host}:{port}: {error}; --port chooses another") from None
