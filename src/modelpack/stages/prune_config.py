@@ -62,7 +62,12 @@ class PruneConfig(StageConfig):
         "truth, whose slopes say little about a model that fits its data well.",
     )
     target: str = Field("label", description="Column of the truth, for loss task.")
-    rows: int = Field(512, gt=0, description="Rows that importance taylor and fisher, refit, or depth, read.")
+    rows: int = Field(
+        512,
+        gt=0,
+        description="Rows that importance taylor and fisher, refit, or depth, read: the first ones, so that data whose "
+        "classes follow one another want a `seed`.",
+    )
     keep: tuple[str, ...] = Field((), description="Glob patterns of module paths that must not change.")
     round_to: Annotated[int, Field(gt=0)] | Literal["auto"] = Field(
         "auto",
