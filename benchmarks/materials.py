@@ -23,13 +23,21 @@ def images(rows: Feed, *, mirrored: bool, moved: int, batch: int, few: int = 256
     def batches(seed: int, epoch: int) -> Iterator[Batch]:
         draw = torch.Generator().manual_seed(1000 * seed + epoch)
         for chosen in torch.randperm(len(truth), generator=draw).split(batch):
-            picked = pictures[chosen]
-            if mirrored and torch.rand((), generator=draw) < 0.5:
-                picked = picked.flip(3)
-            down, right = (int(torch.randint(0, 2 * moved + 1, (), generator=draw)) for _ in range(2))
-            height, width = picked.shape[2:]
-            shifted = functional.pad(picked, (moved,) * 4)[:, :, down : down + height, right : right + width]
-            yield (shifted.contiguous(memory_format=torch.channels_last),), truth[chosen]
+            yield (changed(pictures[chosen], draw).contiguous(memory_format=torch.channels_last),), truth[chosen]
+
+    def changed(picked: Tensor, draw: torch.Generator) -> Tensor:
+        """Mirror and move every picture on its own, as our side does."""
+        count, _, height, width = picked.shape
+        if mirrored:
+            turned = torch.rand((count, 1, 1, 1), generator=draw) < 0.5
+            picked = torch.where(turned, picked.flip(3), picked)
+        offsets = torch.randint(0, 2 * moved + 1, (count, 2), generator=draw).tolist()
+        wide = functional.pad(picked, (moved,) * 4)
+        cut = [
+            one[:, down : down + height, right : right + width]
+            for one, (down, right) in zip(wide, offsets, strict=True)
+        ]
+        return torch.stack(cut)
 
     parts = zip(pictures[:few].split(batch), truth[:few].split(batch), strict=True)
     sample: list[Batch] = [((some,), wanted) for some, wanted in parts]
