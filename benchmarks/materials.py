@@ -31,13 +31,11 @@ def images(rows: Feed, *, mirrored: bool, moved: int, batch: int, few: int = 256
         if mirrored:
             turned = torch.rand((count, 1, 1, 1), generator=draw) < 0.5
             picked = torch.where(turned, picked.flip(3), picked)
-        offsets = torch.randint(0, 2 * moved + 1, (count, 2), generator=draw).tolist()
-        wide = functional.pad(picked, (moved,) * 4)
-        cut = [
-            one[:, down : down + height, right : right + width]
-            for one, (down, right) in zip(wide, offsets, strict=True)
-        ]
-        return torch.stack(cut)
+        down, right = torch.randint(0, 2 * moved + 1, (2, count, 1), generator=draw)
+        wide = functional.pad(picked, (moved,) * 4).movedim(1, -1)
+        places = torch.arange(count)[:, None, None]
+        kept = wide[places, (down + torch.arange(height))[:, :, None], (right + torch.arange(width))[:, None, :]]
+        return kept.movedim(-1, 1)
 
     parts = zip(pictures[:few].split(batch), truth[:few].split(batch), strict=True)
     sample: list[Batch] = [((some,), wanted) for some, wanted in parts]
