@@ -36,7 +36,7 @@ def test_every_command_of_the_page_succeeds(tmp_path):
     linear(tmp_path / "models" / "linear")
     _with_interfaces(tmp_path)
     commands = "".join(re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL))
-    assert commands.count("curl ") == 47
+    assert commands.count("curl ") == 48
     routes = {"predict_route": "/v1/endpoints/7/deployedModels/8:predict", "health_route": "/health"}
     with (
         Server(tmp_path / "models", allow_loading=1) as server,

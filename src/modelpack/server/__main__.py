@@ -5,15 +5,22 @@ from __future__ import annotations
 import argparse
 import socket
 import sys
+from pathlib import Path
 
 from .faults import StartError
 from .settings import Settings, describe
+
+_FOLDER = Path(__file__).parent / "monitoring"
+_MONITORING = {"dashboard": _FOLDER / "dashboard.json", "alerts": _FOLDER / "alerts.yml"}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Serve, or ask a running server whether it is ready; gives the exit code."""
     options = _parser().parse_args(arguments)
     try:
+        if options.monitoring:
+            print(_MONITORING[options.monitoring].read_text("utf-8"), end="")  # noqa: T201 - this is the command line
+            return 0
         settings = Settings.read(model=options.model, host=options.host, port=options.port, threads=options.threads)
         if options.healthcheck:
             return _healthcheck(settings)
@@ -38,6 +45,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=int, help="port (MODELPACK_PORT, default 8080)")
     parser.add_argument("--threads", type=int, help="threads of one inference (default: what the quota allows)")
     parser.add_argument("--healthcheck", action="store_true", help="ask the server on this port whether it is ready")
+    parser.add_argument(
+        "--monitoring", choices=_MONITORING, help="print a dashboard for Grafana, or alerts for Prometheus"
+    )
     return parser
 
 

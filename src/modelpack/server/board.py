@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import struct
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -92,6 +93,8 @@ class Board:
         self.spent = self.common.row("seconds of processors that dead workers used")
         self.connections = self.common.row("connections", workers)
         self._started = self.common.row("started")
+        self.begun = self.common.row("begun, in seconds since 1970")
+        self.begun[0] = time.time()
 
         for worker in range(workers):
             self.leave(worker)

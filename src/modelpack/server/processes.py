@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
     from .board import Board
 
-_LEAST = ("process_start_time_seconds", "process_max_fds")  # where a sum would mean nothing
+_LIMIT, _BEGUN, _SPENT = "process_max_fds", "process_start_time_seconds", "process_cpu_seconds"
 
 
 class Processes(Collector):
     """The families `process_*` of this process, or of all workers and the process that started them.
 
     Args:
-        board: Has their numbers, and the time that dead ones took.
+        board: Has their numbers, when it all began, and the time that dead ones took.
     """
 
     def __init__(self, board: Board) -> None:
@@ -37,9 +37,11 @@ class Processes(Collector):
                 families.setdefault(family.name, []).append(family)
         for name, found in families.items():
             values = [family.samples[0].value for family in found]
-            value = min(values) if name in _LEAST else sum(values)
-            if name == "process_cpu_seconds":
+            value = min(values) if name == _LIMIT else sum(values)
+            if name == _SPENT:
                 value += self._board.spent[0]
+            elif name == _BEGUN:  # /proc knows it to a second, and each worker a little differently
+                value = self._board.begun[0]
             found[0].samples = [found[0].samples[0]._replace(value=value)]
             yield found[0]
 
