@@ -133,7 +133,9 @@ def test_the_stage_records_it_and_names_the_most_sensitive(tmp_path, labels):
     assert (told["measure"], told["rows"]) == ("accuracy" if labels else "sqnr_db", 40)
     assert all(len(group["values"]) == len(told["ratios"]) == 4 for group in told["groups"])
     worst = min(told["groups"], key=lambda group: sum(min(value, 40) for value in group["values"]))["group"]
-    assert any(getattr(event, "text", "").startswith(f"most sensitive: {worst}") for event in events)
+    notes = [getattr(event, "text", "") for event in events]
+    (named,) = [note for note in notes if note.startswith(f"most sensitive: {worst}")]
+    assert named.endswith(f"(by {'accuracy' if labels else 'signal to noise of the outputs'} on 40 rows)")
     assert any("invented rows" in text for text in pruned.manifest.record["warnings"])
     plain = run_stage(tmp_path / "plain", prune, {"macs": 0.6}, model=source)
     assert "sensitivity" not in plain.manifest.record["results"]

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _TOLD = 3
 """Groups that are named as the most sensitive ones."""
 
+_NAMES = {"accuracy": "accuracy", "sqnr_db": "signal to noise of the outputs"}
+
 
 def assumed(device: str) -> Assumption:
     """Say on which machine times are taken."""
@@ -84,6 +86,6 @@ def study(rows: int, data: str | None, target: str, job: Job) -> Callable[[Any, 
         )
         job.result("sensitivity", found.to_json())
         names = ", ".join(item.group for item in found.worst(_TOLD))
-        job.note(f"most sensitive: {names} (by {found.measure} on {found.rows} rows)")
+        job.note(f"most sensitive: {names} (by {_NAMES[found.measure]} on {found.rows} rows)")
 
     return measured if rows else lambda _module, _ranking: None
