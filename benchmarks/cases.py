@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import materials
 import pruners
+from judgement import AGREEMENT
 from pruners import Plain
-from workshop import AGREEMENT, Case, Material
+from workshop import Case, Material
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -61,7 +61,7 @@ def gradients(net: nn.Module, images: Tensor, size: int) -> float:
 
 
 def chosen(net: nn.Module, images: Tensor, whole: Recipe) -> tuple[float, float]:
-    """Choose channels and cut them out, as the stage does; gives the seconds of processor time, and what stays."""
+    """Choose channels and cut them out, as the stage does before it refits; gives CPU seconds, and what stays."""
     arrays = [{"image": part.numpy()} for part in images.split(BATCHES[-1])]
     feed = models.example(net, whole.inputs, 2, 0, "cpu")
     with clock.Clock() as taken:

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 import materials
-from cases import FASHION, TAUGHT, by_heads
+from cases import FASHION, TAUGHT, TRAINED_AFTERWARDS, by_heads
+from judgement import CLOSENESS
 from pruners import Plain
-from workshop import CLOSENESS, Case, command
+from workshop import Case, command
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -54,7 +55,7 @@ def thinner(**more: Any) -> tuple[dict[str, Any], ...]:
 def pruned(**more: Any) -> tuple[dict[str, Any], ...]:
     """Leave three tenths of the ResNet, and teach it by what is said."""
     rates = {"epochs": NARROW.epochs, "lr": NARROW.rate, "weight_decay": NARROW.decay}
-    cut = {"macs": 0.3, "importance": "taylor", "data": "sample", "round_to": 8}
+    cut = {"macs": 0.3, "importance": "taylor", "data": "sample", "round_to": 8, **TRAINED_AFTERWARDS}
     return ({"prune": cut}, {"distill": {**TAUGHT, **rates, **more}})
 
 
