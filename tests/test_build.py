@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from image_support import PYTHON, little_wheels, onnx_artifact, rootfs, tar_of
 from modelpack import canonical
 from modelpack.container import build as container
-from modelpack.container import bytecode, plan
+from modelpack.container import bytecode, plan, wheels
 from modelpack.errors import MissingError, StageError, UsageError
 from modelpack.events import Note
 from modelpack.stage import Outside
@@ -142,6 +142,20 @@ def test_layers_hold_the_model_the_server_and_byte_code(tmp_path, rootfs, little
         assert "opt/modelpack/site-packages/alpha/__pycache__/__init__.cpython-311.pyc" in site
     members = [item for layer in (top, server, site) for item, _ in layer.values()]
     assert {(item.mtime, item.uid, item.gid, item.mode) for item in members} == {(12, 0, 0, 0o644), (12, 0, 0, 0o755)}
+
+
+def test_grpc_is_in_the_image_only_when_asked_for(tmp_path, rootfs, little_wheels, monkeypatch):
+    monkeypatch.setattr(wheels, "OPTIONAL", {"beta": "grpc"})
+    model, found = onnx_artifact(tmp_path), {}
+    for asked in (False, True):
+        files = blobs(made(tmp_path / str(asked), tmp_path, model, grpc=asked).file("image.tar"))
+        settings = settings_of(files)["config"]
+        has = "opt/modelpack/site-packages/beta.py" in unpacked(files, -3)
+        found[asked] = (has, sorted(settings["ExposedPorts"]), "MODELPACK_GRPC_PORT=8081" in settings["Env"])
+    assert found == {False: (False, ["8080/tcp"], False), True: (True, ["8080/tcp", "8081/tcp"], True)}
+    (tmp_path / "cache").rename(tmp_path / "away")
+    with pytest.raises(MissingError, match=r"not in the cache: alpha 1\.0, beta 1\.0"):
+        build.preflight(config(tmp_path, base="rootfs:base.tar", offline=True, grpc=True), Outside("cpu"))
 
 
 def test_a_new_model_changes_only_its_own_layer(tmp_path, rootfs, little_wheels):

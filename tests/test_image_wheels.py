@@ -27,7 +27,7 @@ def test_the_lock_names_what_the_server_requires():
 @pytest.mark.parametrize("minor", SUPPORTED)
 @pytest.mark.parametrize("machine", wheels.MACHINES)
 def test_every_supported_python_and_machine_has_every_wheel(minor, machine):
-    chosen = wheels.select(Target(minor, machine), ("image", "text"))
+    chosen = wheels.select(Target(minor, machine), ("image", "text", "grpc"))
     assert {item.name for item in chosen} == set(wheels.requirements())
     plain = {item.name for item in wheels.select(Target(minor, machine))}
     assert plain == set(wheels.requirements()) - set(wheels.OPTIONAL)

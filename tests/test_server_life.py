@@ -435,12 +435,12 @@ def test_the_package_and_the_health_check_import_nothing_heavy():
     assert not {"numpy", "onnxruntime", "uvicorn", "orjson", "asyncio"} & set(done.stdout.split())
 
 
-def test_the_requirements_are_the_serve_extra():
+def test_the_requirements_are_the_extras():
     """What runs locally is what runs inside the image."""
     pins = {line.strip() for line in (SOURCE / "requirements.txt").read_text().splitlines() if "==" in line}
-    assert len(pins) == 14
+    assert len(pins) == 16
     project = Path(__file__).parents[1] / "pyproject.toml"
     import tomllib
 
-    extra = tomllib.loads(project.read_text())["project"]["optional-dependencies"]["serve"]
-    assert set(extra) <= pins
+    extras = tomllib.loads(project.read_text())["project"]["optional-dependencies"]
+    assert {*extras["serve"], *extras["grpc"]} - {"modelpack[serve]"} <= pins

@@ -44,6 +44,7 @@ class Order:
         labels: Labels added to the computed ones.
         template: Dockerfile template of the docker builder; modelpack's own when None.
         offline: Use what is in the caches only.
+        grpc: Speak gRPC too.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Order:
     labels: Mapping[str, str] = field(default_factory=dict)
     template: Path | None = None
     offline: bool = False
+    grpc: bool = False
 
 
 def full_tag(tag: str | None, name: str) -> str:
@@ -109,7 +111,7 @@ def check(order: Order, scratch: Path) -> None:
     with _files():
         cache = wheels.cache_directory()
         base = open_base(order.base, order.platform, cache=cache, scratch=scratch, offline=order.offline)
-        wheels.resolve(_target(base), cache, offline=order.offline)
+        wheels.resolve(_target(base), cache, _asked(order), offline=order.offline)
 
 
 @contextlib.contextmanager
@@ -133,6 +135,11 @@ def _files() -> Iterator[None]:
 
 def _target(base: Base) -> wheels.Target:
     return wheels.Target(base.python.minor, base.python.architecture)
+
+
+def _asked(order: Order) -> frozenset[str]:
+    """Give what an image is for, whatever its model."""
+    return frozenset({"grpc"} if order.grpc else ())
 
 
 def make(
@@ -179,7 +186,7 @@ def _make(
     cache = wheels.cache_directory()
     base = open_base(order.base, order.platform, cache=cache, scratch=scratch, offline=order.offline)
     kinds = plan.kinds(artifact)
-    files = wheels.resolve(_target(base), cache, kinds, offline=order.offline)
+    files = wheels.resolve(_target(base), cache, kinds | _asked(order), offline=order.offline)
     for name in sorted(wheel.name for wheel in files if wheels.OPTIONAL.get(wheel.name) in kinds):
         _compare(name, tell)
     program = bytecode.interpreter(base.python.minor)
@@ -190,7 +197,7 @@ def _make(
         )
     title = plan.Title(order.name, order.tag.rpartition(":")[2], artifact.id, order.epoch, order.labels)
     described = card(artifact, title.name, title.version, facts)
-    contents = plan.contents(artifact, described, title, base=base, wheels=files, program=program)
+    contents = plan.contents(artifact, described, title, base=base, wheels=files, program=program, grpc=order.grpc)
     summary = _build(order, base, contents, out=out, scratch=scratch, cache=cache)
     receipt = {key: summary[key] for key in ("id", "tag", "platform")}
     (out / RECEIPT).write_bytes(canonical.encode({"schema": 1, "builder": order.builder, **receipt}))

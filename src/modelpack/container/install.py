@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from modelpack.container.wheels import Wheel
 
-UNUSED = frozenset({"flatbuffers", "packaging", "protobuf"})
+UNUSED = frozenset({"flatbuffers", "packaging"})
 """Declared by onnxruntime for its tools; inference imports none of them."""
 
 _TRIM = (

@@ -25,7 +25,7 @@ SERVER = f"{ROOT}/server"
 MODEL = f"{ROOT}/model"
 PACKAGE = "modelpack_server"
 USER = "65532:65532"
-PORT = 8080
+PORT, GRPC_PORT = 8080, 8081
 SERVER_SOURCES = Path(__file__).parent.parent / "server"
 INTERFACE = "interface."
 """What the names of files begin with that say what clients send and get."""
@@ -99,6 +99,7 @@ def contents(
     base: Base,
     wheels: Mapping[Wheel, Path],
     program: str | None,
+    grpc: bool = False,
 ) -> ImageContents:
     """Decide everything about an image.
 
@@ -109,6 +110,7 @@ def contents(
         base: What it stands on.
         wheels: The server's distributions, wheel → file.
         program: Interpreter of this machine that compiles for the image's Python; None leaves byte code out.
+        grpc: Whether it listens for gRPC too.
 
     Raises:
         StageError: When the artifact is not ONNX, or compiling fails.
@@ -126,10 +128,11 @@ def contents(
             layer("model", model_entries(artifact, card), title.epoch),
         ),
         entrypoint=command,
-        env=ENV,
+        env=ENV | ({"MODELPACK_GRPC_PORT": str(GRPC_PORT)} if grpc else {}),
         labels=labels(title, base),
         healthcheck=Healthcheck((*command, "--healthcheck")),
         created=timestamp(title.epoch),
+        ports=tuple(f"{port}/tcp" for port in ([PORT, GRPC_PORT] if grpc else [PORT])),
     )
 
 

@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 LOCK = Path(__file__).with_name("wheels.json")
 REQUIREMENTS = Path(__file__).parent.parent / "server" / "requirements.txt"
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
-OPTIONAL = {"pillow": "image", "tokenizers": "text"}
-"""Distributions that are only in images whose model takes inputs of a kind; see `modelpack.server.interface`."""
+OPTIONAL = {
+    "pillow": "image", "tokenizers": "text", "grpcio": "grpc", "protobuf": "grpc", "typing-extensions": "grpc",
+}  # fmt: skip
+"""Distributions that are only in images which need them: whose model takes images or texts, or which speak gRPC."""
 _NEWEST_GLIBC = 28
 """manylinux_2_28 is what the pinned onnxruntime is built for; every newer base runs it."""
 
@@ -88,7 +90,7 @@ def requirements() -> dict[str, str]:
 
 
 def select(target: Target, kinds: Collection[str] = ()) -> tuple[Wheel, ...]:
-    """Choose from the lock the best file of every distribution that a model needs, which takes inputs of these kinds.
+    """Choose from the lock the best file of every distribution that an image needs; `kinds` are of `OPTIONAL`.
 
     Raises:
         StageError: When a distribution has no file for the target.
@@ -121,7 +123,7 @@ def resolve(target: Target, cache: Path, kinds: Collection[str] = (), *, offline
     Args:
         target: The image's Python and machine.
         cache: See `cache_directory`.
-        kinds: Kinds of inputs that the model takes besides tensors.
+        kinds: What the image is for besides tensors by HTTP, of `OPTIONAL`.
         offline: Do not download.
 
     Raises:

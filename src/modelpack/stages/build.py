@@ -66,6 +66,7 @@ class BuildConfig(StageConfig):
         None, description="Also push the image to a registry under this reference."
     )
     offline: bool = Field(False, description="Download nothing: wheels and registry bases come from the cache.")
+    grpc: bool = Field(False, description="Speak gRPC too, on port 8081; the image grows by 20 MB.")
     labels: dict[str, str] = Field({}, description="More labels, such as org.opencontainers.image.source.")
     template: InputPath | None = Field(None, description="A Dockerfile template of your own, for the docker builder.")
     epoch: int = Field(
@@ -90,7 +91,7 @@ class BuildConfig(StageConfig):
         template = self.template.path if self.template else None
         return Order(
             name, full_tag(self.tag, name), self.base, self.builder, self.platform, self.epoch, self.labels, template,
-            self.offline,
+            self.offline, self.grpc,
         )  # fmt: skip
 
 
