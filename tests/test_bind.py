@@ -16,6 +16,8 @@ class Settings(BaseModel):
     bits: Annotated[Literal[8, 4], Whole] = 4
     mode: Literal["slow", "fast"] = "slow"
     exact: bool = False
+    share: float = 0.5
+    rows: int = 1
     counted: Literal["auto"] | bool = "auto"
     names: tuple[str, ...] = ()
     kinds: tuple[Literal["Conv", "Gemm"], ...] | None = Field(None, min_length=1)
@@ -34,6 +36,9 @@ def said(text):
         ("bits: 3", "'bits' cannot be '3'", "one of: 4, 8"),
         ("mode: zzz", "'mode' cannot be 'zzz'", "one of: fast, slow"),
         ("mode: fats", "'mode' cannot be 'fats'", "did you mean 'fast'?"),
+        ("share: 12.5%", "'share' should be a valid number, unable to parse string as a number", "write 0.125"),
+        ("share: half", "'share' should be a valid number, unable to parse string as a number", ""),
+        ("rows: 10%", "'rows' should be a valid integer, unable to parse string as an integer", ""),
         ("exact: maybe", "'exact' should be true or false", ""),
         ("exact: 2", "'exact' should be true or false", ""),
         ("exact: [true]", "'exact' should be true or false", ""),

@@ -204,6 +204,12 @@ def bind(node: Node, kind: type[M], problems: list[Problem], *, base: Path) -> M
         return None
 
 
+def _share(node: Node, wrong: str) -> str:
+    """Propose the fraction that a percentage means, where a number is wanted."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?%", node.text) if isinstance(node, Scalar) else None
+    return f"write {float(found[1]) / 100:g}" if found and wrong == "float_parsing" else ""
+
+
 def _inside(inner: ErrorDetails, outer: ErrorDetails) -> bool:
     place = outer["loc"]
     return len(inner["loc"]) > len(place) and inner["loc"][: len(place)] == place
@@ -241,7 +247,7 @@ def _problem(root: Node, kind: type[BaseModel], detail: ErrorDetails) -> tuple[N
             problem = node.problem(f"{name} should not be empty", "leave it out for the default")
         case _:
             said = detail["msg"].removeprefix("Input ")
-            problem = node.problem(f"{name} {said[0].lower()}{said[1:]}")
+            problem = node.problem(f"{name} {said[0].lower()}{said[1:]}", _share(node, detail["type"]))
     return node, "", problem
 
 
