@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ def test_every_command_of_the_page_succeeds(tmp_path):
     assert commands.count("curl ") == 48
     routes = {"predict_route": "/v1/endpoints/7/deployedModels/8:predict", "health_route": "/health"}
     with (
-        Server(tmp_path / "models", allow_loading=1) as server,
+        Server(tmp_path / "models", allow_loading=1, grpc_port=0) as server,
         Server(tmp_path / "models" / "scale" / "2", **routes) as image,
         Server(tmp_path / "models" / "scale" / "2", token="an-example-only-0123456789") as guarded,
     ):
@@ -47,10 +48,12 @@ def test_every_command_of_the_page_succeeds(tmp_path):
         script = script.replace("localhost:8080", f"127.0.0.1:{server.port}")
         script = script.replace("localhost:8081", f"127.0.0.1:{image.port}")
         script = script.replace("localhost:8082", f"127.0.0.1:{guarded.port}")
+        script = script.replace("localhost:9000", re.search(r"gRPC on (\S+:\d+)", "".join(server.log))[1])
         script = script.replace('"url": "/models/', f'"url": "{tmp_path}/models/')
+        environment = os.environ | {"no_proxy": "*", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         done = subprocess.run(
             ["bash", "-e", "-o", "pipefail", "-c", script],
-            cwd=tmp_path, env=os.environ | {"no_proxy": "*"}, capture_output=True, text=True, check=False, timeout=60,
+            cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=60,
         )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert '"predictions":[[2.0],[5.0]]' in done.stdout
@@ -59,6 +62,7 @@ def test_every_command_of_the_page_succeeds(tmp_path):
     assert done.stdout.count('"scores_label":["blue",') == 3
     assert done.stdout.count("[2,4,6,3]") == 2
     assert "2.0\n5.0\n" in done.stdout
+    assert "[[2.]\n [5.]]\n" in done.stdout
     assert "[2.0]\n[5.0]\n" in done.stdout
     assert '"status":"succeeded","output":[[2.0],[5.0]]' in done.stdout
     assert (tmp_path / "answer.npy").read_bytes()[:6] == b"\x93NUMPY"
