@@ -11,6 +11,7 @@ from torch import nn
 import nets
 from modelpack.errors import StageError
 from modelpack.numerics import models, training
+from modelpack.numerics.training import statistics
 from modelpack.stages.prune import prune
 from modelpack.stages.recover import RecoverConfig, recover
 from modelpack.tensors import TensorSpec
@@ -85,7 +86,7 @@ def test_a_last_batch_of_one_row_is_left_out_of_the_statistics(rows, counted):
     columns = {"input": np.random.default_rng(0).random((rows, 4), np.float32)}
     inputs = {"input": TensorSpec(shape=("batch", 4))}
     data = training.Rows(Rows(columns, 8).batches, inputs, None)
-    found = training.reestimate(student, data, torch.device("cpu"), lambda items, _total, _label: items)
+    found = statistics.reestimate(student, training.reader(data, torch.device("cpu"))())
     assert found == 1
     assert seen == counted
 
@@ -183,8 +184,8 @@ def test_statistics_are_kept_or_measured_by_what_the_teacher_gives(alike):
     data = training.Rows(Rows(columns, 8).batches, {"x": TensorSpec(shape=("batch", 4))}, None)
     student, teacher = Counting().eval(), Counting().eval()
     if not alike:
-        training.reestimate(teacher, data, torch.device("cpu"), lambda items, _total, _label: items)
-    settled = training.settle(student, teacher, data, torch.device("cpu"))
+        statistics.reestimate(teacher, training.reader(data, torch.device("cpu"))())
+    settled = training.settle(student, teacher, training.reader(data, torch.device("cpu")))
     assert settled.still is alike
     for name, value in teacher.norm.named_buffers():
         assert torch.equal(value, student.norm.get_buffer(name))

@@ -113,8 +113,8 @@ def _shallower(config: PruneConfig, job: Job, module: Any, feed: Any) -> Any:
         costs=measures.block_times(config.data, job) if config.cost == "latency" else depth.by_work,
         watch=lambda steps: job.track(steps, len(steps), "blocks to leave out"),
     )
-    if config.data is not None and (count := statistics.reestimate_all(found.module, rows)):
-        job.note(f"measured the statistics of {count} batch norms anew")
+    if config.data is not None and (settled := statistics.settle(found.module, module, lambda: rows)).norms:
+        job.note(settled.told)
     job.result("blocks", found.table)
     job.result("left_alone", dict(found.left))
     total = len(found.table)

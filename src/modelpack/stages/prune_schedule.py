@@ -136,7 +136,7 @@ class _Healer:
         data = loop.Rows(job.data[self.healing.data].batches, job.inputs, self.healing.target)
         # A teacher's weights are laid out anew, but an interrupted try continues with the whole model as it was loaded.
         teacher = twin(self.whole)
-        settled = loop.settle(student, teacher, data, device, watch=job.track)
+        settled = loop.settle(student, teacher, loop.reader(data, device, job.track))
         last = step == self.config.steps and self.config.last
         plan = replace(schedule(self.config), epochs=last or self.config.epochs)
         objective = self._objective(student, teacher, data)

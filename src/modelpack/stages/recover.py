@@ -67,7 +67,7 @@ def recover(config: RecoverConfig, job: Job) -> None:
     anew = None if config.batch_norm == "auto" else config.batch_norm
     data = rows(config, job, config.data)
     distillation.expect_same_outputs(student, teaching, data, device)
-    settled = loop.settle(student, teaching, data, device, anew=anew, watch=job.track)
+    settled = loop.settle(student, teaching, loop.reader(data, device, job.track), anew=anew)
     job.note(settled.told)
     healing = replace(prepare(config, job, student, teaching), still=settled.still)
     trained = loop.train(student, healing, job.scratch)

@@ -197,7 +197,7 @@ class _State:
 def _settled(copy: nn.Module, rows: Sequence[Feed]) -> nn.Module:
     """Let the batch norms of a copy, which shares its tensors, know what comes now."""
     statistics.own(copy)
-    statistics.reestimate_all(copy, rows)
+    statistics.reestimate(copy, rows)
     return copy
 
 

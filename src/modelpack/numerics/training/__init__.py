@@ -10,7 +10,7 @@ from modelpack.numerics.training.lesson import Constraint, Lesson, Trained
 from modelpack.numerics.training.loop import train
 from modelpack.numerics.training.objective import SCORE, Objective
 from modelpack.numerics.training.schedule import Precision, Schedule
-from modelpack.numerics.training.statistics import reestimate, settle
+from modelpack.numerics.training.statistics import reader, settle
 
 __all__ = [
     "SCORE",
@@ -22,7 +22,7 @@ __all__ = [
     "Schedule",
     "Trained",
     "device",
-    "reestimate",
+    "reader",
     "remarks",
     "settle",
     "train",

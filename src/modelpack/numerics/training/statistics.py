@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from torch import nn
 from modelpack.numerics import models
 from modelpack.numerics.calling import call
 from modelpack.numerics.training import crew
-from modelpack.numerics.training.batches import apart, limited, split
+from modelpack.numerics.training.batches import split
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
     from modelpack.numerics.training.batches import Rows
     from modelpack.numerics.training.lesson import Watch
+
+Read = Callable[[], "Iterable[Mapping[str, Tensor]]"]
+"""Reads batches of a model's inputs, on its device, from the start."""
 
 _JUDGES = 512
 """Rows that say which statistics are better."""
@@ -44,30 +48,25 @@ class Settled:
             return "the model has no batch norms"
         if not self.still:
             return f"measured the statistics of {self.norms} batch norms anew"
-        return f"kept the statistics of {self.norms} batch norms, in training too"
+        return f"kept the statistics of {self.norms} batch norms"
 
 
-def settle(
-    student: nn.Module,
-    teacher: nn.Module,
-    data: Rows,
-    device: torch.device,
-    *,
-    anew: bool | None = None,
-    watch: Watch = lambda items, _total, _label: items,
-) -> Settled:
+def reader(data: Rows, device: torch.device, watch: Watch = lambda items, _total, _label: items) -> Read:
+    """Give what reads the inputs of all rows, on a device."""
+    return lambda: (split(batch, device)[0] for batch in watch(data.picked(), 0, "batch norms"))
+
+
+def settle(student: nn.Module, teacher: nn.Module, read: Read, *, anew: bool | None = None) -> Settled:
     """Measure the statistics of a student's batch norms anew, or let it keep those it has.
 
     Rows that are few, or unlike those that the statistics are of, do more harm than good: even the teacher would give
     something else by them.
 
     Args:
-        student: In evaluation mode, on the device.
+        student: In evaluation mode.
         teacher: What the student should give, likewise; its outputs have the same names and shapes.
-        data: Rows.
-        device: Where both are.
+        read: Reads the rows, once for each time that it is called.
         anew: Whether to measure; None for what brings the outputs closer to the teacher's.
-        watch: Shows progress.
 
     Raises:
         StageError: When the student cannot run on the rows.
@@ -76,24 +75,27 @@ def settle(
     if not norms or anew is False:
         return Settled(len(norms), still=bool(norms))
     before = [(value, value.clone()) for layer in norms for value in layer.buffers(recurse=False)]
-    distance = _distance(student, teacher, data, device) if anew is None else float("inf")
-    reestimate(student, data, device, watch)
+    distance = _distance(student, teacher, read()) if anew is None else float("inf")
+    reestimate(student, read())
     # What rounding decides must be decided alike in all processes of a crew.
-    better = anew or crew.told(_distance(student, teacher, data, device) <= distance)
+    better = anew or crew.told(_distance(student, teacher, read()) <= distance)
     for value, old in before if not better else ():
         value.copy_(old)
     return Settled(len(norms), still=not better)
 
 
 @torch.no_grad()
-def _distance(student: nn.Module, teacher: nn.Module, data: Rows, device: torch.device) -> float:
-    """Give the squared error of the outputs on some rows, relative to their variance and summed over outputs."""
+def _distance(student: nn.Module, teacher: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> float:
+    """Give the squared error of the outputs on the first rows, relative to their variance and summed over outputs."""
     gaps: dict[str, Tensor] = {}
     spreads: dict[str, Tensor] = {}
-    for batch in limited(data, _JUDGES, device):
-        inputs, _ = apart(batch)
+    seen = 0
+    for inputs in batches:
+        if seen >= _JUDGES:
+            break
+        seen += len(next(iter(inputs.values())))
         with models.blamed("the model fails on the rows"):
-            found, wanted = call(student, dict(inputs)), call(teacher, inputs)
+            found, wanted = call(student, inputs), call(teacher, inputs)
         for name, value in wanted.items():
             if value.is_floating_point():
                 wide = value.float()
@@ -113,14 +115,8 @@ def still(module: nn.Module) -> None:
         layer.eval()
 
 
-def reestimate(module: nn.Module, data: Rows, device: torch.device, watch: Watch) -> int:
-    """Measure the statistics of a module's batch norms anew on its inputs' rows; gives how many there are."""
-    picked = watch(data.picked(), 0, "batch norms")
-    return reestimate_all(module, (split(batch, device)[0] for batch in picked))
-
-
 @torch.no_grad()
-def reestimate_all(module: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> int:
+def reestimate(module: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> int:
     """Measure the statistics of all batch norms anew, as plain averages over the batches, in place.
 
     Returns:
