@@ -139,12 +139,15 @@ def test_the_stage_fits_wherever_data_are_named(tmp_path):
     source = imported(tmp_path, "cnn", nets.IMAGE)
     data = {"train": images(256)}
     wanted = {"macs": 0.6, "importance": "l2", "data": "train"}
-    fitted = run_stage(tmp_path / "1", prune, wanted, model=source, data=data)
+    events = []
+    fitted = run_stage(tmp_path / "1", prune, wanted, model=source, data=data, collect=events)
     again = run_stage(tmp_path / "2", prune, wanted, model=source, data=data)
     plain = run_stage(tmp_path / "3", prune, wanted | {"refit": False, "importance": "l2", "data": None}, model=source)
     assert fitted.id == again.id
     results = fitted.manifest.record["results"]
     assert results["refitted"]
+    (note,) = [event.text for event in events if getattr(event, "text", "").startswith("fitted to what they gave")]
+    assert results["refitted"][0] in note
     assert results["layers"] == plain.manifest.record["results"]["layers"]
     assert "refitted" not in plain.manifest.record["results"]
     feed = {"image": images(64, seed=7).columns["image"]}
@@ -264,8 +267,9 @@ def test_rows_that_are_not_finite_are_told(tmp_path):
     source = imported(tmp_path, "cnn", nets.IMAGE)
     bad = images(8)
     bad.columns["image"][3] = np.nan
-    with pytest.raises(StageError, match="what this layer reads is not finite"):
+    with pytest.raises(StageError, match="what this layer reads is not finite") as caught:
         run_stage(tmp_path, prune, {"macs": 0.5, "data": "train"}, model=source, data={"train": bad})
+    assert "`keep`" in caught.value.then
 
 
 @pytest.mark.parametrize(

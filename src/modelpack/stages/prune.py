@@ -179,7 +179,7 @@ def _report(job: Job, pruned: Pruned) -> None:
     job.result("rounding", dict(pruned.rounding))
     if pruned.refitted:
         job.result("refitted", list(pruned.refitted))
-        job.note(f"fitted {len(pruned.refitted)} layers to what they gave with all their inputs")
+        job.note(f"fitted to what they gave with all their inputs: {listed(pruned.refitted, 6)}")
     if pruned.unfitted:
         job.result("unfitted", dict(pruned.unfitted))
     for reason, layers in reasons(pruned.unfitted).items():

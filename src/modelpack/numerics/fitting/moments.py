@@ -72,7 +72,7 @@ def gather(module: nn.Module, layers: Sequence[Layer], reading: Reading, *, whol
                 raise StageError(
                     "what this layer reads is not finite on the rows",
                     where=layer.name.removesuffix(".weight"),
-                    then="exclude it, or mend the model or the data",
+                    then="leave it out by `exclude` or `keep`, or mend the model or the data",
                 )
             sums[layer.name] = sums[layer.name] + part if layer.name in sums else part
 

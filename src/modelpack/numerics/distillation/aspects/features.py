@@ -61,7 +61,8 @@ class Features:
         """Name the pairs, and count the projections."""
         told = listed(mine if mine == theirs else f"{mine} with {theirs}" for mine, theirs in self.pairs)
         through = f", {len(self.projections.axes)} of them through learned projections" if self.projections else ""
-        return [f"compares the features of {len(self.pairs)} pairs of modules{through}: {told}"]
+        count = len(self.pairs)
+        return [f"compares the features of {count} pair{'s' * (count > 1)} of modules{through}: {told}"]
 
 
 def planned(pairs: Sequence[Pair], student: Seen, teacher: Seen, question: Question) -> Features:
