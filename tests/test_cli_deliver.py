@@ -92,7 +92,8 @@ def test_serve_answers_with_the_models_own_outputs(shell):
     with shell.start("serve", "tiny", "--port", "0", "--threads", "1") as process:
         address = ""
         for line in process.stderr:
-            address = line.rpartition(" ")[2].strip() if "http://" in line else address
+            message = json.loads(line)["message"]
+            address = message.rpartition(" ")[2] if "http://" in message else address
             if "ready" in line:
                 break
         with urllib.request.urlopen(address) as answer:
