@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -273,6 +274,36 @@ def test_bytes_that_are_no_message_are_refused(server):
         with pytest.raises(grpc.RpcError, match=r"no message inference\.ModelInferRequest") as found:
             channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")(b"\xff\xff")
         assert found.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_a_message_that_does_not_come_is_not_waited_for(tmp_path):
+    done = threading.Event()
+
+    def silent():
+        done.wait(30)
+        yield from ()
+
+    with (
+        Server(linear(tmp_path), grpc_port=0, body_timeout=0.3) as own,
+        grpc.insecure_channel(address(own)) as channel,
+    ):
+        call = channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")
+        for requests, code in ((silent(), "DEADLINE_EXCEEDED"), (iter(()), "INVALID_ARGUMENT")):
+            with pytest.raises(grpc.RpcError, match="message") as found:
+                call(requests)
+            assert found.value.code() is grpc.StatusCode[code]
+        done.set()
+
+
+def test_who_leaves_is_counted_and_not_logged_as_a_failure(tmp_path):
+    with Server(patient(tmp_path / "model"), grpc_port=0) as own, ask(own) as client:
+        leaving = client.async_infer("model", sent(steps=ENDLESS), lambda result, error: None)
+        waited(lambda: own.metric("modelpack_inflight_requests") == 2)
+        leaving.cancel()
+        waited(lambda: own.metric(COUNTED % 499) == 1)
+        assert client.infer("model", sent(steps=np.array([1]))).as_numpy("y").shape == (1,)
+        assert own.stop() == 0
+        assert '"level":"error"' not in "".join(own.log)
 
 
 def test_the_client_learns_about_server_and_models(server, client):

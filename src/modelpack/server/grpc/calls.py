@@ -127,18 +127,18 @@ class Calls:
         for method in schema.pool().FindServiceByName(name).methods:
             take = _taking(method.input_type.full_name)
             work: Any = methods[method.name]
-            if method.client_streaming or method.server_streaming:
-                made[method.name] = grpc.stream_stream_rpc_method_handler(self._streaming(method.full_name, take, work))
-            else:
-                made[method.name] = grpc.unary_unary_rpc_method_handler(self._unary(method.full_name, take, work))
+            streams = method.client_streaming or method.server_streaming
+            answer = (self._streaming if streams else self._unary)(method.full_name, take, work)
+            made[method.name] = grpc.stream_stream_rpc_method_handler(answer)  # on the wire all are streams
         return grpc.method_handlers_generic_handler(alias or name, made)
 
     def _unary(self, route: str, take: Callable[[bytes], Message], work: Unary) -> Callable[[bytes, Any], Any]:
-        async def answer(data: bytes, context: Any) -> Any:
-            async def working(call: Call) -> Any:
-                return (await work(self.service, take(data), call)).SerializeToString()
+        async def answer(_requests: Any, context: Any) -> None:
+            async def working(call: Call) -> None:
+                request = take(await _message(call, self.service.settings.body_timeout))
+                await context.write((await work(self.service, request, call)).SerializeToString())
 
-            return await self._run(route, context, working)
+            await self._run(route, context, working)
 
         return answer
 
@@ -152,14 +152,14 @@ class Calls:
 
         return answer
 
-    async def _run(self, route: str, context: Any, work: Callable[[Call], Awaitable[Any]]) -> Any:
+    async def _run(self, route: str, context: Any, work: Callable[[Call], Awaitable[None]]) -> None:
         """Do the work of one call, whatever happens in it."""
         call, task = Call(context, self), asyncio.current_task()
         began, status = call.arrived, 499
         self.running.add(task)
         self.service.metrics.inflight.inc()
         try:
-            answer, fault = await self._tried(call, route, work)
+            fault = await self._tried(call, route, work)
             status = STATUSES[type(fault)] if fault else 200
         except asyncio.CancelledError:  # the client left, or its deadline has passed
             status = 504 if call.late else 499
@@ -167,23 +167,23 @@ class Calls:
         finally:
             self.running.discard(task)
             self._ended(call, route, status, perf_counter() - began)
-        if fault is None:
-            return answer
-        return await context.abort(CODES[type(fault)], fault.message[:_LONGEST])
+        if fault is not None:
+            await context.abort(CODES[type(fault)], fault.message[:_LONGEST])
 
-    async def _tried(self, call: Call, route: str, work: Callable[[Call], Awaitable[Any]]) -> tuple[Any, Fault | None]:
+    async def _tried(self, call: Call, route: str, work: Callable[[Call], Awaitable[None]]) -> Fault | None:
         try:
             if not route.startswith(OPEN):
                 self.service.access.check(call.given("authorization"))
-            return await work(call), None
-        except Disconnected:
+            await work(call)
+        except (Disconnected, grpc.aio.BaseError):  # nobody is there to read or write for
             raise asyncio.CancelledError from None
         except asyncio.CancelledError:
             if not self.stopped:
                 raise
-            return None, Unready("the server stopped before the answer was there")
+            return Unready("the server stopped before the answer was there")
         except Exception as error:  # noqa: BLE001 - whatever failed, the client gets a status and the log the trace
-            return None, call.fault(error)
+            return call.fault(error)
+        return None
 
     def _ended(self, call: Call, route: str, status: int, seconds: float) -> None:
         metrics = self.service.metrics
@@ -206,6 +206,19 @@ def _taking(name: str) -> Callable[[bytes], Message]:
             raise Invalid(f"this is no message {name}: {error}") from None
 
     return take
+
+
+async def _message(call: Call, seconds: float) -> bytes:
+    """Give the one message of a call that is no stream, while it comes in time."""
+    try:
+        with call.idle():
+            async with asyncio.timeout(seconds):
+                data = await call.context.read()
+    except TimeoutError:
+        raise Late(f"the message was not there after {seconds:g} seconds") from None
+    if data is grpc.aio.EOF:
+        raise Invalid("the call has no message")
+    return bytes(data)
 
 
 async def _messages(call: Call, take: Callable[[bytes], Message]) -> AsyncIterator[Message]:
