@@ -281,6 +281,7 @@ def test_settings_are_checked():
         ({"macs": 0.5, "data": "train", "schedule": {}, "sensitivity": 8}, "measure it in a step without `schedule`"),
         ({"macs": 0.5, "data": "train", "schedule": {"steps": 1}}, "greater than 1"),
         ({"macs": 0.5, "data": "train", "schedule": {"step": 3}}, "Extra inputs"),
+        ({"macs": 0.5, "data": "train", "schedule": {"patience": 2}}, "`patience` is about evaluations"),
     ):
         with pytest.raises(ValidationError, match=says):
             PruneConfig.model_validate(wrong)

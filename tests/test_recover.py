@@ -109,6 +109,9 @@ def test_an_encoder_without_batch_norms_is_recovered_by_imitation(tmp_path):
     lines = history(healed)
     assert lines[-1]["score"] > 0.5 * lines[0]["score"]  # scores are negative distances: at most half is left
     assert any("no batch norms" in getattr(event, "text", "") for event in events)
+    asked = {"data": "text", "epochs": 1, "batch_norm": True}
+    told = run_stage(tmp_path, recover, asked, model=pruned, steps={"model": source}, data={"text": Rows(columns, 16)})
+    assert any("`batch_norm: true` does nothing" in text for text in told.manifest.record["warnings"])
     feed = {name: torch.from_numpy(column[:2]) for name, column in columns.items()}
     assert outputs(models.load(healed), feed)["logits"].shape == (2, 5)
 

@@ -223,14 +223,28 @@ def test_layers_that_keep_their_weights_are_named(tmp_path):
     assert any(getattr(event, "text", "").startswith("not fitted: up (") for event in events)
 
 
+def test_what_does_not_hold_for_other_rows_is_not_taken(tmp_path):
+    source = imported(tmp_path, "cnn", nets.IMAGE)
+    plain = models.load(run_stage(tmp_path / "plain", prune, {"macs": 0.5}, model=source))
+    wanted = {"macs": 0.5, "data": "train"}
+    made = run_stage(tmp_path / "one", prune, wanted, model=source, data={"train": images(1)})
+    results = made.manifest.record["results"]
+    assert "refitted" not in results
+    assert all("does not hold for the other" in reason for reason in results["unfitted"].values())
+    for one, other in zip(models.load(made).parameters(), plain.parameters(), strict=True):
+        assert torch.equal(one, other)
+    many = run_stage(tmp_path / "many", prune, wanted, model=source, data={"train": images(64)})
+    assert set(many.manifest.record["results"]["refitted"]) == set(results["unfitted"])
+
+
 def test_large_images_are_read_in_pieces(monkeypatch):
     torch.manual_seed(0)
     module = nets.cnn().eval()
     layers = [refit.Layer("down.weight", (module.down,))]
     reading = Reading(lambda: [{"image": normal(16, 1, 16, 16)}], None, "cpu")
-    whole = moments.gather(module, layers, reading, whole=True)["down.weight"]
+    whole = moments.gather(module, layers, reading, whole=True)["down.weight"][0]
     monkeypatch.setattr(moments, "_PIECE", 1)
-    pieces = moments.gather(module, layers, reading, whole=True)["down.weight"]
+    pieces = moments.gather(module, layers, reading, whole=True)["down.weight"][0]
     assert torch.allclose(whole, pieces, atol=1e-5 * float(whole.abs().max()))
     assert not torch.equal(whole, pieces)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from modelpack.errors import StageError
 from modelpack.stages import remarks
@@ -36,6 +36,13 @@ class GradualConfig(FloatScheduleConfig, AnswersConfig):
     epochs: int = Field(1, gt=0, description="Passes over the data after each step.")
     last: int | None = Field(None, gt=0, description="Passes after the last step; as after the others if absent.")
     lr: float = Field(5e-4, gt=0, description="Highest learning rate.")
+
+    @model_validator(mode="after")
+    def _judged(self) -> Self:
+        for setting in ("patience", "eval_every"):
+            if setting in self.model_fields_set:
+                raise ValueError(f"`{setting}` is about evaluations, which healing has none of: leave it out")
+        return self
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,8 @@ def recover(config: RecoverConfig, job: Job) -> None:
     data = rows(config, job, config.data)
     distillation.expect_same_outputs(student, teaching, data, device)
     settled = loop.settle(student, teaching, loop.reader(data, device, job.track), anew=anew)
+    if config.batch_norm is True and not settled.norms:
+        job.warn("`batch_norm: true` does nothing: the model has no batch norms")
     job.note(settled.told)
     healing = replace(prepare(config, job, student, teaching), still=settled.still)
     trained = loop.train(student, healing, job.scratch)

@@ -45,7 +45,9 @@ class Reading:
     device: str | torch.device
 
 
-def gather(module: nn.Module, layers: Sequence[Layer], reading: Reading, *, whole: bool) -> dict[str, Tensor]:
+def gather(
+    module: nn.Module, layers: Sequence[Layer], reading: Reading, *, whole: bool, parts: int = 1
+) -> dict[str, Tensor]:
     """Sum ``x xᵀ`` over all that a layer is applied to; padded positions do not count, but for convolutions.
 
     Args:
@@ -53,10 +55,11 @@ def gather(module: nn.Module, layers: Sequence[Layer], reading: Reading, *, whol
         layers: Whose inputs are looked at.
         reading: The rows.
         whole: Whether moments are matrices, or only their diagonals.
+        parts: How many sums there are; the rows that a layer is applied to at once are dealt out to them in turn.
 
     Returns:
-        Name of a layer → moment, ``(groups, inputs, inputs)`` or ``(groups, inputs)``, float64; layers that
-        the model never calls are absent.
+        Name of a layer → moments, ``(parts, groups, inputs, inputs)`` or ``(parts, groups, inputs)``, float64; layers
+        that the model never calls are absent.
 
     Raises:
         StageError: When an input holds NaN or infinity.
@@ -65,16 +68,20 @@ def gather(module: nn.Module, layers: Sequence[Layer], reading: Reading, *, whol
     real: list[NDArray[np.bool_] | None] = [None]
 
     def add(layer: Layer, user: nn.Module, values: Tensor) -> None:
-        for piece in _pieces(user, _real(user, values, real[0])):
-            rows = inputs(user, piece).float()
-            part = (rows.mT @ rows if whole else rows.square().sum(1)).double()
-            if not bool(part.isfinite().all()):
-                raise StageError(
-                    "what this layer reads is not finite on the rows",
-                    where=layer.name.removesuffix(".weight"),
-                    then="leave it out by `exclude` or `keep`, or mend the model or the data",
-                )
-            sums[layer.name] = sums[layer.name] + part if layer.name in sums else part
+        for part in range(min(parts, len(values))):
+            mask = real[0][part::parts] if real[0] is not None else None
+            for piece in _pieces(user, _real(user, values[part::parts], mask)):
+                rows = inputs(user, piece).float()
+                found = (rows.mT @ rows if whole else rows.square().sum(1)).double()
+                if not bool(found.isfinite().all()):
+                    raise StageError(
+                        "what this layer reads is not finite on the rows",
+                        where=layer.name.removesuffix(".weight"),
+                        then="leave it out by `exclude` or `keep`, or mend the model or the data",
+                    )
+                if layer.name not in sums:
+                    sums[layer.name] = found.new_zeros((parts, *found.shape))
+                sums[layer.name][part] += found
 
     with torch.no_grad(), _watched(layers, add):
         for feed in reading.read():
@@ -85,7 +92,7 @@ def gather(module: nn.Module, layers: Sequence[Layer], reading: Reading, *, whol
 
 
 def size(layer: Layer) -> int:
-    """Give the bytes of a layer's moment."""
+    """Give the bytes of a layer's moment, of one part."""
     return 8 * layer.groups * layer.weight[0].numel() ** 2
 
 

@@ -134,8 +134,9 @@ def _budgeted(found: Sequence[Layer], lost: Mapping[Layer, Tensor], whole: int, 
     if nearest == math.inf:
         return {}
     raise StageError(
-        f"cannot keep {keep:.1%} of the multiply-accumulates by splits; the nearest possible is {nearest:.1%}",
-        then=f"set macs: {nearest:.3f}, or shorten keep",
+        f"cannot keep {100 * keep:.3g}% of the multiply-accumulates by splits; "
+        f"the nearest possible is {100 * nearest:.3g}%",
+        then=f"set macs: {nearest:.3g}, or shorten keep",
     )
 
 

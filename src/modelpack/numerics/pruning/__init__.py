@@ -92,12 +92,13 @@ def kept(module: nn.Module, patterns: Iterable[str]) -> frozenset[str]:
 
 
 def _missed(target: Target, chosen: Choice, left: Mapping[str, str], *, coarse: bool, kept: bool) -> StageError:
-    ways = [f"set {target.name}: {chosen.fraction:.3f}"]
+    ways = [f"set {target.name}: {chosen.fraction:.3g}"]
     ways += ["lower round_to"] if coarse else []
     ways += ["shorten keep"] if kept else []
     alone = [f"; {listed(names)} left alone: {reason}" for reason, names in reasons(left).items()]
     return StageError(
-        f"cannot keep {target.keep:.1%} of the {target.words}; the nearest possible is {chosen.fraction:.1%}",
+        f"cannot keep {100 * target.keep:.3g}% of the {target.words}; "
+        f"the nearest possible is {100 * chosen.fraction:.3g}%",
         then=f"{' or '.join(ways)}{''.join(alone[:5])}",
     )
 

@@ -18,11 +18,15 @@ from modelpack.numerics.fitting import READABLE, Layer, moments, refit
 from modelpack.numerics.pruning import surgery
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from modelpack.numerics.fitting import Reading
     from modelpack.numerics.pruning.plan import Removal
 
 DAMPING = 0.01
 """Share of the mean square of a layer's inputs that is added to each, against chance."""
+
+_HALVES = 2
 
 LARGEST = 2**30
 """Bytes of a moment: layers that read more inputs than this allows keep their weights."""
@@ -67,16 +71,35 @@ def by_least_squares(reading: Reading, watch: Watch = lambda layers: layers) -> 
         for removal in removals:
             surgery.silence(silent, removal.group.members, removal.roots)
         quiet: dict[str, Any] = dict(silent.named_modules())
-        for share in moments.shares(readers):
-            seen = moments.gather(module, share, reading, whole=True)
+        for share in moments.shares(readers, moments.BUDGET // _HALVES):
+            seen = moments.gather(module, share, reading, whole=True, parts=_HALVES)
             for layer in watch([item for item in share if item.name in seen]):
                 path = layer.name.rpartition(".")[0]
                 ours = Layer(layer.name, (quiet[path],))
-                ours.put(refit.refitted(layer.matrix(), ours.matrix(), seen[layer.name], DAMPING))
-                made.append(path)
+                found = _fitted(layer.matrix(), ours.matrix(), *seen[layer.name])
+                if found is None:
+                    left[path] = "what is learnt from one half of the rows does not hold for the other: name more rows"
+                else:
+                    ours.put(found)
+                    made.append(path)
         return Fitted(silent, tuple(made), left)
 
     return fit
+
+
+def _fitted(weight: Tensor, made: Tensor, one: Tensor, other: Tensor) -> Tensor | None:
+    """Fit weights on all rows; None where, fitted on one half of the rows, they are no better on the other half.
+
+    Args:
+        weight: What they were, ``(groups, outputs, inputs)``.
+        made: The same with zeros for what goes.
+        one: Moment of one half, ``(groups, inputs, inputs)``.
+        other: Moment of the other half.
+    """
+    learnt = refit.refitted(weight, made, one, DAMPING)
+    if not float(refit.error(weight, learnt, other).sum()) < float(refit.error(weight, made, other).sum()):
+        return None
+    return refit.refitted(weight, made, one + other, DAMPING)
 
 
 def _readers(module: nn.Module, removals: Iterable[Removal]) -> tuple[list[Layer], dict[str, str]]:

@@ -110,7 +110,7 @@ def _made(
         assert reading is not None, "the way needs rows"
         seen = moments.gather(module, share, reading, whole=way.solves)
         for layer in watch([layer for layer in share if layer.name in seen]):
-            weight, moment = layer.matrix(), seen[layer.name]
+            weight, moment = layer.matrix(), seen[layer.name][0]
             made = _chosen(weight, moment, way, marked.get(layer.name))
             yield layer, refit.refitted(weight, made, moment, way.damping) if way.refit else made
 
