@@ -236,6 +236,22 @@ def test_a_model_that_cannot_be_served_is_told_once(tmp_path):
     assert "Traceback" not in ended.stderr
 
 
+def test_a_worker_that_cannot_be_replaced_yet_is_replaced_later(tmp_path):
+    """While the other one serves what it has loaded."""
+    with several(linear(tmp_path)) as server:
+        model = tmp_path / "model.onnx"
+        (tmp_path / "kept").write_bytes(model.read_bytes())
+        (tmp_path / "broken").write_bytes(b"no model")
+        (tmp_path / "broken").rename(model)
+        os.kill(children(server)[0], signal.SIGKILL)
+        server.line("worker . cannot start, and tries again: .*cannot be loaded")
+        assert server.ask("POST", "/predict", ROW, JSON)[0] == server.ask("GET", "/readyz")[0] == 200
+        (tmp_path / "kept").rename(model)
+        wait_for(lambda: server.metric("modelpack_workers") == 2)
+        assert server.metric("modelpack_worker_deaths_total") == 1
+        assert server.stop() == 0
+
+
 def test_workers_whose_starter_is_killed_end_too(tmp_path):
     with several(linear(tmp_path)) as server:
         workers = children(server)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .settings import Settings
 
 _DEATHS, _WITHIN = 5, 60.0  # so many within so many seconds are too many
+_PAUSE = 2.0  # seconds before a worker that cannot start tries again
 _GRACE = 5.0  # seconds after its time to drain in which a worker must have ended
 _HOPELESS, _BROKEN = 1, 70  # exit codes of a worker that cannot start, and of one that failed
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
@@ -47,8 +48,9 @@ class Workers:
         self._board = Board(settings.workers)
         self._numbers: dict[int, int] = {}  # by process
         self._deaths: list[float] = []
+        self._pausing: dict[int, float] = {}  # when workers that could not start try again
         self._stopped = 0  # the signal that asked for the end
-        self._killing: float | None = None  # when those that are still there are killed
+        self._killing: list[float] = []  # when those that are still there are killed
         self._failure: StartError | None = None
         self._alive = self._faults = (-1, -1)
 
@@ -68,7 +70,7 @@ class Workers:
             for number in range(self._settings.workers):
                 self._start(number, late=False)
             while self._numbers:
-                self._hear(_wait(heard, self._killing))
+                self._hear(_wait(heard, min([*self._pausing.values(), *self._killing], default=None)))
         finally:
             for end in (*self._alive, *self._faults):
                 os.close(end)
@@ -109,8 +111,10 @@ class Workers:
             self._tell(number)
         elif number in _STOPPING:
             self._stop(number)
-        elif not number:
+        elif not number and self._stopped:
             self._tell(signal.SIGKILL)
+        elif not number:
+            self._try_again()
         self._bury()
 
     def _tell(self, number: int) -> None:
@@ -122,7 +126,8 @@ class Workers:
         if not self._stopped:
             self._stopped = number
             self._listener.close()  # theirs stay open until each has answered what waited in it
-            self._killing = time.monotonic() + self._settings.drain_delay + self._settings.drain_timeout + _GRACE
+            self._pausing = {}
+            self._killing = [time.monotonic() + self._settings.drain_delay + self._settings.drain_timeout + _GRACE]
         self._tell(number)
 
     def _bury(self) -> None:
@@ -139,19 +144,28 @@ class Workers:
                 self._replace(number, os.waitstatus_to_exitcode(status))
 
     def _replace(self, number: int, code: int) -> None:
-        reason = _reason(code)
+        now = time.monotonic()
         if code == _HOPELESS:
             reason = os.read(self._faults[0], 4096).partition(b"\0")[0].decode("utf-8", "replace")
-            if not self._deaths:  # no worker has started yet
+            if not (self._deaths and self._numbers):  # at the start, or when nobody serves any more
                 self._end(reason)
                 return
-        now = time.monotonic()
+            _log.error("worker %d cannot start, and tries again: %s", number, reason)
+            self._pausing[number] = now + _PAUSE
+            return
+        reason = _reason(code)
         self._deaths = [*(each for each in self._deaths if now - each < _WITHIN), now]
         self._board.deaths[0] += 1
         _log.error("worker %d died: %s", number, reason)
         if len(self._deaths) >= _DEATHS:
             self._end(f"{_DEATHS} workers died within {_WITHIN:.0f} seconds, the last one so: {reason}")
         else:
+            self._start(number, late=True)
+
+    def _try_again(self) -> None:
+        due = [number for number, when in self._pausing.items() if when <= time.monotonic()]
+        for number in due:
+            del self._pausing[number]
             self._start(number, late=True)
 
     def _end(self, reason: str) -> None:
