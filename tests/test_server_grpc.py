@@ -276,6 +276,22 @@ def test_bytes_that_are_no_message_are_refused(server):
         assert found.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
+def test_connections_are_counted_and_free_again_when_they_end(tmp_path):
+    def alive(channel, **named):
+        return channel.unary_unary("/inference.GRPCInferenceService/ServerLive")(b"", timeout=20, **named)
+
+    own_connection = [("grpc.use_local_subchannel_pool", 1)]
+    with Server(linear(tmp_path), grpc_port=0, max_connections=1) as own:
+        first, second = (grpc.insecure_channel(address(own), own_connection) for _ in range(2))
+        with second:
+            with first:
+                assert alive(first)
+                with pytest.raises(grpc.RpcError) as found:
+                    alive(second)
+                assert found.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert alive(second, wait_for_ready=True)
+
+
 def test_a_message_that_does_not_come_is_not_waited_for(tmp_path):
     done = threading.Event()
 

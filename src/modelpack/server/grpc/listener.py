@@ -70,6 +70,7 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", settings.max_body),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_metadata_size", settings.max_head),
+        ("grpc.max_allowed_incoming_connections", settings.max_connections),
         ("grpc.max_concurrent_streams", settings.max_connections),
         ("grpc.compression_enabled_algorithms_bitset", _PLAIN),
         ("grpc.server_handshake_timeout_ms", int(settings.head_timeout * 1000)),
