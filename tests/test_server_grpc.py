@@ -443,6 +443,19 @@ def test_sigterm_lets_calls_finish_and_ends_streams_that_wait(tmp_path):
         assert own.process.wait(timeout=30) == 0
 
 
+def test_a_stream_gets_its_answer_before_the_server_ends(tmp_path):
+    with Server(patient(tmp_path / "model"), grpc_port=0, drain_delay=0.5, drain_timeout=60) as own, ask(own) as client:
+        ended = queue.Queue()
+        client.start_stream(lambda result, error: ended.put(error or result))
+        client.async_stream_infer("model", sent(steps=np.array([2500])))
+        waited(lambda: own.metric("modelpack_inflight_requests") == 2)
+        own.process.send_signal(signal.SIGTERM)
+        assert ended.get(timeout=30).as_numpy("y").shape == (1,)
+        assert "stopped" in str(ended.get(timeout=30))
+        client.stop_stream()
+        assert own.process.wait(timeout=30) == 0
+
+
 def test_the_end_of_the_drain_tells_clients_that_still_wait(tmp_path):
     with (
         Server(patient(tmp_path / "model"), grpc_port=0, drain_timeout=1) as own,

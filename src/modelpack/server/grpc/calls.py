@@ -37,6 +37,7 @@ CODES = {
 """What each fault is called in gRPC."""
 OPEN = (f"{schema.HEALTH}.", f"{schema.INFERENCE}.ServerLive", f"{schema.INFERENCE}.ServerReady")
 """With what methods begin that are answered without a token."""
+_STOPPED = "the server stopped before the answer was there"
 _LONGEST = 2000  # characters of a status; clients refuse trailers over 8 KiB
 _log = logging.getLogger("modelpack.server")
 
@@ -76,7 +77,13 @@ class Call:
 
     @contextmanager
     def idle(self) -> Iterator[None]:
-        """Wait for something that a stopping server need not wait for."""
+        """Wait for something that a stopping server need not wait for.
+
+        Raises:
+            Unready: When it is stopping already.
+        """
+        if self._calls.stopped:
+            raise Unready(_STOPPED)
         task = asyncio.current_task()
         self._calls.idle.add(task)
         try:
@@ -99,7 +106,7 @@ class Calls:
     Attributes:
         running: The tasks of calls that are not answered yet.
         idle: Those of them that only wait for their clients.
-        stopped: Whether a call that is cancelled now is so because the server ends.
+        stopped: Whether the server ends, and cancels calls for that.
     """
 
     def __init__(self, service: Service) -> None:
@@ -180,7 +187,7 @@ class Calls:
         except asyncio.CancelledError:
             if not self.stopped:
                 raise
-            return Unready("the server stopped before the answer was there")
+            return Unready(_STOPPED)
         except Exception as error:  # noqa: BLE001 - whatever failed, the client gets a status and the log the trace
             return call.fault(error)
         return None
@@ -211,9 +218,8 @@ def _taking(name: str) -> Callable[[bytes], Message]:
 async def _message(call: Call, seconds: float) -> bytes:
     """Give the one message of a call that is no stream, while it comes in time."""
     try:
-        with call.idle():
-            async with asyncio.timeout(seconds):
-                data = await call.context.read()
+        async with asyncio.timeout(seconds):
+            data = await call.context.read()
     except TimeoutError:
         raise Late(f"the message was not there after {seconds:g} seconds") from None
     if data is grpc.aio.EOF:
