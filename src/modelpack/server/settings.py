@@ -42,7 +42,9 @@ class Settings:
     host: str = "0.0.0.0"  # noqa: S104 - a container is reached from outside; its network decides from where
     port: int = 8080
     threads: int | None = None
-    grpc_port: int | None = dataclasses.field(default=None, metadata={"help": "port for gRPC, 0 for any free one"})
+    grpc_port: int | None = dataclasses.field(
+        default=None, metadata={"help": "port for gRPC, 0 for any free one; without it there is none"}
+    )
     health_route: str = ""
     predict_route: str = ""
     workers: int = _limit(1, 1, "processes that serve on one port, each with its own models, queue and limits")
