@@ -212,7 +212,7 @@ def test_no_request_is_lost_when_all_workers_drain(tmp_path):
             client.join(10)
     assert {outcome for outcome in outcomes if isinstance(outcome, int)} == {200}
     lost = [outcome for outcome in outcomes if not isinstance(outcome, int)]
-    assert len(lost) <= 2, "a handshake may cross the close of a socket, inside the kernel"
+    assert len(lost) <= 1, "a handshake may cross the close of the socket, inside the kernel"
     assert "Traceback" not in "".join(server.log)
 
 

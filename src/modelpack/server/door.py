@@ -59,11 +59,12 @@ class Door:
             self._seat.board.connections[self._seat.number] = float(self._count())
 
     def close(self) -> None:
-        """Take none any more."""
+        """Take none any more; the last worker that closes leaves nobody waiting at a socket that none answers."""
         if self._open:
             self._open = False
             self._seat.board.connections[self._seat.number] = float("inf")
             self._look_away(None)
+            self._listener.close()
 
     async def wait_closed(self) -> None:
         """Wait for those that were just taken."""

@@ -144,6 +144,8 @@ class Server(uvicorn.Server):
         queued = [connection for listener in sockets or [] for connection in _accept(listener)]
         for server in self.servers:
             server.close()
+        for door in self._doors:
+            await door.wait_closed()
         for connection in queued:
             await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
         end = time.monotonic() + _HEARING
