@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -259,6 +260,30 @@ def test_workers_whose_starter_is_killed_end_too(tmp_path):
         wait_for(lambda: not any(Path(f"/proc/{process}/exe").exists() for process in workers))
         with pytest.raises(ConnectionRefusedError):
             server.connect()
+
+
+def test_every_worker_speaks_grpc_at_one_port(tmp_path):
+    grpc = pytest.importorskip("grpc")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with several(linear(tmp_path), grpc_port=port, log_requests=1) as server:
+        told: set[int] = set()
+        for number in range(64):
+            with grpc.insecure_channel(f"127.0.0.1:{port}", [("grpc.use_local_subchannel_pool", 1)]) as channel:
+                ready = channel.unary_unary("/inference.GRPCInferenceService/ServerReady")
+                metadata = [("x-request-id", f"call-{number}")]
+                assert ready(b"", timeout=30, metadata=metadata) == b"\x08\x01"
+            told.add(json.loads(server.line(rf'^\{{.*"call-{number}".*\}}$')[0])["worker"])
+            if len(told) == 2:
+                break
+        assert told == {0, 1}
+        route = "inference.GRPCInferenceService.ServerReady"
+        wait_for(
+            lambda: (
+                server.metric(f'modelpack_requests_total{{code="200",protocol="grpc",route="{route}"}}') == number + 1
+            )
+        )
+        assert server.stop() == 0
 
 
 def test_ctrl_c_ends_all_with_130(tmp_path):
