@@ -52,8 +52,8 @@ def quantization() -> str:
 
 
 def pruning() -> str:
-    """Give the tables that compare ways of pruning."""
-    return together([f"pruning-{name}" for name in PRUNED])
+    """Give the tables that compare ways of pruning, and show what is left of each gain where steps follow each other."""
+    return "\n\n".join([together([f"pruning-{name}" for name in PRUNED]), measured("composition")])
 
 
 def filled(path: Path, parts: Mapping[str, str]) -> str:
