@@ -52,7 +52,7 @@ def quantization() -> str:
 
 
 def pruning() -> str:
-    """Give the tables that compare ways of pruning, and show what is left of each gain where steps follow each other."""
+    """Give the tables that compare ways of pruning, and what each of several steps gains."""
     return "\n\n".join([together([f"pruning-{name}" for name in PRUNED]), measured("composition")])
 
 
