@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 QUANTIZED = ("lite0", "fashion", "resnet18", "minilm", "bbc")
-PRUNED = ("fashion", "mnist", "movies", "refit")
+PRUNED = ("fashion", "mnist", "movies", "lite0", "refit")
 
 
 def measured(name: str) -> str:
