@@ -235,6 +235,13 @@ class Server:
                 return found
             assert line, f"the server ended without {pattern!r}:\n{''.join(self.log)}"
 
+    @property
+    def grpc_address(self) -> str:
+        """Where it speaks gRPC, as its log says."""
+        found = re.search(r"serving gRPC on (127\.0\.0\.1:\d+)", "".join(self.log))
+        assert found, "it was started without a port for gRPC"
+        return found[1]
+
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=30)
 
@@ -281,6 +288,17 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+def hammer(server: Server, outcomes: list[object], body: str = '{"instances": [0]}') -> None:
+    """Ask on one connection after the other, until nobody listens any more; note each status, or what went wrong."""
+    while True:
+        try:
+            outcomes.append(server.ask("POST", "/predict", body, JSON)[0])
+        except ConnectionRefusedError:
+            return
+        except (OSError, http.client.HTTPException) as error:
+            outcomes.append(error)
 
 
 def described(server: Server, path: str, status: str = "200") -> tuple[Any, Any]:

@@ -55,14 +55,8 @@ def server(tmp_path_factory):
         assert running.stop() == 0
 
 
-def address(server):
-    found = re.search(r"serving gRPC on (127\.0\.0\.1:\d+)", "".join(server.log))
-    assert found
-    return found[1]
-
-
 def ask(server):
-    return triton.InferenceServerClient(address(server))
+    return triton.InferenceServerClient(server.grpc_address)
 
 
 @pytest.fixture
@@ -73,7 +67,7 @@ def client(server):
 
 @pytest.fixture
 def stub(server):
-    with grpc.insecure_channel(address(server)) as channel:
+    with grpc.insecure_channel(server.grpc_address) as channel:
         yield stubs.GRPCInferenceServiceStub(channel)
 
 
@@ -116,7 +110,7 @@ def test_many_at_once_by_the_asynchronous_client_get_their_own_answers(server):
     feeds = np.random.default_rng(2).normal(size=(40, 3, 4)).astype("float32")
 
     async def scene():
-        async with triton_aio.InferenceServerClient(address(server)) as asking:
+        async with triton_aio.InferenceServerClient(server.grpc_address) as asking:
             assert await asking.is_model_ready("linear")
             return await asyncio.gather(*(asking.infer("linear", sent(triton_aio, x=rows)) for rows in feeds))
 
@@ -270,7 +264,7 @@ def test_faults_are_statuses(server, client):
 
 
 def test_bytes_that_are_no_message_are_refused(server):
-    with grpc.insecure_channel(address(server)) as channel:
+    with grpc.insecure_channel(server.grpc_address) as channel:
         with pytest.raises(grpc.RpcError, match=r"no message inference\.ModelInferRequest") as found:
             channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")(b"\xff\xff")
         assert found.value.code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -282,7 +276,7 @@ def test_connections_are_counted_and_free_again_when_they_end(tmp_path):
 
     own_connection = [("grpc.use_local_subchannel_pool", 1)]
     with Server(linear(tmp_path), grpc_port=0, max_connections=1) as own:
-        first, second = (grpc.insecure_channel(address(own), own_connection) for _ in range(2))
+        first, second = (grpc.insecure_channel(own.grpc_address, own_connection) for _ in range(2))
         with second:
             with first:
                 assert alive(first)
@@ -301,7 +295,7 @@ def test_a_message_that_does_not_come_is_not_waited_for(tmp_path):
 
     with (
         Server(linear(tmp_path), grpc_port=0, body_timeout=0.3) as own,
-        grpc.insecure_channel(address(own)) as channel,
+        grpc.insecure_channel(own.grpc_address) as channel,
     ):
         call = channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")
         for requests, code in ((silent(), "DEADLINE_EXCEEDED"), (iter(()), "INVALID_ARGUMENT")):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 
 import grpc
@@ -38,15 +37,9 @@ def server(tmp_path_factory):
         assert running.stop() == 0
 
 
-def address(server):
-    found = re.search(r"serving gRPC on (127\.0\.0\.1:\d+)", "".join(server.log))
-    assert found
-    return found[1]
-
-
 @pytest.fixture
 def channel(server):
-    with grpc.insecure_channel(address(server)) as opened:
+    with grpc.insecure_channel(server.grpc_address) as opened:
         yield opened
 
 
@@ -103,7 +96,7 @@ def test_health_is_asked_by_the_whole_server_and_by_service(channel):
 
 
 def test_who_watches_health_sees_the_drain_and_is_let_go(tmp_path):
-    with Server(linear(tmp_path), grpc_port=0, drain_delay=1) as own, grpc.insecure_channel(address(own)) as opened:
+    with Server(linear(tmp_path), grpc_port=0, drain_delay=1) as own, grpc.insecure_channel(own.grpc_address) as opened:
         watching = opened.unary_stream("/grpc.health.v1.Health/Watch")(b"")
         assert next(watching) == b"\x08\x01"
         own.process.send_signal(signal.SIGTERM)
@@ -144,7 +137,7 @@ def test_what_is_not_there_is_not_found_by_reflection(channel):
 
 @pytest.mark.parametrize("raw", [True, False])
 def test_texts_are_bytes_of_either_form(server, raw):
-    with triton.InferenceServerClient(address(server)) as client:
+    with triton.InferenceServerClient(server.grpc_address) as client:
         (spec,) = client.get_model_metadata("model").inputs
         assert (spec.name, spec.datatype, list(spec.shape)) == ("text", "BYTES", [-1])
         sent = triton.InferInput("text", [3], "BYTES")
@@ -156,7 +149,7 @@ def test_texts_are_bytes_of_either_form(server, raw):
         request.raw_input_contents.append(b"".join(len(text).to_bytes(4, "little") + text.encode() for text in TEXTS))
     else:
         entry.contents.bytes_contents.extend(text.encode() for text in TEXTS)
-    with grpc.insecure_channel(address(server)) as channel:
+    with grpc.insecure_channel(server.grpc_address) as channel:
         call = channel.unary_unary(f"/{schema.INFERENCE}/ModelInfer")
         response = service_pb2.ModelInferResponse.FromString(call(request.SerializeToString()))
         (output,) = (each for each in response.outputs if each.name == "ids_out")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import shutil
@@ -19,7 +18,7 @@ import pytest
 
 import modelpack.server
 from interfaces import made, photos, pictures, reading, seeing, sentences
-from serving import ISOLATED, JSON, Server, answers, linear, patient, receive_all, table
+from serving import ISOLATED, JSON, Server, answers, hammer, linear, patient, receive_all, table
 
 SOURCE = Path(modelpack.server.__file__).parent
 
@@ -93,17 +92,6 @@ def test_what_is_in_flight_is_answered_before_the_end(slow):
         assert server.process.wait(30) == 0
         with pytest.raises(ConnectionRefusedError):
             server.connect()
-
-
-def hammer(server: Server, outcomes: list[object]) -> None:
-    """Ask on one connection after the other, until nobody listens any more."""
-    while True:
-        try:
-            outcomes.append(server.ask("POST", "/predict", '{"instances": [0]}', JSON)[0])
-        except ConnectionRefusedError:
-            return
-        except (OSError, http.client.HTTPException) as error:
-            outcomes.append(error)
 
 
 def test_no_request_is_lost_when_a_busy_server_stops(slow):

@@ -24,7 +24,7 @@ from modelpack.server.board import NOW, Board, Sheet
 from modelpack.server.faults import StartError
 from modelpack.server.metrics import Metrics
 from modelpack.server.settings import Settings
-from serving import JSON, Server, linear, patient, scaled
+from serving import JSON, Server, hammer, linear, patient, scaled
 
 ROW = '{"instances": [[1, 2, 3, 4]]}'
 ANSWERED = 'modelpack_requests_total{code="200",protocol="native",route="/predict"}'
@@ -189,20 +189,13 @@ def test_a_hangup_reaches_every_worker(tmp_path):
         assert versions == {"2"}
 
 
-def hammer(server: Server, outcomes: list[object]) -> None:
-    while True:
-        try:
-            outcomes.append(server.ask("POST", "/predict", '{"instances": [20]}', JSON)[0])
-        except ConnectionRefusedError:
-            return
-        except (OSError, http.client.HTTPException) as error:
-            outcomes.append(error)
-
-
 def test_no_request_is_lost_when_all_workers_drain(tmp_path):
     with several(patient(tmp_path), drain_delay=0.2) as server:
         outcomes: list[object] = []
-        clients = [threading.Thread(target=hammer, args=(server, outcomes), daemon=True) for _ in range(8)]
+        clients = [
+            threading.Thread(target=hammer, args=(server, outcomes, '{"instances": [20]}'), daemon=True)
+            for _ in range(8)
+        ]
         for client in clients:
             client.start()
         wait_for(lambda: len(outcomes) > 50)
