@@ -73,8 +73,11 @@ def by_least_squares(reading: Reading, watch: Watch = lambda layers: layers) -> 
         quiet: dict[str, Any] = dict(silent.named_modules())
         for share in moments.shares(readers, moments.BUDGET // _HALVES):
             seen = moments.gather(module, share, reading, whole=True, parts=_HALVES)
-            for layer in watch([item for item in share if item.name in seen]):
+            for layer in watch(share):
                 path = layer.name.rpartition(".")[0]
+                if layer.name not in seen:
+                    left[path] = "the rows do not reach it"
+                    continue
                 ours = Layer(layer.name, (quiet[path],))
                 found = _fitted(layer.matrix(), ours.matrix(), *seen[layer.name])
                 if found is None:
