@@ -30,14 +30,17 @@ def slow(tmp_path_factory):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
-    steps = 200
-    while True:
+
+    def seconds(steps):
         began = time.perf_counter()
         session.run(None, {"steps": [steps]})
-        seconds = time.perf_counter() - began
-        if seconds > 0.2:
-            return folder, int(steps / seconds)
+        return time.perf_counter() - began
+
+    steps = 200
+    while seconds(steps) < 0.2:
         steps *= 2
+    # The best of three: a busy machine would make the steps too few, and so the second too short for what it waits for.
+    return folder, int(steps / min(seconds(steps) for _ in range(3)))
 
 
 class Asking(threading.Thread):
@@ -155,7 +158,7 @@ def test_a_terminal_that_hangs_up_ends_the_server(tmp_path):
 def test_a_full_queue_is_429_and_empties(slow):
     folder, steps = slow
     with Server(folder, queue=1, threads=1) as server:
-        first = Asking(server, steps)
+        first = Asking(server, 3 * steps)
         wait_for(lambda: server.metric("modelpack_inflight_requests") == 2)
         second = Asking(server, 1)
         wait_for(lambda: server.metric("modelpack_queue_depth") == 1)
@@ -171,12 +174,12 @@ def test_a_full_queue_is_429_and_empties(slow):
 def test_requests_that_wait_share_the_next_run(slow, tmp_path):
     _, steps = slow
     with Server(patient(tmp_path, rowwise=True), threads=1) as server:
-        first = Asking(server, steps)
+        first = Asking(server, 3 * steps)
         wait_for(lambda: server.metric("modelpack_inflight_requests") == 2)
         others = [Asking(server, number) for number in range(1, 9)]
         wait_for(lambda: server.metric("modelpack_queue_depth") == 8)
         answers_ = [json.loads(each.answer()[2])["predictions"] for each in (first, *others)]
-        assert answers_ == [[steps], *([number] for number in range(1, 9))]
+        assert answers_ == [[3 * steps], *([number] for number in range(1, 9))]
         assert server.metric("modelpack_batch_size_count") == 2
         assert server.metric("modelpack_batch_size_sum") == 9
 
@@ -195,7 +198,7 @@ def test_a_deadline_is_504_and_stops_the_run(slow):
 def test_a_client_that_left_is_not_computed_for(slow):
     folder, steps = slow
     with Server(folder, threads=1) as server:
-        running = Asking(server, steps)
+        running = Asking(server, 3 * steps)
         wait_for(lambda: server.metric("modelpack_inflight_requests") == 2)
         body = json.dumps({"instances": [100 * steps]}).encode()
         with server.connect() as leaving:

