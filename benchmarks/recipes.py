@@ -81,8 +81,8 @@ def main() -> None:
     rows = {line["recipe"]: line for line in json.loads(kept.read_text("utf-8"))["rows"]} if kept.exists() else {}
     note = (
         "Accuracy before and after, on rows that neither training nor calibration saw. Size of the original weights "
-        "and of the final `model.onnx`. Speed against the original network's fp32 export, on one thread, one row at a time. "
-        "CPU time of the whole recipe in an empty store."
+        "and of the final `model.onnx`. Speed against the original network's fp32 export, on one thread, one row at a "
+        "time. CPU time of the whole recipe in an empty store."
     )
     for name in options.recipes:
         rows[name] = row(name, options.assignments)
