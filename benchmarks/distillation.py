@@ -27,9 +27,8 @@ def _passages() -> dict[str, Any]:
     """Give the model and data of a recipe for texts of any kind."""
     ids = {"shape": ["batch", "sequence"], "dtype": "int64"}
 
-    def rows(path: str, batch: int, **more: Any) -> dict[str, Any]:
-        read = {"path": path, "tokenizer": "minilm/data/tokenizer.json", "length": 128, "batch": batch}
-        return {"text": {**read, **more}}
+    def rows(path: str, batch: int) -> dict[str, Any]:
+        return {"text": {"path": path, "tokenizer": "minilm/data/tokenizer.json", "length": 128, "batch": batch}}
 
     return {
         "model": {
@@ -41,7 +40,7 @@ def _passages() -> dict[str, Any]:
             },
         },
         "data": {
-            "train": rows("../recipes/passages/data/passages.txt", 32, limit=12_000),
+            "train": rows("../recipes/passages/data/few.txt", 32),
             "test": rows("minilm/data/news.txt", 8),
         },
     }
@@ -74,8 +73,8 @@ CASES: Mapping[str, Case] = {
         peers=by_heads(0.5, ""),
         gather=lambda _recipe, rows: materials.sentences(rows),
         note=(
-            "All learn from 12,000 passages, a sixth of what `recipes/minilm-thin.yaml` has. Cosine: of embeddings of news "
-            "from another country."
+            "All learn from 12,000 passages, a sixth of what `recipes/minilm-thin.yaml` has. Cosine: of embeddings of "
+            "news from another country."
         ),
         judgement=CLOSENESS,
     ),

@@ -30,6 +30,8 @@ LONGEST, CUTS = 8, 2
 """Sentences of a passage, at most; and how often a text that runs on is cut."""
 APART, HELD = 80, 300
 """Texts that are kept apart to test on, and how many of their passages."""
+FEW = 12_000
+"""Passages to compare ways of learning by."""
 
 JOINED = re.compile(r"\s+([.,;:?!)']|n't|'s)|([(])\s+")
 ENDS = re.compile(r"(?<=[.?!])\s+(?=[A-Z\"'])")
@@ -110,9 +112,9 @@ def main() -> None:
     passages += [passage for said in wordnet() for passage in cut(said, draw)]
     output = HERE / "data"
     output.mkdir(exist_ok=True)
-    for name, texts, number in (("held", held, HELD), ("passages", passages, len(passages))):
-        drawn = [texts[place] for place in draw.permutation(len(texts))[:number]]
-        (output / f"{name}.txt").write_text("\n".join(drawn) + "\n", encoding="utf-8")
+    held, passages = ([texts[place] for place in draw.permutation(len(texts))] for texts in (held, passages))
+    for name, texts in (("held", held[:HELD]), ("passages", passages), ("few", passages[:FEW])):
+        (output / f"{name}.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
     print(f"wrote {len(passages):,} passages, and {HELD} more to test on")
 
 
