@@ -9,8 +9,9 @@ from pydantic import ValidationError
 
 from image_support import PYTHON, little_wheels, onnx_artifact, rootfs, tar_of
 from modelpack import canonical
-from modelpack.container import build as container
 from modelpack.container import bytecode, plan, wheels
+from modelpack.container.deliver import deliver
+from modelpack.container.order import full_tag
 from modelpack.errors import MissingError, StageError, UsageError
 from modelpack.events import Note
 from modelpack.stage import Outside
@@ -40,7 +41,7 @@ def settings_of(files) -> dict:
 
 def test_settings_are_read_and_described(tmp_path, rootfs):
     read = config(tmp_path, base="rootfs:base.tar", tag="lite0:1.0", output="out/image.tar", builder="docker")
-    assert read.base.path == rootfs
+    assert read.base.of("linux/amd64").path == rootfs
     assert read.output == tmp_path / "out" / "image.tar"
     assert str(config(tmp_path).base) == "docker://python:3.11-slim"
     assert all(info.description for info in BuildConfig.model_fields.values())
@@ -182,13 +183,13 @@ def test_the_effect_copies_the_archive_and_repeats_harmlessly(tmp_path, rootfs, 
     output = tmp_path / "deep" / "image.tar"
     told = []
     for _ in range(2):
-        container.deliver(image, output, None, told.append)
+        deliver(image, output, None, told.append)
     assert output.read_bytes() == image.file("image.tar").read_bytes()
     assert told == [f"wrote {output}"] * 2
     assert [path.name for path in output.parent.iterdir()] == ["image.tar"]
     (tmp_path / "file").touch()
     with pytest.raises(StageError, match="cannot write"):
-        container.deliver(image, tmp_path / "file" / "image.tar", None, told.append)
+        deliver(image, tmp_path / "file" / "image.tar", None, told.append)
 
 
 def test_a_damaged_artifact_is_not_packed(tmp_path, rootfs, little_wheels):
@@ -230,6 +231,6 @@ def test_a_base_that_is_a_name_is_warned_about():
 
 
 def test_tags_are_written_in_full():
-    assert container.full_tag("host:5000/a", "x") == "host:5000/a:latest"
+    assert full_tag("host:5000/a", "x") == "host:5000/a:latest"
     with pytest.raises(UsageError, match="carries a digest"):
-        container.full_tag(f"a@sha256:{'0' * 64}", "x")
+        full_tag(f"a@sha256:{'0' * 64}", "x")

@@ -20,6 +20,7 @@ from modelpack.container import build as container
 from modelpack.container import engine, plan
 from modelpack.container import registry as registries
 from modelpack.container.base import open_base
+from modelpack.container.deliver import deliver
 from modelpack.container.reference import BaseRef
 from modelpack.errors import StageError, UsageError
 from modelpack.stages.build import build
@@ -215,8 +216,8 @@ def test_an_image_of_the_engine_is_a_base_too(place, model, built, tmp_path):
 @pytest.mark.registry
 def test_images_of_both_builders_are_pushed_and_pulled_as_bases(place, written, built, model, registry, tmp_path):
     told: list[str] = []
-    container.deliver(written[0], None, f"{registry}/small/oci:1", told.append)
-    container.deliver(built, tmp_path / "saved.tar", f"{registry}/small/docker:1", told.append)
+    deliver(written[0], None, f"{registry}/small/oci:1", told.append)
+    deliver(built, tmp_path / "saved.tar", f"{registry}/small/docker:1", told.append)
     assert [line.split("@")[0] for line in told] == [
         f"pushed {registry}/small/oci:1", f"wrote {tmp_path / 'saved.tar'}", f"pushed {registry}/small/docker:1"
     ]  # fmt: skip
@@ -247,8 +248,8 @@ def test_an_image_that_the_engine_lost_comes_back_under_its_id(place, model):
     docker("rmi", "--force", identity)
     assert not engine.present("lost:1")
     told: list[str] = []
-    container.deliver(lost, None, None, told.append)
-    container.deliver(lost, None, None, told.append)
+    deliver(lost, None, None, told.append)
+    deliver(lost, None, None, told.append)
     assert told == ["loaded lost:1 into the Docker engine again"]
     assert docker("image", "inspect", "--format={{.Id}}", "lost:1") == identity
     layers = lost.manifest.record["results"]["image"]["layers"]

@@ -1,4 +1,4 @@
-"""Images as archives: an OCI layout and a docker archive in one tar, written without any engine.
+"""Images put together without any engine: configuration, manifest and layers.
 
 The image's id is the SHA-256 of its configuration, so it is known before an engine has seen the image (OCI image
 specification 1.1, "ImageID"; an engine with the containerd store shows the manifest's digest instead).
@@ -12,9 +12,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from modelpack import canonical
-from modelpack.container.layers import Entry, chunks
+from modelpack.container.layers import chunks
 from modelpack.container.packed import Packed, pack
-from modelpack.container.reference import ImageName
 from modelpack.container.tree import PATH
 
 if TYPE_CHECKING:
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
 CONFIG = "application/vnd.oci.image.config.v1+json"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
-INDEX = "application/vnd.oci.image.index.v1+json"
 LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 _SECOND = 1_000_000_000
 _INHERITED = ("Volumes",)
@@ -64,14 +62,19 @@ class Image:
         manifest: Its manifest, exact bytes.
         layers: Lowest first.
         tag: ``name:tag`` that engines show.
-        platform: ``os/architecture``.
+        base: What it stands on.
     """
 
     config: bytes
     manifest: bytes
     layers: tuple[Stored, ...]
     tag: str
-    platform: str
+    base: Base
+
+    @property
+    def platform(self) -> str:
+        """Its ``os/architecture``."""
+        return self.base.platform
 
     @property
     def id(self) -> str:
@@ -102,6 +105,7 @@ class Image:
                  "unpacked": item.unpacked}
                 for item in self.layers
             ],
+            "base": {"name": self.base.ref.label, "digest": self.base.digest, "python": self.base.python.path},
         }  # fmt: skip
 
 
@@ -130,7 +134,7 @@ def image(base: Base, contents: ImageContents, tag: str, scratch: Path, cache: P
         packed = pack(tar, scratch / f"{layer.name}.tar.gz", cache if layer.name == "wheels" else None)
         stored.append(_stored(layer.name, packed))
     config = configuration(base, contents, [item.diff_id for item in stored])
-    return finish(canonical.encode(config), stored, tag, base.platform)
+    return finish(canonical.encode(config), stored, tag, base)
 
 
 def base_image(base: Base, tag: str, scratch: Path, cache: Path) -> Image:
@@ -138,17 +142,17 @@ def base_image(base: Base, tag: str, scratch: Path, cache: Path) -> Image:
     stored = base_layers(base, scratch, cache)
     rootfs = {"type": "layers", "diff_ids": [item.diff_id for item in stored]}
     config = {**base.config, "history": base_history(base), "rootfs": rootfs}
-    return finish(canonical.encode(config), stored, tag, base.platform)
+    return finish(canonical.encode(config), stored, tag, base)
 
 
-def repacked(raw: Raw, names: Sequence[str], tag: str, platform: str, *, scratch: Path, cache: Path) -> Image:
+def repacked(raw: Raw, names: Sequence[str], tag: str, base: Base, *, scratch: Path, cache: Path) -> Image:
     """Put an image that an engine exported into our form; its configuration, and so its id, stays.
 
     Args:
         raw: The image as it was found.
         names: What to call its layers.
         tag: ``name:tag``.
-        platform: ``os/architecture``.
+        base: What it stands on.
         scratch: Directory for compressed layers.
         cache: See `packed.pack`.
     """
@@ -156,10 +160,10 @@ def repacked(raw: Raw, names: Sequence[str], tag: str, platform: str, *, scratch
         _stored(name, pack(blob.tar_chunks, scratch / f"layer-{number}.tar.gz", cache if name != "model" else None))
         for number, (name, blob) in enumerate(zip(names, raw.layers, strict=True))
     ]
-    return finish(raw.text, stored, tag, platform)
+    return finish(raw.text, stored, tag, base)
 
 
-def finish(config: bytes, layers: Sequence[Stored], tag: str, platform: str) -> Image:
+def finish(config: bytes, layers: Sequence[Stored], tag: str, base: Base) -> Image:
     """Write the manifest of an image."""
     manifest = {
         "schemaVersion": 2,
@@ -167,7 +171,7 @@ def finish(config: bytes, layers: Sequence[Stored], tag: str, platform: str) -> 
         "config": {"mediaType": CONFIG, "digest": sha256(config), "size": len(config)},
         "layers": [{"mediaType": LAYER, "digest": item.digest, "size": item.size} for item in layers],
     }
-    return Image(config, canonical.encode(manifest), tuple(layers), tag, platform)
+    return Image(config, canonical.encode(manifest), tuple(layers), tag, base)
 
 
 def base_layers(base: Base, scratch: Path, cache: Path) -> list[Stored]:
@@ -236,53 +240,3 @@ def base_history(base: Base) -> list[dict[str, Any]]:
     if sum(not item.get("empty_layer") for item in lines) == len(base.layers):
         return lines
     return [{"created_by": f"base: {base.ref.label}"} for _ in base.layers]
-
-
-def archive(built: Image) -> list[Entry]:
-    """List the files of the archive that `docker load`, `podman load` and ``skopeo oci-archive:`` all take."""
-    blobs = {item.digest: Entry(_blob(item.digest), item.content) for item in built.layers}
-    for data in (built.config, built.manifest):
-        blobs[sha256(data)] = Entry(_blob(sha256(data)), data)
-    system, _, architecture = built.platform.partition("/")
-    index = {
-        "schemaVersion": 2,
-        "mediaType": INDEX,
-        "manifests": [
-            {
-                "mediaType": MANIFEST,
-                "digest": built.digest,
-                "size": len(built.manifest),
-                "platform": {"os": system, "architecture": architecture},
-                "annotations": {
-                    "org.opencontainers.image.ref.name": built.tag.rpartition(":")[2],
-                    "io.containerd.image.name": str(ImageName.parse(built.tag)),
-                },
-            }
-        ],
-    }
-    docker = [
-        {"Config": _blob(built.id), "RepoTags": [built.tag], "Layers": [_blob(item.digest) for item in built.layers]}
-    ]
-    documents = {
-        "oci-layout": {"imageLayoutVersion": "1.0.0"},
-        "index.json": index,
-        "manifest.json": docker,
-    }
-    head = [Entry(name, canonical.encode(value)) for name, value in documents.items()]
-    return [*head, *(blobs[digest] for digest in sorted(blobs))]
-
-
-def _blob(digest: str) -> str:
-    return f"blobs/sha256/{digest.removeprefix('sha256:')}"
-
-
-def write(built: Image, path: Path) -> None:
-    """Write the archive of an image.
-
-    Raises:
-        OSError: When it cannot be written.
-        StageError: When a layer of the base is damaged.
-    """
-    with path.open("wb") as stream:
-        for piece in chunks(archive(built)):
-            stream.write(piece)

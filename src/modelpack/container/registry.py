@@ -17,7 +17,7 @@ from modelpack.container.reference import DIGEST, ImageName
 from modelpack.errors import MissingError, StageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 _ACCEPT = {"Accept": ", ".join((*layout.MANIFESTS, *layout.INDEXES))}
 MAX_BLOB = 64 << 30
@@ -154,7 +154,7 @@ def push(archive: Path, target: str) -> str:
     """Upload the image in an archive, blobs that are already there left out.
 
     Args:
-        archive: An archive that `oci.write` made.
+        archive: An archive that `archive.write` made.
         target: Registry reference.
 
     Returns:
@@ -174,10 +174,8 @@ def push(archive: Path, target: str) -> str:
     index = files["index.json"]
     entry = layout.document(Blob(archive, index.size, index.offset).read(), str(archive))["manifests"][0]
     data = blob(entry["digest"]).read()
-    body: Mapping[str, Any] = layout.document(data, str(archive))
     with Registry(name) as registry:
-        for item in (body["config"], *body["layers"]):
-            _upload(registry, blob(item["digest"]))
+        _upload_below(registry, layout.document(data, str(archive)), blob)
         headers = {"Content-Type": str(entry["mediaType"])}
         answer = registry.send(
             "PUT", f"manifests/{name.tag or entry['digest']}", headers=headers, body=data, allow=(200, 201)
@@ -186,6 +184,17 @@ def push(archive: Path, target: str) -> str:
         if said != entry["digest"] or manifest(registry, name.tag or entry["digest"]) != data:
             raise StageError(f"the registry serves {said}, pushed was {entry['digest']}", where=str(name))
     return str(ImageName(name.registry, name.repository, name.tag, entry["digest"]))
+
+
+def _upload_below(registry: Registry, body: Mapping[str, Any], blob: Callable[[str], Blob]) -> None:
+    """Upload what a manifest names, or an index: its manifests with what they name."""
+    for item in body.get("manifests", ()):
+        below = blob(item["digest"])
+        _upload_below(registry, layout.document(below.read(), str(below.path)), blob)
+        headers = {"Content-Type": str(item["mediaType"])}
+        registry.send("PUT", f"manifests/{item['digest']}", headers=headers, body=below.read(), allow=(200, 201))
+    for item in (body["config"], *body["layers"]) if "layers" in body else ():
+        _upload(registry, blob(item["digest"]))
 
 
 def _upload(registry: Registry, blob: Blob) -> None:

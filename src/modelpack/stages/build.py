@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, ValidationInfo
+from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
 from modelpack.artifact import Artifact, Kind
 from modelpack.bind import InputPath
+from modelpack.container.platforms import Bases, Platforms
 from modelpack.container.reference import BaseRef, ImageName
 from modelpack.errors import UsageError
 from modelpack.stage import Job, Outside, StageConfig, stage
@@ -30,14 +31,14 @@ def _beside_recipe(value: Path, info: ValidationInfo) -> Path:
     return base / value.expanduser()
 
 
-def _platform() -> Any:
+def _platforms() -> Platforms:
     from modelpack.container.base import host_platform
 
-    return host_platform()
+    return Platforms((host_platform(),))
 
 
 def _epoch() -> int:
-    from modelpack.container.build import source_date
+    from modelpack.container.order import source_date
 
     return source_date()
 
@@ -48,16 +49,17 @@ class BuildConfig(StageConfig):
     tag: Annotated[str, AfterValidator(_image_name)] | None = Field(
         None, description="Name and tag of the image; the recipe's name and 'latest' when absent."
     )
-    base: BaseRef = Field(
-        BaseRef("docker", "python:3.11-slim"),
+    base: Bases = Field(
+        Bases((("", BaseRef("docker", "python:3.11-slim")),)),
         description="Base image with Python: docker://REF, oci:DIR, oci-archive:FILE, docker-archive:FILE, "
-        "docker-daemon:NAME or rootfs:FILE.tar.",
+        "docker-daemon:NAME or rootfs:FILE.tar; or one for each platform: linux/amd64=REF,linux/arm64=REF.",
     )
     builder: Literal["oci", "docker"] = Field(
         "oci", description="'oci' writes the image without any engine; 'docker' builds Dockerfile.template in one."
     )
-    platform: Literal["linux/amd64", "linux/arm64"] = Field(
-        default_factory=_platform, description="System and processor; this machine's when absent."
+    platform: Platforms = Field(
+        default_factory=_platforms,
+        description="System and processor; this machine's when absent. linux/amd64,linux/arm64 is one image for both.",
     )
     output: Annotated[Path, AfterValidator(_beside_recipe)] | None = Field(
         None, description="Also write the image as an archive to this file, relative to the recipe."
@@ -76,9 +78,16 @@ class BuildConfig(StageConfig):
         description="Date of the image in seconds since 1970; SOURCE_DATE_EPOCH, or 0, when absent.",
     )
 
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        self.base.cover(self.platform)
+        if self.builder == "docker" and len(self.platform.names) > 1:
+            raise ValueError("the docker builder makes an image for one platform: use builder: oci for several")
+        return self
+
     def canonical(self) -> object:
         """Stand for the image's content: what modelpack puts in counts, where the image goes does not."""
-        from modelpack.container.build import ingredients
+        from modelpack.container.order import ingredients
 
         apart = ("output", "push", "offline", "template")
         values = {name: getattr(self, name) for name in type(self).model_fields if name not in apart}
@@ -86,11 +95,11 @@ class BuildConfig(StageConfig):
 
     def order(self, name: str) -> Any:
         """Say it in the words of the container tower."""
-        from modelpack.container.build import Order, full_tag
+        from modelpack.container.order import Order, full_tag
 
         template = self.template.path if self.template else None
         return Order(
-            name, full_tag(self.tag, name), self.base, self.builder, self.platform, self.epoch, self.labels, template,
+            name, full_tag(self.tag, name), self.base, self.platform, self.builder, self.epoch, self.labels, template,
             self.offline, self.grpc,
         )  # fmt: skip
 
@@ -103,9 +112,9 @@ def _preflight(config: BuildConfig, _outside: Outside) -> None:
 
 
 def _effect(config: BuildConfig, artifact: Artifact, job: Job) -> None:
-    from modelpack.container import build as container
+    from modelpack.container.deliver import deliver
 
-    container.deliver(artifact, config.output, config.push, job.note)
+    deliver(artifact, config.output, config.push, job.note)
 
 
 @stage(

@@ -1,0 +1,128 @@
+"""Images as files: an OCI layout and a docker archive in one tar, with an image for each platform.
+
+Several images have one index, which is what a registry gets and a machine chooses from (OCI image specification 1.1,
+"Image Index"). `docker load` knows no index: it gets the image of the machine that the archive was written on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from modelpack import canonical
+from modelpack.container.base import host_platform
+from modelpack.container.layers import Entry, chunks
+from modelpack.container.oci import MANIFEST, Image, sha256
+from modelpack.container.reference import ImageName
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+ARCHIVE = "image.tar"
+"""Payload of an image artifact: the image itself."""
+RECEIPT = "image.json"
+"""Payload of an image artifact: what the image is, and who built it."""
+INDEX = "application/vnd.oci.image.index.v1+json"
+
+
+@dataclass(frozen=True)
+class Archive:
+    """One image, or one for each of several platforms.
+
+    Attributes:
+        images: By platform, sorted.
+    """
+
+    images: tuple[Image, ...]
+
+    @property
+    def loaded(self) -> Image:
+        """The one that `docker load` takes: this machine's, else the first."""
+        return next((image for image in self.images if image.platform == host_platform()), self.images[0])
+
+    @property
+    def index(self) -> bytes:
+        """The index of several images, exact bytes."""
+        return canonical.encode(
+            {"schemaVersion": 2, "mediaType": INDEX, "manifests": [_descriptor(image) for image in self.images]}
+        )
+
+    @property
+    def digest(self) -> str:
+        """What registries call it: ``sha256:`` of the manifest, or of the index of several."""
+        return sha256(self.index) if len(self.images) > 1 else self.images[0].digest
+
+    def summary(self) -> dict[str, Any]:
+        """Describe it as JSON: the image that is loaded, and every one where there are several."""
+        if len(self.images) == 1:
+            return self.loaded.summary()
+        each = [image.summary() for image in self.images]
+        return {
+            **self.loaded.summary(),
+            "digest": self.digest,
+            "platform": ",".join(image.platform for image in self.images),
+            "size": max(image.size for image in self.images),
+            "images": each,
+        }
+
+    def entries(self) -> list[Entry]:
+        """List the files of the archive that `docker load`, `podman load` and ``skopeo oci-archive:`` all take."""
+        blobs = {
+            layer.digest: Entry(_blob(layer.digest), layer.content) for each in self.images for layer in each.layers
+        }
+        documents = [data for image in self.images for data in (image.config, image.manifest)]
+        for data in [*documents, *([self.index] if len(self.images) > 1 else [])]:
+            blobs[sha256(data)] = Entry(_blob(sha256(data)), data)
+        head = {
+            "oci-layout": {"imageLayoutVersion": "1.0.0"},
+            "index.json": {"schemaVersion": 2, "mediaType": INDEX, "manifests": [self._named()]},
+            "manifest.json": [
+                {
+                    "Config": _blob(self.loaded.id),
+                    "RepoTags": [self.loaded.tag],
+                    "Layers": [_blob(layer.digest) for layer in self.loaded.layers],
+                }
+            ],
+        }
+        first = [Entry(name, canonical.encode(value)) for name, value in head.items()]
+        return [*first, *(blobs[digest] for digest in sorted(blobs))]
+
+    def _named(self) -> dict[str, Any]:
+        """Describe what the archive holds under its name."""
+        tag = self.loaded.tag
+        names = {
+            "org.opencontainers.image.ref.name": tag.rpartition(":")[2],
+            "io.containerd.image.name": str(ImageName.parse(tag)),
+        }
+        if len(self.images) == 1:
+            return {**_descriptor(self.images[0]), "annotations": names}
+        return {"mediaType": INDEX, "digest": self.digest, "size": len(self.index), "annotations": names}
+
+
+def _descriptor(image: Image) -> dict[str, Any]:
+    system, _, architecture = image.platform.partition("/")
+    return {
+        "mediaType": MANIFEST,
+        "digest": image.digest,
+        "size": len(image.manifest),
+        "platform": {"os": system, "architecture": architecture},
+    }
+
+
+def _blob(digest: str) -> str:
+    return f"blobs/sha256/{digest.removeprefix('sha256:')}"
+
+
+def write(images: Sequence[Image], path: Path) -> Archive:
+    """Write an archive.
+
+    Raises:
+        OSError: When it cannot be written.
+        StageError: When a layer of a base is damaged.
+    """
+    archive = Archive(tuple(sorted(images, key=lambda image: image.platform)))
+    with path.open("wb") as stream:
+        for piece in chunks(archive.entries()):
+            stream.write(piece)
+    return archive
