@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 
 from modelpack.errors import StageError
 from modelpack.numerics import graph, rows
-from modelpack.numerics.quantization.calibration import entropy, masks, mse, percentile, record
+from modelpack.numerics.quantization.calibration import entropy, hidden, mse, percentile, record
 from modelpack.numerics.quantization.calibration.histogram import (
     FINEST,
     SIDE,
@@ -520,21 +520,8 @@ def test_padded_positions_do_not_count(text, histograms):
 
 def test_tensors_of_other_axes_are_left_whole(text):
     inputs = specs(text)
-    found = masks.aligned(text, ["e", "h", "f", "m", "y"], "attention_mask", inputs, padded_texts())
+    found = hidden.aligned(text, ["e", "h", "f", "m", "y"], "attention_mask", inputs, padded_texts())
     assert found == {"e": (2, 3), "h": (2, 3), "f": (1, 2)}
-
-
-def test_the_mask_is_found_by_name_or_named():
-    spec = TensorSpec(shape=("batch", "time"), dtype="int64")
-    inputs = {"ids": spec, "attention_mask": spec, "bias_mask": TensorSpec(shape=("batch", "time"))}
-    assert masks.padding("auto", inputs) == "attention_mask"
-    assert masks.padding("none", inputs) is None
-    assert masks.padding("ids", inputs) == "ids"
-    assert masks.padding("auto", {"ids": spec}) is None
-    with pytest.raises(StageError, match="several inputs"):
-        masks.padding("auto", {**inputs, "other_mask": spec})
-    with pytest.raises(StageError, match="no input 'bias_mask' that could be a mask"):
-        masks.padding("bias_mask", inputs)
 
 
 def test_a_mask_of_other_numbers_is_refused(text):
@@ -633,8 +620,8 @@ def test_what_hides_positions_is_followed(operator, more):
         {"y": None},
         {"deep": np.float32(-1e4), "axis": np.array([0])},
     )
-    assert masks.floors(proto) == {"s": -5000.0, "y": -5000.0}
-    assert masks.constants(proto) == {"deep"}
+    assert hidden.floors(proto) == {"s": -5000.0, "y": -5000.0}
+    assert hidden.constants(proto) == {"deep"}
 
 
 def test_ordinary_large_constants_hide_nothing(chain):
@@ -644,7 +631,7 @@ def test_ordinary_large_constants_hide_nothing(chain):
         {"y": ["batch", 4]},
         {"bias": np.array([-20000.0, 3.0, 0.0, 7.0], np.float32)},
     )
-    assert masks.floors(proto) == {}
+    assert hidden.floors(proto) == {}
     assert measured(proto, ["y"], [{"x": weights(3, 4)}])["y"].low < -19_000
 
 

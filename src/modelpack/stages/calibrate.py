@@ -9,6 +9,7 @@ from pydantic import Field
 from modelpack.artifact import Kind
 from modelpack.errors import listed
 from modelpack.stage import DataRef, Job, StageConfig, stage
+from modelpack.stages.reading import Mask
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,12 +32,7 @@ class CalibrateConfig(StageConfig):
         min_length=1,
         description="Look at the activations of these operators; by the kind of network when absent.",
     )
-    mask: str = Field(
-        "auto",
-        min_length=1,
-        description="The input that is 1 at real positions and 0 at padded ones, which do not count; auto takes the "
-        "one whose name says so, none lets all positions count.",
-    )
+    mask: Mask = "auto"
     equalize: bool = Field(
         False,
         description="Even out the ranges of channels between layers first (cross-layer), as `quantize` then does too.",

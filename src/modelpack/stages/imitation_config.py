@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from modelpack.errors import did_you_mean
 from modelpack.stage import StageConfig
+from modelpack.stages.reading import Mask
 
 Distance = Literal["auto", "kl", "dkd", "mse", "cosine"]
 AspectName = Literal["outputs", "features", "relations", "similarity"]
@@ -50,12 +51,7 @@ class DistanceConfig(StageConfig):
         "kl), mse (relative to the teacher's spread), cosine; auto: kl where the truth is classes, else mse.",
     )
     temperature: float = Field(4.0, gt=0, description="Softens class probabilities before kl or dkd compares them.")
-    mask: str = Field(
-        "auto",
-        min_length=1,
-        description="The input that is 1 at real positions and 0 at padded ones, which do not count; auto takes the "
-        "one whose name says so, none lets all positions count.",
-    )
+    mask: Mask = "auto"
 
 
 class ImitationConfig(DistanceConfig):

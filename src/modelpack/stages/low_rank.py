@@ -10,7 +10,7 @@ from modelpack.artifact import Kind
 from modelpack.errors import listed
 from modelpack.stage import DataRef, Job, StageConfig, stage
 from modelpack.stages import remarks
-from modelpack.stages.reading import MASK, reading
+from modelpack.stages.reading import Mask, reading
 
 if TYPE_CHECKING:
     from modelpack.numerics.low_rank import Split
@@ -37,7 +37,7 @@ class LowRankConfig(StageConfig):
         None, description="Rows on which layers shall give nearly the same; their weights are kept close if absent."
     )
     rows: int = Field(256, gt=0, description="How many rows are read, at most.")
-    mask: str = Field("auto", description=MASK)
+    mask: Mask = "auto"
     keep: tuple[str, ...] = Field((), description="Glob patterns of module paths that must not change.")
 
     @model_validator(mode="after")

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from modelpack.stage import DataRef, StageConfig
 from modelpack.stages import prune_schedule as schedules
-from modelpack.stages.reading import MASK
+from modelpack.stages.reading import Mask
 
 TARGETS = ("macs", "params", "size", "latency")
 """Settings of which one says how small the model shall be."""
@@ -79,7 +79,7 @@ class PruneConfig(StageConfig):
         description="Fit the layers that lose inputs to what they gave before, by least squares on rows of `data`, "
         "without labels; true if absent and `data` are named.",
     )
-    mask: str = Field("auto", description=MASK)
+    mask: Mask = "auto"
     sensitivity: int = Field(
         0,
         ge=0,

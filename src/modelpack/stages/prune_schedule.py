@@ -156,7 +156,7 @@ class _Healer:
         return {"epochs": plan.epochs, "loss": trained.history[-1]["loss"]}
 
     def _objective(self, student: Any, teacher: Any, data: Rows) -> Imitation:
-        from modelpack.numerics import distillation
+        from modelpack.numerics import distillation, masks
         from modelpack.numerics import training as loop
 
         device, target = loop.device(self.job.device), self.healing.target
@@ -165,6 +165,6 @@ class _Healer:
             task = distillation.task_for(data, teacher, "auto", output="", smoothing=0.0, device=device)
             if task is None:
                 raise StageError(f"loss task needs the column '{target}', which the data lack", then="set target")
-        mask = distillation.mask_for(self.healing.mask, self.job.inputs)
+        mask = masks.chosen(self.healing.mask, self.job.inputs)
         wish = distillation.Wish(alpha=_TEACHER if task is not None else 1.0, mask=mask)
         return distillation.imitation(teacher, student, data, task, wish=wish, device=device)

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
 
 if TYPE_CHECKING:
     from modelpack.numerics.fitting import Reading
     from modelpack.stage import Job
 
-MASK = "Input that says which positions are real; auto: by its name; none: all positions are."
-"""What the setting is that names it."""
+Mask = Annotated[
+    str,
+    Field(
+        min_length=1,
+        description="The input that is 1 at real positions and 0 at padded ones, which do not count; auto takes the "
+        "matrix whose name says so, none lets all positions count.",
+    ),
+]
+"""A setting that names this input."""
 
 
 def reading(data: str, mask: str, rows: int, job: Job) -> Reading:
@@ -24,12 +33,11 @@ def reading(data: str, mask: str, rows: int, job: Job) -> Reading:
     Raises:
         StageError: When there is no such mask.
     """
-    from modelpack.numerics import fitting
+    from modelpack.numerics import fitting, masks
     from modelpack.numerics import rows as feeding
-    from modelpack.numerics.quantization.calibration import masks
 
     source = job.data[data]
-    padding = masks.padding(mask, job.inputs)
+    padding = masks.chosen(mask, job.inputs)
     if padding is not None:
         job.note(f"positions where '{padding}' is 0 did not count")
     return fitting.Reading(

@@ -10,7 +10,7 @@ from modelpack.artifact import Kind
 from modelpack.quantities import size
 from modelpack.stage import DataRef, Job, StageConfig, stage
 from modelpack.stages import remarks
-from modelpack.stages.reading import MASK, reading
+from modelpack.stages.reading import Mask, reading
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,7 +40,7 @@ class SparsifyConfig(StageConfig):
     )
     data: DataRef | None = Field(None, description="Rows for wanda, sparsegpt and refit.")
     rows: int = Field(512, gt=0, description="How many rows are read, at most.")
-    mask: str = Field("auto", description=MASK)
+    mask: Mask = "auto"
     refit: bool | None = Field(
         None,
         description="Afterwards fit the weights that stay to what the layer gave before, by least squares on the rows; "

@@ -166,7 +166,7 @@ def _task(config: TrainingConfig, job: Job, data: Rows, teaching: Any) -> Task |
 
 
 def _wish(config: LessonConfig, job: Job) -> Wish:
-    from modelpack.numerics import distillation
+    from modelpack.numerics import distillation, masks
 
     distances = config.distance if isinstance(config.distance, dict) else {distillation.ALL: config.distance}
     asked: object = config
@@ -179,5 +179,5 @@ def _wish(config: LessonConfig, job: Job) -> Wish:
         features=tuple(inner.features.items()) if inner else (),
         relations=tuple(inner.relations.items()) if inner else (),
         yielding=inner.yielding if inner else (),
-        mask=distillation.mask_for(config.mask, job.inputs),
+        mask=masks.chosen(config.mask, job.inputs),
     )

@@ -7,7 +7,6 @@ from modelpack.numerics.distillation.planning import (
     expect_same_outputs,
     imitation,
     judged_by_truth,
-    mask_for,
     task_for,
 )
 from modelpack.numerics.distillation.remembering import remembered, remembering
@@ -22,7 +21,6 @@ __all__ = [
     "expect_same_outputs",
     "imitation",
     "judged_by_truth",
-    "mask_for",
     "remembered",
     "remembering",
     "task_for",

@@ -19,7 +19,6 @@ from modelpack.numerics.distillation.aspects.similarity import Similarity
 from modelpack.numerics.distillation.imitation import Imitation
 from modelpack.numerics.distillation.question import question
 from modelpack.numerics.distillation.taps import Tap, Told, at, survey, watch
-from modelpack.numerics.quantization.calibration import masks
 from modelpack.numerics.training import layout
 from modelpack.numerics.training.batches import TRUTH, split
 
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from modelpack.numerics.distillation.question import Question
     from modelpack.numerics.distillation.tasks import Task
     from modelpack.numerics.training.batches import Rows
-    from modelpack.tensors import TensorSpec
 
 
 Taps = tuple[tuple[Tap, ...], tuple[Tap, ...]]
@@ -64,20 +62,6 @@ class Wish:
     relations: Sequence[Pair] = ()
     yielding: Collection[Name] = ()
     mask: str | None = None
-
-
-def mask_for(asked: str, inputs: Mapping[str, TensorSpec]) -> str | None:
-    """Give the input that tells padded positions, None where there is none.
-
-    Args:
-        asked: Its name; ``auto`` for a matrix whose name says that it is a mask, ``none`` for none.
-        inputs: The model's inputs.
-
-    Raises:
-        StageError: When there is no such input, it cannot be a mask, or several could be.
-    """
-    matrices = {name: spec for name, spec in inputs.items() if len(spec.shape) == 2}
-    return masks.padding(asked, matrices if asked == "auto" else inputs)
 
 
 def task_for(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from modelpack.errors import StageError
+from modelpack.numerics import masks
 from modelpack.numerics.training.batches import TRUTH, own_name
 
 if TYPE_CHECKING:
@@ -97,8 +98,5 @@ def question(inputs: dict[str, Tensor], beside: Mapping[str, Tensor], mask: str 
             then="name the right input as `mask:`, or say `mask: none`",
         )
     if not bool(((values == 0) | (values == 1)).all()):
-        raise StageError(
-            f"the mask '{mask}' holds values other than 0 and 1",
-            then="if it does not tell padded positions, say `mask: none`",
-        )
+        raise masks.unclear(mask)
     return Question(inputs, beside, values.bool())

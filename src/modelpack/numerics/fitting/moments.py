@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from modelpack.errors import StageError
-from modelpack.numerics import models
+from modelpack.numerics import masks, models
 from modelpack.numerics.calling import call
 from modelpack.numerics.fitting.layers import Layer, inputs
-from modelpack.numerics.quantization.calibration import masks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -43,6 +42,10 @@ class Reading:
     read: Callable[[], Iterable[Feed]]
     mask: str | None
     device: str | torch.device
+
+    def real(self, feed: Feed) -> NDArray[np.bool_] | None:
+        """Give which positions are real, in the mask's shape; None where all are."""
+        return masks.real(self.mask, feed) if self.mask is not None else None
 
 
 def gather(
@@ -85,7 +88,7 @@ def gather(
 
     with torch.no_grad(), _watched(layers, add):
         for feed in reading.read():
-            real[0] = masks.real(reading.mask, feed) if reading.mask is not None else None
+            real[0] = reading.real(feed)
             with models.blamed("the model fails on the rows"):
                 call(module, models.tensors(feed, reading.device))
     return sums

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from modelpack.errors import StageError
 from modelpack.numerics import models, structure
 from modelpack.numerics.calling import call, watched
-from modelpack.numerics.quantization.calibration import masks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -93,7 +92,7 @@ def of_outputs(module: nn.Module, layers: Sequence[Layer], reading: Reading) -> 
     hooks = [(module.get_submodule(item.path), look(item)) for item in layers]
     with torch.inference_mode(), models.blamed("the model fails on the rows"), watched(hooks):
         for feed in reading.read():
-            real[0] = masks.real(reading.mask, feed) if reading.mask is not None else None
+            real[0] = reading.real(feed)
             call(module, models.tensors(feed, reading.device))
     return {layer: moments.spectrum(layer.path) for layer, moments in seen.items()}
 

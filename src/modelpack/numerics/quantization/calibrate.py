@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from modelpack.numerics import masks
 from modelpack.numerics.quantization import static
 from modelpack.numerics.quantization.adjustment import adjust, smoothing
-from modelpack.numerics.quantization.calibration import channels, masks
+from modelpack.numerics.quantization.calibration import channels
 from modelpack.numerics.quantization.calibration.measure import measure
 from modelpack.numerics.quantization.calibration.record import Calibration
 from modelpack.numerics.quantization.rewriting.prepare import prepare
@@ -63,7 +64,7 @@ def calibrate(
         StageError: When the graph cannot be quantized, there are no rows, or activations are not finite.
     """
     prepared, _ = prepare(model)
-    mask = masks.padding(asked.mask, inputs)
+    mask = masks.chosen(asked.mask, inputs)
     seen = Calibration(identity, 0, {}, mask or "", asked.equalize)
     if asked.smooth is not None:
         even = adjust.adjusted(prepared, seen, asked.operators).model

@@ -12,7 +12,7 @@ from modelpack.errors import StageError
 from modelpack.numerics import graph as graphs
 from modelpack.numerics import onnxfile, runtime
 from modelpack.numerics.quantization import operators
-from modelpack.numerics.quantization.calibration import masks
+from modelpack.numerics.quantization.calibration import hidden
 from modelpack.numerics.quantization.calibration.measure import measure
 from modelpack.numerics.quantization.settings import Outcome
 from modelpack.numerics.silence import quiet
@@ -180,7 +180,7 @@ def _beyond(model: ModelProto, apart: frozenset[str]) -> list[str]:
         StageError: For any other constant that float16 does not hold.
     """
     read = {name for node in model.graph.node if not _stays(node, apart) for name in node.input}
-    hiding, found = masks.constants(model), []
+    hiding, found = hidden.constants(model), []
     for tensor in model.graph.initializer:
         if tensor.data_type != onnx.TensorProto.FLOAT or tensor.name not in read:
             continue

@@ -8,7 +8,7 @@ import numpy as np
 
 from modelpack.errors import StageError
 from modelpack.numerics import differences, onnxfile, runtime
-from modelpack.numerics.quantization.calibration import masks
+from modelpack.numerics.quantization.calibration import hidden
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,7 +40,7 @@ def not_finite(model: ModelProto, name: str, feed: Feed, device: str) -> StageEr
             return StageError(
                 f"the calibration data hold NaN or infinity in '{column}'", then="mend or leave out those rows"
             )
-    makers, floors = onnxfile.producers(model.graph), masks.floors(model)
+    makers, floors = onnxfile.producers(model.graph), hidden.floors(model)
     fixed = {key: onnxfile.array(item) for key, item in onnxfile.constants(model.graph).items()}
     wrong = {key for key, values in fixed.items() if not _finite(values, least=-np.inf)}
     wrong |= _wrong(model, feed, floors, device)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-from modelpack.numerics import onnxfile, rows, runtime
-from modelpack.numerics.quantization.calibration import blame, masks
+from modelpack.numerics import masks, onnxfile, rows, runtime
+from modelpack.numerics.quantization.calibration import blame, hidden
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -50,7 +50,7 @@ def largest(
     if not names:
         return {}
     first, whole = rows.peeked(feeds, inputs)
-    padded = masks.aligned(model, names, mask, inputs, first, device=device) if mask is not None else {}
+    padded = hidden.aligned(model, names, mask, inputs, first, device=device) if mask is not None else {}
     reduced = _reduced(model, names, mask, padded)
     with onnxfile.loadable(reduced) as content:
         session = runtime.session(content, device, entries=runtime.AT_REST, planned=False)

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 
 from modelpack.errors import StageError
-from modelpack.numerics import differences, onnxfile, rows, runtime
-from modelpack.numerics.quantization.calibration import masks
+from modelpack.numerics import differences, masks, onnxfile, rows, runtime
 from modelpack.numerics.quantization.calibration.histogram import Tally, Workspace
 from modelpack.numerics.quantization.calibration.record import Seen
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from modelpack.errors import StageError
-from modelpack.numerics import rows
-from modelpack.numerics.quantization.calibration import blame, masks
+from modelpack.numerics import masks, rows
+from modelpack.numerics.quantization.calibration import blame, hidden
 from modelpack.numerics.quantization.calibration.counting import BUDGET, Counter
 from modelpack.numerics.quantization.calibration.extremes import Reducer
 from modelpack.numerics.quantization.calibration.taps import taps
@@ -58,7 +58,7 @@ def measure(
             or a tensor holds NaN or infinity.
     """
     first, whole = rows.peeked(feeds, inputs)
-    padded = masks.aligned(model, names, mask, inputs, first, device=device) if mask is not None else {}
+    padded = hidden.aligned(model, names, mask, inputs, first, device=device) if mask is not None else {}
     looked = taps(model, names, padded)
     meter: Counter | Reducer
     if histograms:

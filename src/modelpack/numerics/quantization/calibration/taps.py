@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from modelpack.numerics import onnxfile
-from modelpack.numerics.quantization.calibration import masks
+from modelpack.numerics.quantization.calibration import hidden
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -46,10 +46,10 @@ def taps(model: ModelProto, names: Sequence[str], padded: Mapping[str, tuple[int
     Args:
         model: A prepared graph.
         names: Tensors.
-        padded: Those with padded positions, from `masks.aligned`.
+        padded: Those with padded positions, from `hidden.aligned`.
     """
     makers, fixed = onnxfile.producers(model.graph), onnxfile.constants(model.graph)
-    floors = masks.floors(model)
+    floors = hidden.floors(model)
     return [
         Tap(name, name in makers and _positive(makers[name], fixed), *padded.get(name, (0, 0)), floors.get(name))
         for name in names

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from modelpack.numerics import graph
-from modelpack.numerics.quantization.calibration import masks
+from modelpack.numerics import graph, masks
+from modelpack.numerics.quantization.calibration import hidden
 from modelpack.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -66,5 +66,5 @@ def padding(model: ModelProto, names: Sequence[str], mask: str, feeds: Sequence[
     if not mask:
         return Padding()
     inputs = {name: TensorSpec.model_validate(spec) for name, spec in graph.signature(model)["inputs"].items()}
-    found = masks.aligned(model, names, mask, inputs, feeds[0], device=device)
+    found = hidden.aligned(model, names, mask, inputs, feeds[0], device=device)
     return Padding([masks.real(mask, feed) for feed in feeds], {name: axes for name, (axes, _) in found.items()})

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from modelpack.errors import StageError
-from modelpack.numerics import differences, onnxfile, rows, runtime
+from modelpack.numerics import differences, masks, onnxfile, rows, runtime
 from modelpack.numerics import graph as graphs
-from modelpack.numerics.quantization.calibration import masks
+from modelpack.numerics.quantization.calibration import hidden
 from modelpack.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -77,14 +77,14 @@ def _readings(
 ) -> Iterator[tuple[Feed, NDArray[np.bool_] | None, Collection[str]]]:
     """Give each feed, which positions are real, and the tensors whose leading axes are those positions."""
     inputs = {name: TensorSpec.model_validate(spec) for name, spec in graphs.signature(model)["inputs"].items()}
-    mask = masks.padding("auto", inputs)
+    mask = masks.chosen("auto", inputs)
     padded: Collection[str] | None = None
     for feed in rows.peeked(evidence.read("see inputs of layers", None), inputs)[1]:
         if mask is None:
             yield feed, None, ()
             continue
         if padded is None:
-            padded = set(masks.aligned(model, names, mask, inputs, feed, device=evidence.device))
+            padded = set(hidden.aligned(model, names, mask, inputs, feed, device=evidence.device))
         yield feed, masks.real(mask, feed), padded
 
 
