@@ -9,6 +9,7 @@ import queue
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -192,9 +193,26 @@ runpy.run_module("modelpack_server", run_name="__main__", alter_sys=True)
 
 
 class Server:
-    """A server process; `with Server(folder) as server: server.ask(...)`."""
+    """A server process; `with Server(folder) as server: server.ask(...)`.
 
-    def __init__(self, folder: Path, *, command: list[str] | None = None, wait: bool = True, **limits: object) -> None:
+    Args:
+        folder: Of its models.
+        command: What serves; `python -m modelpack.server` when None.
+        wait: Whether until it is ready.
+        trusting: What the test asks with, where the server speaks TLS.
+        limits: Settings.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        command: list[str] | None = None,
+        wait: bool = True,
+        trusting: ssl.SSLContext | None = None,
+        **limits: object,
+    ) -> None:
+        self.trusting = trusting
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MODELPACK_")}
         environment |= {f"MODELPACK_{name.upper()}": str(value) for name, value in limits.items()}
         environment.setdefault("MODELPACK_DRAIN_DELAY", "0")
@@ -212,7 +230,7 @@ class Server:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         try:
-            self.port = int(self.line(r"http://127\.0\.0\.1:(\d+)")[1])
+            self.port = int(self.line(r"https?://127\.0\.0\.1:(\d+)")[1])
             if wait:
                 self.line(r"ready: ")
         except BaseException:
@@ -249,7 +267,10 @@ class Server:
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
     ) -> tuple[int, dict[str, str], bytes]:
         """Send one request on a connection of its own; names of response headers are in small letters."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        if self.trusting is None:
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        else:
+            connection = http.client.HTTPSConnection("127.0.0.1", self.port, timeout=60, context=self.trusting)
         try:
             connection.request(method, path, body, headers or {})
             response = connection.getresponse()

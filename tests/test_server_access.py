@@ -147,10 +147,10 @@ def test_a_token_is_shown_nowhere():
 @given(st.text(max_size=60))
 def test_no_other_header_is_let_in(header):
     access = Access(Settings(token=ONE))
-    access.check(f"Bearer {ONE}")
+    access.check(f"Bearer {ONE}", certified=False)
     if ONE not in header:
         with pytest.raises(Unproven):
-            access.check(header)
+            access.check(header, certified=False)
         with pytest.raises(Unproven):
-            access.check(f"Bearer {header}")
-    Access(Settings()).check(header)
+            access.check(f"Bearer {header}", certified=False)
+    Access(Settings()).check(header, certified=False)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from certificates import Authority
 from interfaces import made, photos, pictures, reading, seeing, sentences
 from serving import Server, linear, scaled
 
@@ -37,17 +38,24 @@ def test_every_command_of_the_page_succeeds(tmp_path):
     linear(tmp_path / "models" / "linear")
     _with_interfaces(tmp_path)
     commands = "".join(re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL))
-    assert commands.count("curl ") == 48
+    assert commands.count("curl ") == 50
+    ours = Authority(tmp_path)
+    host, client = ours.issue("host"), ours.issue("client")
+    shutil.copy(ours.path, tmp_path / "ca.pem")
+    client.install(tmp_path / "client.pem", tmp_path / "client.key")
+    tls = {"tls_cert": host.path, "tls_key": host.key, "tls_client_ca": ours.path}
     routes = {"predict_route": "/v1/endpoints/7/deployedModels/8:predict", "health_route": "/health"}
     with (
         Server(tmp_path / "models", allow_loading=1, grpc_port=0) as server,
         Server(tmp_path / "models" / "scale" / "2", **routes) as image,
         Server(tmp_path / "models" / "scale" / "2", token="an-example-only-0123456789") as guarded,
+        Server(tmp_path / "models" / "scale" / "2", **tls) as secured,
     ):
         script = commands.replace("curl ", "curl --fail-with-body --silent --show-error ")
         script = script.replace("localhost:8080", f"127.0.0.1:{server.port}")
         script = script.replace("localhost:8081", f"127.0.0.1:{image.port}")
         script = script.replace("localhost:8082", f"127.0.0.1:{guarded.port}")
+        script = script.replace("localhost:8443", f"127.0.0.1:{secured.port}")
         script = script.replace("localhost:9000", re.search(r"gRPC on (\S+:\d+)", "".join(server.log))[1])
         script = script.replace('"url": "/models/', f'"url": "{tmp_path}/models/')
         environment = os.environ | {"no_proxy": "*", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
@@ -59,6 +67,7 @@ def test_every_command_of_the_page_succeeds(tmp_path):
     assert '"predictions":[[2.0],[5.0]]' in done.stdout
     assert '"outputs":{"y":[[1.0],[2.5]]}' in done.stdout
     assert done.stdout.count('{"predictions":[[2.0],[5.0]]}') == 5
+    assert done.stdout.count('{"ready":true}') == 3
     assert done.stdout.count('"scores_label":["blue",') == 3
     assert done.stdout.count("[2,4,6,3]") == 2
     assert "2.0\n5.0\n" in done.stdout

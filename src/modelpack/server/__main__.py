@@ -56,14 +56,24 @@ def _healthcheck(settings: Settings) -> int:
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104 - not listening here
     try:
         with socket.create_connection((host, settings.port), timeout=3) as connection:
-            connection.sendall(b"GET /readyz HTTP/1.0\r\n\r\n")
-            answer = b"".join(iter(lambda: connection.recv(4096), b""))
+            speaking = _secured(connection) if settings.secured else connection
+            speaking.sendall(b"GET /readyz HTTP/1.0\r\n\r\n")
+            answer = b"".join(iter(lambda: speaking.recv(4096), b""))
     except OSError as error:
         print(f"not ready: {error}", file=sys.stderr)  # noqa: T201 - this is the command line
         return 1
     head, _, body = answer.partition(b"\r\n\r\n")
     print(body.decode("utf-8", "replace"))  # noqa: T201 - this is the command line
     return 0 if head.split(b" ")[1:2] == [b"200"] else 1
+
+
+def _secured(connection: socket.socket) -> socket.socket:
+    """Speak TLS, without a client's certificate, with whatever certificate the server has: it is this machine's own."""
+    import ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context.wrap_socket(connection)
 
 
 if __name__ == "__main__":

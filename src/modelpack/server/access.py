@@ -1,4 +1,4 @@
-"""Who may ask: everybody, or whoever shows one of the operator's tokens.
+"""Who may ask: everybody, or whoever shows one of the operator's tokens, a certificate, or both.
 
 Source: RFC 6750, "The OAuth 2.0 Authorization Framework: Bearer Token Usage".
 """
@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .faults import StartError, Unproven
+from .faults import Forbidden, StartError, Unproven
 
 if TYPE_CHECKING:
     from .settings import Settings
@@ -26,7 +26,7 @@ class Access:
     """The tokens of this server, of which only digests are kept.
 
     Args:
-        settings: One token, or a file with one a line; neither lets everybody ask.
+        settings: One token, or a file with one a line; neither lets everybody ask, where no certificate is needed.
 
     Raises:
         StartError: When both are given, the file cannot be read, or what is given is no token.
@@ -35,15 +35,23 @@ class Access:
     def __init__(self, settings: Settings) -> None:
         if settings.token and settings.token_file:
             raise StartError("give one of MODELPACK_TOKEN and MODELPACK_TOKEN_FILE: a file may hold several tokens")
+        self._certified = bool(settings.tls_client_ca)
         self._file = Path(settings.token_file) if settings.token_file else None
         self._known = _read(self._file) if self._file else _digests([settings.token], "MODELPACK_TOKEN")
 
-    def check(self, authorization: str) -> None:
-        """Let a request pass whose `Authorization` header has a token that is known; how long it takes tells nothing.
+    def check(self, authorization: str, *, certified: bool) -> None:
+        """Let a request pass that shows what is asked for; how long it takes to look for a token tells nothing.
+
+        Args:
+            authorization: Its header of this name.
+            certified: Whether its connection has shown a certificate, which TLS has verified.
 
         Raises:
-            Unproven: When it has none, or an unknown one.
+            Forbidden: When a certificate is missing.
+            Unproven: When a token is missing, or unknown.
         """
+        if self._certified and not certified:
+            raise Forbidden("this server asks for a client's certificate, and the connection has shown none")
         if not self._known:
             return
         shown = _SHOWN.fullmatch(authorization)

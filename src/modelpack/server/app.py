@@ -41,7 +41,7 @@ class App:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, whatever happens in it."""
-        request = Request(scope, receive, self.service.settings)
+        request = Request(scope, receive, self.service.settings, self.service.patience)
         found, request.parts = self.router.find(request.path)
         place, metrics = found or _NOWHERE, self.service.metrics
         metrics.inflight.inc()
@@ -81,7 +81,7 @@ class App:
 
     async def _work(self, request: Request, place: Place) -> Response:
         if not place.open:
-            self.service.access.check(request.header("authorization"))
+            self.service.access.check(request.header("authorization"), certified=request.certified)
         if answer := place.methods.get("GET" if request.method == "HEAD" else request.method):
             return await answer(self.service, request)
         if place is _NOWHERE:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 from typing import TYPE_CHECKING
 
@@ -11,10 +10,12 @@ from .board import BACKLOG
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from .board import Seat
 
+HEARING = 0.5
+"""Seconds that a server which ends gives to clients that have connected and asked nothing yet."""
 _DEFERRING, _FULL = 0.001, 1.0  # seconds
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -28,18 +29,20 @@ class Door:
     Args:
         listener: The socket.
         seat: This worker's, where each tells how many connections it has.
-        protocol: Makes what speaks on a connection.
+        greet: Shakes hands, where that is needed, and lets a protocol speak.
         count: Tells how many are open here.
+        most: How many may be greeted at once.
     """
 
     def __init__(
         self,
         listener: socket.socket,
         seat: Seat,
-        protocol: Callable[[], asyncio.Protocol],
+        greet: Callable[[socket.socket], Coroutine[None, None, None]],
         count: Callable[[], int],
+        most: int,
     ) -> None:
-        self._listener, self._seat, self._protocol, self._count = listener, seat, protocol, count
+        self._listener, self._seat, self._greet, self._count, self._most = listener, seat, greet, count, most
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._open = False
@@ -67,8 +70,11 @@ class Door:
             self._listener.close()
 
     async def wait_closed(self) -> None:
-        """Wait for those that were just taken."""
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        """Wait for those that were just taken, unless they are slow to say who they are."""
+        if self._tasks:
+            _, slow = await asyncio.wait(self._tasks, timeout=HEARING)
+            for task in slow:
+                task.cancel()
 
     def _welcome(self) -> None:
         counts = self._seat.board.connections
@@ -96,12 +102,11 @@ class Door:
             if error.errno in _EXHAUSTED:
                 self._look_away(_FULL)
             return
+        if len(self._tasks) >= self._most:
+            connection.close()
+            return
         connection.setblocking(False)
         self._seat.board.connections[self._seat.number] += 1.0
         task = self._loop.create_task(self._greet(connection))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-    async def _greet(self, connection: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            await self._loop.connect_accepted_socket(self._protocol, connection)

@@ -18,6 +18,7 @@ from . import tracing
 from .faults import Disconnected, Failed, Fault, Forbidden, Full, Invalid, Late, Unknown, Unproven, Unready
 
 if TYPE_CHECKING:
+    from .patience import Patience
     from .settings import Settings
 
 STATUSES: dict[type[Fault], int] = {
@@ -87,6 +88,7 @@ class Request:
     __slots__ = (
         "_headers",
         "_limits",
+        "_patience",
         "_receive",
         "_scope",
         "_trace",
@@ -99,8 +101,8 @@ class Request:
         "unread",
     )
 
-    def __init__(self, scope: Scope, receive: Receive, limits: Settings) -> None:
-        self._limits, self._scope = limits, scope
+    def __init__(self, scope: Scope, receive: Receive, limits: Settings, patience: Patience) -> None:
+        self._limits, self._patience, self._scope = limits, patience, scope
         self._trace: tracing.Trace | None = None
         self.parts: dict[str, str] = {}
         self.arrived = perf_counter()
@@ -115,6 +117,11 @@ class Request:
     def header(self, name: str) -> str:
         """Give a header's value, or an empty text."""
         return self._headers.get(name.encode(), b"").decode("latin-1").strip()
+
+    @property
+    def certified(self) -> bool:
+        """Whether its connection has shown a client's certificate, which was found good."""
+        return bool(self._scope.get("modelpack.certified"))
 
     @property
     def trace(self) -> tracing.Trace:
@@ -141,29 +148,31 @@ class Request:
             Refused: 413 when it is too large, 408 when it is too slow, 415 when it is compressed.
             Disconnected: When the client leaves in the middle.
         """
-        limit, seconds = self._limits.max_body, self._limits.body_timeout
+        limit = self._limits.max_body
         if self.header("content-encoding") not in ("", "identity"):
             plain = "a compressed body is not read: send it without Content-Encoding"
             raise Refused(415, plain, accept_encoding="identity")
         length = self.header("content-length")
         if length and int(length) > limit:
             raise Refused(413, f"the body has {length} bytes, and the limit is {limit}")
-        parts, size = [], 0
         try:
-            async with asyncio.timeout(seconds):
-                while True:
-                    message = await self._receive()
-                    if message["type"] != "http.request":
-                        raise Disconnected
-                    parts.append(message.get("body", b""))
-                    size += len(parts[-1])
-                    self.unread = message.get("more_body", False)
-                    if size > limit:
-                        raise Refused(413, f"the body is larger than the limit of {limit} bytes")
-                    if not self.unread:
-                        return parts[0] if len(parts) == 1 else b"".join(parts)
+            return await self._patience.wait(self._whole(limit))
         except TimeoutError:
-            raise Refused(408, f"the body did not arrive within {seconds:g} seconds") from None
+            raise Refused(408, f"the body did not arrive within {self._patience.seconds:g} seconds") from None
+
+    async def _whole(self, limit: int) -> bytes:
+        parts, size = [], 0
+        while True:
+            message = await self._receive()
+            if message["type"] != "http.request":
+                raise Disconnected
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            self.unread = message.get("more_body", False)
+            if size > limit:
+                raise Refused(413, f"the body is larger than the limit of {limit} bytes")
+            if not self.unread:
+                return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def discard(self) -> None:
         """Let a client that is still sending see its answer: a socket closed over unread bytes is reset."""

@@ -31,7 +31,7 @@ class Unproven(Fault):
 
 
 class Forbidden(Fault):
-    """The request would change what is served, and this server does not allow it."""
+    """This server does not allow it: it would change what is served, or the client shows no certificate."""
 
 
 class Unknown(Fault):

@@ -14,7 +14,8 @@ import uvicorn
 
 from . import grpc
 from .app import App
-from .door import Door
+from .board import Board, Seat
+from .door import HEARING, Door
 from .faults import StartError
 from .service import Service
 from .wire import Protocol
@@ -24,11 +25,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from types import FrameType
 
-    from .board import Seat
     from .grpc.listener import Listener
     from .settings import Settings
 
-_HEARING = 0.5  # seconds
+_GOODBYE = 0.5  # seconds that clients get to end TLS as it should end
+_LOOKING = 10  # ticks, of 0.1 seconds
 _log = logging.getLogger("modelpack.server")
 
 
@@ -77,12 +78,14 @@ class Server(uvicorn.Server):
             self._loading = asyncio.create_task(self._load())
 
     async def _listen(self, sockets: list[socket.socket]) -> None:
-        if self._seat is None:
+        service = self.app.service
+        if self._seat is None and service.tls is None:
             await super().startup(sockets)
             return
         await super().startup([])
+        seat, most = self._seat or Seat(Board(), 0, alive=-1, late=False), service.settings.max_connections
         for listener in sockets:
-            door = Door(listener, self._seat, self._protocol, lambda: len(self.server_state.connections))
+            door = Door(listener, seat, self._greet, lambda: len(self.server_state.connections), most)
             door.open()
             self._doors.append(door)
         self.servers += self._doors  # type: ignore[arg-type] # they are closed like any other
@@ -121,13 +124,33 @@ class Server(uvicorn.Server):
         self.app.service.drain()
 
     async def on_tick(self, counter: int) -> bool:
-        """Stop when the drain delay is over; let other workers see the figures of this one."""
+        """Stop when the drain delay is over, show other workers the figures of this one, look for new certificates."""
         self.app.service.metrics.refresh()
         for door in self._doors:
             door.tell()
+        if self.app.service.tls and counter % _LOOKING == 0:
+            self.app.service.tls.follow()
         if self._stop_at is not None and time.monotonic() >= self._stop_at:
             self.should_exit = True
         return await super().on_tick(counter)
+
+    async def _greet(self, connection: socket.socket) -> None:
+        """Speak with whoever has connected, after a handshake where there is TLS."""
+        loop, service = asyncio.get_running_loop(), self.app.service
+        try:
+            if service.tls is None:
+                await loop.connect_accepted_socket(self._protocol, connection)
+            else:
+                seconds = service.settings.head_timeout
+                await loop.connect_accepted_socket(
+                    self._protocol, connection, ssl=service.tls.context,
+                    ssl_handshake_timeout=seconds, ssl_shutdown_timeout=_GOODBYE,
+                )  # fmt: skip
+        except OSError as error:
+            refused = getattr(error, "verify_message", "")  # the client is told nothing: only the log has the reason
+            _log.log(
+                logging.WARNING if refused else logging.DEBUG, "a connection came to nothing: %s", refused or error
+            )
 
     def _protocol(self) -> Protocol:
         return Protocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
@@ -146,9 +169,10 @@ class Server(uvicorn.Server):
             server.close()
         for door in self._doors:
             await door.wait_closed()
-        for connection in queued:
-            await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
-        end = time.monotonic() + _HEARING
+        greeting = [asyncio.create_task(self._greet(connection)) for connection in queued]
+        if greeting:
+            await asyncio.wait(greeting, timeout=HEARING)
+        end = time.monotonic() + HEARING
         while time.monotonic() < end and any(_fresh(connection) for connection in self.server_state.connections):
             await asyncio.sleep(0.01)
         ending = [self._grpc.stop(self.app.service.settings.drain_timeout)] if self._grpc else []

@@ -30,6 +30,8 @@ DATATYPES = {
 }  # fmt: skip
 NAMES = {dtype: name for name, dtype in DATATYPES.items()} | dict.fromkeys((*TEXTS, "object"), "BYTES")
 """What the protocol calls each element type that is served; texts and bytes are objects to numpy."""
+KINDS = {np.dtype(dtype): name for name, dtype in DATATYPES.items()} | {np.dtype(object): "BYTES"}
+"""The same by numpy's types, whose own names numpy makes anew each time."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,7 @@ def write(asked: Asked, answer: Answer, model: Model) -> tuple[bytes, int | None
     entries, blobs = [], []
     for name, binary in asked.outputs.items():
         array = answer.outputs[name]
-        entry: dict[str, Any] = {"name": name, "datatype": NAMES[array.dtype.name], "shape": list(array.shape)}
+        entry: dict[str, Any] = {"name": name, "datatype": KINDS[array.dtype], "shape": list(array.shape)}
         if binary:
             blobs.append(blob(array))
             entry["parameters"] = {"binary_data_size": len(blobs[-1])}

@@ -7,10 +7,12 @@ import logging
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from . import tls
 from .access import Access
 from .catalog import Catalog
 from .faults import Forbidden
 from .metrics import Metrics
+from .patience import Patience
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -36,7 +38,7 @@ class Service:
         worker: The number of this one, from 0.
 
     Raises:
-        StartError: When there is no model with a readable signature, or the tokens are none.
+        StartError: When there is no model with a readable signature, or tokens or certificates are none.
     """
 
     def __init__(
@@ -44,6 +46,8 @@ class Service:
     ) -> None:
         self.settings = settings
         self.access = Access(settings)
+        self.patience = Patience(settings.body_timeout)
+        self.tls = tls.load(settings)
         self.metrics = Metrics(board, worker)
         self.catalog = Catalog(settings, card, self._ran)
         self.state = LOADING

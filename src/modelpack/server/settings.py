@@ -66,7 +66,12 @@ class Settings:
     drain_timeout: int = _limit(25, 1, "seconds that work in flight gets to finish after that")
     token: str = _text("what clients must show as a bearer token; 16 characters at least", secret=True)
     token_file: str = _text("a file with such tokens, one a line; SIGHUP reads it again")
-    open_metrics: int = _limit(0, 0, "1 answers /metrics without a token")
+    tls_cert: str = _text(
+        "a PEM file with the server's certificate and those it hangs on; HTTP and gRPC speak TLS then"
+    )
+    tls_key: str = _text("a PEM file with its private key")
+    tls_client_ca: str = _text("a PEM file with the authorities that vouch for clients, which must show a certificate")
+    open_metrics: int = _limit(0, 0, "1 answers /metrics without a token, and without a certificate")
     log_format: str = _choice(("auto", "json", "text"), "form of the log: auto is text at a terminal, else json")
     log_level: str = _choice(("info", "debug", "warning", "error"), "the least that the log has")
     log_requests: int = _limit(0, 0, "1 writes a line for each request")
@@ -75,6 +80,11 @@ class Settings:
     def guarded(self) -> bool:
         """Whether clients must show a token."""
         return bool(self.token or self.token_file)
+
+    @property
+    def secured(self) -> bool:
+        """Whether connections are TLS."""
+        return bool(self.tls_cert)
 
     @classmethod
     def read(cls, environ: Mapping[str, str] | None = None, **given: Any) -> Self:
@@ -105,6 +115,8 @@ class Settings:
             )
         if settings.workers > 1 and settings.grpc_port == 0:
             raise StartError("MODELPACK_GRPC_PORT=0 would give each worker a port of its own: name one for all")
+        if bool(settings.tls_cert) != bool(settings.tls_key) or (settings.tls_client_ca and not settings.tls_cert):
+            raise StartError("TLS needs both MODELPACK_TLS_CERT and MODELPACK_TLS_KEY, with or without a client's CA")
         for route in (settings.health_route, settings.predict_route):
             if route and not _PATH.fullmatch(route):
                 raise StartError(f"the route {route[:80]!r} is not a plain path such as /predict")

@@ -35,7 +35,8 @@ def start(settings: Settings, card: Mapping[str, Any] | None = None) -> int:
     with _listen(settings.host, settings.port) as listener:
         address, port = listener.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address
-        _log.info("serving %s on http://%s:%d", settings.model, shown, port)
+        scheme = "https" if settings.secured else "http"
+        _log.info("serving %s on %s://%s:%d", settings.model, scheme, shown, port)
         if settings.workers == 1:
             from .launch import launch
 

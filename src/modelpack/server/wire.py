@@ -66,6 +66,7 @@ class Protocol(HttpToolsProtocol):
         super().connection_made(cast("asyncio.Transport", Joined(transport)))
         self._app = cast("App", self.config.app)
         self._limits = self._app.service.settings
+        self._certified = bool(transport.get_extra_info("peercert"))
         self._heading, self._begun = True, False  # between requests or inside a head; inside a head
         self._head = self._raw = 0  # bytes of an unfinished head; bytes of an unfinished body as they came
         self._finished = self._owed = 0  # requests read; requests without their answer
@@ -159,7 +160,8 @@ class Protocol(HttpToolsProtocol):
             self.url = b"/"
         super().on_headers_complete()
         self._owed += 1
-        cast("dict[str, Any]", self.scope)["modelpack.gone"] = self.transport.is_closing
+        scope = cast("dict[str, Any]", self.scope)
+        scope["modelpack.gone"], scope["modelpack.certified"] = self.transport.is_closing, self._certified
 
     def _check(self) -> None:
         lengths, codings, hosts, size = [], [], 0, len(self.url)

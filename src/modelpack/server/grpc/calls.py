@@ -6,7 +6,7 @@ import asyncio
 import logging
 from contextlib import contextmanager
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     Unary = Callable[[Service, Any, "Call"], Awaitable[Message]]
     Streaming = Callable[[Service, AsyncIterator[Any], "Call"], AsyncIterator[Message]]
 
+T = TypeVar("T")
 CODES = {
     Invalid: grpc.StatusCode.INVALID_ARGUMENT,
     Unproven: grpc.StatusCode.UNAUTHENTICATED,
@@ -134,54 +135,68 @@ class Calls:
         for method in schema.pool().FindServiceByName(name).methods:
             take = _taking(method.input_type.full_name)
             work: Any = methods[method.name]
-            streams = method.client_streaming or method.server_streaming
-            answer = (self._streaming if streams else self._unary)(method.full_name, take, work)
-            made[method.name] = grpc.stream_stream_rpc_method_handler(answer)  # on the wire all are streams
+            if method.client_streaming or method.server_streaming:
+                made[method.name] = grpc.stream_stream_rpc_method_handler(self._streaming(method.full_name, take, work))
+            else:  # on the wire it is a stream too, whose only message can be waited for with a limit
+                made[method.name] = grpc.stream_unary_rpc_method_handler(self._unary(method.full_name, take, work))
         return grpc.method_handlers_generic_handler(alias or name, made)
 
     def _unary(self, route: str, take: Callable[[bytes], Message], work: Unary) -> Callable[[bytes, Any], Any]:
-        async def answer(_requests: Any, context: Any) -> None:
-            async def working(call: Call) -> None:
-                request = take(await _message(call, self.service.settings.body_timeout))
-                await context.write((await work(self.service, request, call)).SerializeToString())
+        async def working(call: Call) -> bytes:
+            request = take(await self._message(call))
+            return (await work(self.service, request, call)).SerializeToString()
 
-            await self._run(route, context, working)
+        async def answer(_requests: Any, context: Any) -> bytes | None:
+            return await self._run(route, context, working)
 
         return answer
+
+    async def _message(self, call: Call) -> bytes:
+        """Give the one message of a call that is no stream, while it comes in time."""
+        patience = self.service.patience
+        try:
+            data = await patience.wait(call.context.read())
+        except TimeoutError:
+            raise Late(f"the message was not there after {patience.seconds:g} seconds") from None
+        if data is grpc.aio.EOF:
+            raise Invalid("the call has no message")
+        return bytes(data)
 
     def _streaming(self, route: str, take: Callable[[bytes], Message], work: Streaming) -> Callable[[Any, Any], Any]:
-        async def answer(_requests: Any, context: Any) -> None:
-            async def working(call: Call) -> None:
-                async for response in work(self.service, _messages(call, take), call):
-                    await context.write(response.SerializeToString())
+        async def working(call: Call) -> None:
+            async for response in work(self.service, _messages(call, take), call):
+                await call.context.write(response.SerializeToString())
 
+        async def answer(_requests: Any, context: Any) -> None:
             await self._run(route, context, working)
 
         return answer
 
-    async def _run(self, route: str, context: Any, work: Callable[[Call], Awaitable[None]]) -> None:
-        """Do the work of one call, whatever happens in it."""
+    async def _run(self, route: str, context: Any, work: Callable[[Call], Awaitable[T]]) -> T | None:
+        """Do the work of one call, whatever happens in it; nothing comes of one that is aborted."""
         call, task = Call(context, self), asyncio.current_task()
         began, status = call.arrived, 499
         self.running.add(task)
         self.service.metrics.inflight.inc()
         try:
-            fault = await self._tried(call, route, work)
-            status = STATUSES[type(fault)] if fault else 200
+            done = await self._tried(call, route, work)
+            status = STATUSES[type(done)] if isinstance(done, Fault) else 200
         except asyncio.CancelledError:  # the client left, or its deadline has passed
             status = 504 if call.late else 499
             raise
         finally:
             self.running.discard(task)
             self._ended(call, route, status, perf_counter() - began)
-        if fault is not None:
-            await context.abort(CODES[type(fault)], fault.message[:_LONGEST])
+        if isinstance(done, Fault):
+            await context.abort(CODES[type(done)], done.message[:_LONGEST])
+            return None
+        return done
 
-    async def _tried(self, call: Call, route: str, work: Callable[[Call], Awaitable[None]]) -> Fault | None:
+    async def _tried(self, call: Call, route: str, work: Callable[[Call], Awaitable[T]]) -> T | Fault:
         try:
             if not route.startswith(OPEN):
-                self.service.access.check(call.given("authorization"))
-            await work(call)
+                self.service.access.check(call.given("authorization"), certified=True)  # by the handshake
+            return await work(call)
         except (Disconnected, grpc.aio.BaseError):  # nobody is there to read or write for
             raise asyncio.CancelledError from None
         except asyncio.CancelledError:
@@ -190,7 +205,6 @@ class Calls:
             return Unready(_STOPPED)
         except Exception as error:  # noqa: BLE001 - whatever failed, the client gets a status and the log the trace
             return call.fault(error)
-        return None
 
     def _ended(self, call: Call, route: str, status: int, seconds: float) -> None:
         metrics = self.service.metrics
@@ -213,18 +227,6 @@ def _taking(name: str) -> Callable[[bytes], Message]:
             raise Invalid(f"this is no message {name}: {error}") from None
 
     return take
-
-
-async def _message(call: Call, seconds: float) -> bytes:
-    """Give the one message of a call that is no stream, while it comes in time."""
-    try:
-        async with asyncio.timeout(seconds):
-            data = await call.context.read()
-    except TimeoutError:
-        raise Late(f"the message was not there after {seconds:g} seconds") from None
-    if data is grpc.aio.EOF:
-        raise Invalid("the call has no message")
-    return bytes(data)
 
 
 async def _messages(call: Call, take: Callable[[bytes], Message]) -> AsyncIterator[Message]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..faults import Invalid
-from ..open_inference import NAMES, Asked, blob, declared, selected
+from ..open_inference import KINDS, Asked, blob, declared, selected
 from ..tensors import from_array, from_bytes
 from ..texts import from_prefixed, from_values
 from .schema import message
@@ -99,7 +99,7 @@ def write(asked: Asked, answer: Answer, model: Model) -> Any:
     arrays = {name: answer.outputs[name] for name in asked.outputs}
     raw = any(asked.outputs.values()) or any(array.dtype == np.float16 for array in arrays.values())
     for name, array in arrays.items():
-        datatype = NAMES[array.dtype.name]
+        datatype = KINDS[array.dtype]
         entry = response.outputs.add(name=name, datatype=datatype, shape=array.shape)
         if raw:
             response.raw_output_contents.append(blob(array))

@@ -15,6 +15,7 @@ from .calls import Calls
 if TYPE_CHECKING:
     from ..service import Service
     from ..settings import Settings
+    from ..tls import Tls
 
 _PLAIN = 1  # a bit for each algorithm that messages may be compressed by; the lowest is none
 _log = logging.getLogger("modelpack.server")
@@ -30,6 +31,7 @@ class Listener:
     def __init__(self, service: Service) -> None:
         self._settings = settings = service.settings
         self._calls = calls = Calls(service)
+        self._credentials = _credentials(service.tls) if service.tls else None
         self._server = grpc.aio.server(options=_options(settings), maximum_concurrent_rpcs=settings.max_connections)
         self._server.add_generic_rpc_handlers((
             calls.handler(schema.INFERENCE, inference.METHODS),
@@ -49,7 +51,10 @@ class Listener:
         """
         host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
         try:
-            port = self._server.add_insecure_port(f"{host}:{port}")
+            if self._credentials is None:
+                port = self._server.add_insecure_port(f"{host}:{port}")
+            else:
+                port = self._server.add_secure_port(f"{host}:{port}", self._credentials)
         except RuntimeError:
             raise StartError(f"cannot listen on {host}:{port} for gRPC: MODELPACK_GRPC_PORT chooses another") from None
         await self._server.start()
@@ -63,6 +68,23 @@ class Listener:
         await asyncio.wait({stopping}, timeout=seconds)
         self._calls.end(self._calls.running)
         await stopping
+
+
+def _credentials(tls: Tls) -> grpc.ServerCredentials:
+    """Secure connections as HTTP's are, but demand a client's certificate in the handshake where clients need one."""
+    used = tls.pem
+
+    def configured() -> grpc.ServerCertificateConfiguration:
+        return grpc.ssl_server_certificate_configuration([(used.key, used.chain)], used.clients)
+
+    def renewed() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal used
+        if used is tls.pem:
+            return None
+        used = tls.pem
+        return configured()
+
+    return grpc.dynamic_ssl_server_credentials(configured(), renewed, used.clients is not None)
 
 
 def _options(settings: Settings) -> list[tuple[str, int]]:
