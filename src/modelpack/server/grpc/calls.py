@@ -144,7 +144,8 @@ class Calls:
     def _unary(self, route: str, take: Callable[[bytes], Message], work: Unary) -> Callable[[bytes, Any], Any]:
         async def working(call: Call) -> bytes:
             request = take(await self._message(call))
-            return (await work(self.service, request, call)).SerializeToString()
+            data: bytes = (await work(self.service, request, call)).SerializeToString()
+            return data
 
         async def answer(_requests: Any, context: Any) -> bytes | None:
             return await self._run(route, context, working)
