@@ -96,7 +96,7 @@ def test_the_image_is_the_same_bytes_twice_and_holds_what_it_should(tmp_path, ro
     for name, data in files.items():
         assert not name.startswith("blobs/") or hashlib.sha256(data).hexdigest() == name.rpartition("/")[2]
     (docker,) = json.loads(files["manifest.json"])
-    (entry,) = json.loads(files["index.json"])["manifests"]
+    entry, *_ = json.loads(files["index.json"])["manifests"]
     manifest = json.loads(files[f"blobs/sha256/{entry['digest'][7:]}"])
     image = first.manifest.record["results"]["image"]
     assert docker["RepoTags"] == ["small:2.0"]

@@ -8,6 +8,7 @@ an edit is noticed.
 from __future__ import annotations
 
 import enum
+import hashlib
 import json
 import re
 from dataclasses import dataclass, field
@@ -77,7 +78,12 @@ class Manifest:
     @property
     def id(self) -> str:
         """Identity of the work together with its result."""
-        return canonical.digest({"kind": self.kind, "work": self.work, "files": self._files()})
+        return hashlib.sha256(self.identity).hexdigest()
+
+    @property
+    def identity(self) -> bytes:
+        """The bytes whose SHA-256 the id is: kind, work and files."""
+        return canonical.encode({"kind": self.kind, "work": self.work, "files": self._files()})
 
     def _files(self) -> list[dict[str, Any]]:
         return [{"name": item.name, "size": item.size, "sha256": item.sha256} for item in self.files]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modelpack import inspection
 from modelpack.crew import lead
 from modelpack.errors import ModelpackError, StoreError
 from modelpack.events import Emit, Note, StepStarted
@@ -79,6 +80,7 @@ class Execution:
             shared=desk.store.shared,
             device=desk.device,
             emit=self.emit,
+            past=lambda: inspection.past(desk.store, self.made[step.reads]) if step.reads else (),
         )
 
     def _run(self, step: Step, job: Job) -> None:

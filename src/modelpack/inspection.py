@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import struct
@@ -60,6 +61,23 @@ def lineage(store: Store, artifact: Artifact) -> list[Ancestor]:
         found[identity] = Ancestor(depth, identity, stage, item.kind.value, name)
         queue += [(depth + 1, parent) for parent in parents(item)]
     return list(found.values())
+
+
+def past(store: Store, artifact: Artifact) -> list[Artifact]:
+    """Tell where an artifact comes from: itself, what it was made from, the nearest first, and reports on it by stage.
+
+    What the store no longer has is left out.
+    """
+    known = {path.name: path for path in store.artifacts()}
+    line = [item.id for item in lineage(store, artifact) if item.id in known and item.stage]
+    reports = []
+    for path in known.values():
+        with contextlib.suppress(StoreError):  # a damaged one tells nothing; `verify` names it
+            found = Artifact.load(path)
+            if found.kind is Kind.REPORT and found.manifest.work.get("model") == artifact.id:
+                reports.append(found)
+    reports.sort(key=lambda item: (item.manifest.work["stage"], item.id))
+    return [*(Artifact.load(known[identity]) for identity in line), *reports]
 
 
 def contents(artifact: Artifact) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from modelpack.stage import Job
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from modelpack.artifact import Artifact
@@ -28,6 +28,7 @@ def job(
     shared: Path,
     device: str,
     emit: Emit,
+    past: Callable[[], Sequence[Artifact]] = tuple,
 ) -> Job:
     """Collect all that a step's stage may touch.
 
@@ -41,6 +42,7 @@ def job(
         shared: What all steps share.
         device: ``cpu`` or ``cuda:N``.
         emit: Receives every event.
+        past: Tells where the model that it reads comes from.
     """
     return Job(
         model=made[step.reads] if step.reads else None,
@@ -55,5 +57,6 @@ def job(
         seed=recipe.seed,
         name=recipe.name,
         step=step.id,
+        past=past,
         emit=emit,
     )

@@ -14,7 +14,7 @@ from modelpack.errors import StageError
 from modelpack.events import Emit, Metric, Note, Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from modelpack.data import Batch, DataSource
@@ -80,6 +80,7 @@ class Job:
         seed: The recipe's seed.
         name: The recipe's name.
         step: This step's id.
+        past: Gives the model, what it was made from, the nearest first, and the reports on it.
     """
 
     model: Artifact | None
@@ -94,6 +95,7 @@ class Job:
     seed: int = 0
     name: str = ""
     step: str = ""
+    past: Callable[[], Sequence[Artifact]] = tuple
     emit: Emit = lambda _event: None
     metrics: dict[str, Any] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)

@@ -27,19 +27,43 @@ INDEX = "application/vnd.oci.image.index.v1+json"
 
 
 @dataclass(frozen=True)
+class Attached:
+    """A document about an image, which lies beside it: a manifest with a subject (OCI distribution 1.1, "referrers").
+
+    Attributes:
+        kind: Its artifact type.
+        manifest: Its manifest, exact bytes.
+        blobs: What the manifest names, exact bytes.
+    """
+
+    kind: str
+    manifest: bytes
+    blobs: tuple[bytes, ...]
+
+    @property
+    def digest(self) -> str:
+        """``sha256:`` of its manifest."""
+        return sha256(self.manifest)
+
+
+@dataclass(frozen=True)
 class Archive:
-    """One image, or one for each of several platforms.
+    """One image, or one for each of several platforms, and what is attached to them.
 
     Attributes:
         images: By platform, sorted.
+        host: Platform whose image `docker load` takes, where there is one.
+        attached: Documents about them.
     """
 
     images: tuple[Image, ...]
+    host: str
+    attached: tuple[Attached, ...] = ()
 
     @property
     def loaded(self) -> Image:
-        """The one that `docker load` takes: this machine's, else the first."""
-        return next((image for image in self.images if image.platform == host_platform()), self.images[0])
+        """The one that `docker load` takes: the host's, else the first."""
+        return next((image for image in self.images if image.platform == self.host), self.images[0])
 
     @property
     def index(self) -> bytes:
@@ -72,11 +96,12 @@ class Archive:
             layer.digest: Entry(_blob(layer.digest), layer.content) for each in self.images for layer in each.layers
         }
         documents = [data for image in self.images for data in (image.config, image.manifest)]
+        documents += [data for item in self.attached for data in (item.manifest, *item.blobs)]
         for data in [*documents, *([self.index] if len(self.images) > 1 else [])]:
             blobs[sha256(data)] = Entry(_blob(sha256(data)), data)
         head = {
             "oci-layout": {"imageLayoutVersion": "1.0.0"},
-            "index.json": {"schemaVersion": 2, "mediaType": INDEX, "manifests": [self._named()]},
+            "index.json": {"schemaVersion": 2, "mediaType": INDEX, "manifests": [self._named(), *self._referrers()]},
             "manifest.json": [
                 {
                     "Config": _blob(self.loaded.id),
@@ -99,6 +124,12 @@ class Archive:
             return {**_descriptor(self.images[0]), "annotations": names}
         return {"mediaType": INDEX, "digest": self.digest, "size": len(self.index), "annotations": names}
 
+    def _referrers(self) -> list[dict[str, Any]]:
+        return [
+            {"mediaType": MANIFEST, "artifactType": item.kind, "digest": item.digest, "size": len(item.manifest)}
+            for item in sorted(self.attached, key=lambda item: item.digest)
+        ]
+
 
 def _descriptor(image: Image) -> dict[str, Any]:
     system, _, architecture = image.platform.partition("/")
@@ -114,14 +145,19 @@ def _blob(digest: str) -> str:
     return f"blobs/sha256/{digest.removeprefix('sha256:')}"
 
 
-def write(images: Sequence[Image], path: Path) -> Archive:
+def write(images: Sequence[Image], path: Path, attached: Sequence[Attached] = ()) -> Archive:
     """Write an archive.
+
+    Args:
+        images: One for each platform.
+        path: The file.
+        attached: Documents about them.
 
     Raises:
         OSError: When it cannot be written.
         StageError: When a layer of a base is damaged.
     """
-    archive = Archive(tuple(sorted(images, key=lambda image: image.platform)))
+    archive = Archive(tuple(sorted(images, key=lambda image: image.platform)), host_platform(), tuple(attached))
     with path.open("wb") as stream:
         for piece in chunks(archive.entries()):
             stream.write(piece)

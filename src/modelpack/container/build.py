@@ -11,14 +11,17 @@ from modelpack.container import archive, bytecode, dockerfile, engine, layout, o
 from modelpack.container.archive import ARCHIVE, RECEIPT
 from modelpack.container.base import Base, open_base
 from modelpack.container.card import card
+from modelpack.container.proof.account import account
 from modelpack.errors import StageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from modelpack.artifact import Artifact
+    from modelpack.container.archive import Attached
     from modelpack.container.order import Order
+    from modelpack.container.wheels import Wheel
 
 
 def check(order: Order, scratch: Path) -> None:
@@ -72,16 +75,18 @@ def make(
     order: Order,
     facts: Mapping[str, Any],
     *,
+    past: Sequence[Artifact] = (),
     out: Path,
     scratch: Path,
     tell: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Build an image for every platform, and write them into one archive.
+    """Build an image for every platform, and write them into one archive with what proves them.
 
     Args:
         artifact: An ONNX artifact.
         order: What to build.
         facts: More lines for the model card.
+        past: Where the artifact comes from, itself first, and reports on it.
         out: Directory for `ARCHIVE` and `RECEIPT`.
         scratch: Directory for intermediate files.
         tell: Receives what deserves the user's attention.
@@ -97,13 +102,17 @@ def make(
         raise StageError(f"the artifact is damaged: {problems[0]}", then="modelpack verify")
     told: list[str] = []
     with _files():
-        images = []
+        images: list[oci.Image] = []
+        attached: list[Attached] = []
         for platform in order.platforms.names:
             apart = scratch / platform.replace("/", "-")
             apart.mkdir(parents=True, exist_ok=True)
             base = _base(order, platform, wheels.cache_directory(), apart)
-            images.append(_image(artifact, order, facts, base, scratch=apart, tell=told.append))
-        summary = archive.write(images, out / ARCHIVE).summary()
+            files = _wheels(artifact, order, base)
+            image = _image(artifact, order, facts, base, files, scratch=apart, tell=told.append)
+            images.append(image)
+            attached += account(image, order, base, files, past=past or [artifact], facts=facts)
+        summary = archive.write(images, out / ARCHIVE, attached).summary()
         receipt = {key: summary[key] for key in ("id", "tag", "platform")}
         (out / RECEIPT).write_bytes(canonical.encode({"schema": 1, "builder": order.builder, **receipt}))
     for text in dict.fromkeys(told):  # what is true of every platform is said once
@@ -111,18 +120,23 @@ def make(
     return summary
 
 
+def _wheels(artifact: Artifact, order: Order, base: Base) -> dict[Wheel, Path]:
+    kinds = plan.kinds(artifact) | order.kinds
+    return wheels.resolve(_target(base), wheels.cache_directory(), kinds, offline=order.offline)
+
+
 def _image(
     artifact: Artifact,
     order: Order,
     facts: Mapping[str, Any],
     base: Base,
+    files: Mapping[Wheel, Path],
     *,
     scratch: Path,
     tell: Callable[[str], None],
 ) -> oci.Image:
     cache = wheels.cache_directory()
     kinds = plan.kinds(artifact)
-    files = wheels.resolve(_target(base), cache, kinds | order.kinds, offline=order.offline)
     for name in sorted(wheel.name for wheel in files if wheels.OPTIONAL.get(wheel.name) in kinds):
         _compare(name, tell)
     program = bytecode.interpreter(base.python.minor)

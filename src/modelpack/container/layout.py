@@ -76,7 +76,8 @@ def choose(index: Mapping[str, Any], platform: str, where: str, tag: str = "") -
         UsageError: When none or several fit.
     """
     listed = index.get("manifests")
-    entries = [item for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
+    items = [item for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
+    entries = [item for item in items if "artifactType" not in item]  # the others are documents about images
     if tag:
         names = ("org.opencontainers.image.ref.name", "io.containerd.image.name")
         entries = [
