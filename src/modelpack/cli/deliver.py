@@ -29,13 +29,16 @@ def build(
     ] = "",
     builder: Annotated[str, typer.Option(metavar="oci|docker", help="Who builds it; oci needs no engine.")] = "",
     platform: Annotated[
-        str, typer.Option(metavar="OS/ARCH", help="Such as linux/arm64; this machine's when absent.")
+        str, typer.Option(metavar="OS/ARCH,…", help="linux/amd64, linux/arm64 or both; this machine's when absent.")
     ] = "",
     output: Annotated[
         str, typer.Option("--output", "-o", metavar="FILE.tar", help="Also write the archive here.")
     ] = "",
     push: Annotated[str, typer.Option(metavar="REF", help="Also push the image to a registry.")] = "",
     offline: Annotated[bool, typer.Option("--offline", help="Download nothing; use the cache.")] = False,
+    check_reproducible: Annotated[
+        bool, typer.Option("--check-reproducible", help="Build it twice more from nothing and compare every byte.")
+    ] = False,
     template: Annotated[str, typer.Option(metavar="FILE", help="Your own Dockerfile template.")] = "",
 ) -> None:
     """Make a container image of a run's last model.
@@ -45,6 +48,7 @@ def build(
     Examples:
         modelpack build quickstart --tag digits:1.0
         modelpack build quickstart@3 --base rootfs:base.tar --output digits.tar
+        modelpack build --platform linux/amd64,linux/arm64 --check-reproducible
     """
     from modelpack import engine, registry, subjects, summary
     from modelpack.artifact import Kind
@@ -60,6 +64,7 @@ def build(
         "output": output,
         "push": push,
         "offline": "true" if offline else "",
+        "check_reproducible": "true" if check_reproducible else "",
         "template": template,
     }
     config = _bound(stage.config, {name: value for name, value in given.items() if value})

@@ -67,6 +67,9 @@ class BuildConfig(StageConfig):
     push: Annotated[str, AfterValidator(_image_name)] | None = Field(
         None, description="Also push the image to a registry under this reference."
     )
+    check_reproducible: bool = Field(
+        False, description="Build the image twice more from nothing, as others would elsewhere, and compare every byte."
+    )
     offline: bool = Field(False, description="Download nothing: wheels and registry bases come from the cache.")
     grpc: bool = Field(False, description="Speak gRPC too, on port 8081; the image grows by 20 MB.")
     labels: dict[str, str] = Field({}, description="More labels, such as org.opencontainers.image.source.")
@@ -83,13 +86,15 @@ class BuildConfig(StageConfig):
         self.base.cover(self.platform)
         if self.builder == "docker" and len(self.platform.names) > 1:
             raise ValueError("the docker builder makes an image for one platform: use builder: oci for several")
+        if self.builder == "docker" and self.check_reproducible:
+            raise ValueError("Docker's builder writes the time into every image: only builder: oci is reproducible")
         return self
 
     def canonical(self) -> object:
         """Stand for the image's content: what modelpack puts in counts, where the image goes does not."""
         from modelpack.container.order import ingredients
 
-        apart = ("output", "push", "offline", "template")
+        apart = ("output", "push", "offline", "template", "check_reproducible")
         values = {name: getattr(self, name) for name in type(self).model_fields if name not in apart}
         return {**values, **ingredients(self.template.path if self.template else None, self.builder)}
 
@@ -111,9 +116,21 @@ def _preflight(config: BuildConfig, _outside: Outside) -> None:
         container.check(config.order("model"), Path(scratch))
 
 
+def _facts(model: Artifact) -> dict[str, Any]:
+    from modelpack.numerics import graph, onnxfile
+
+    facts = graph.facts(onnxfile.read(model.file("model.onnx")))
+    return {"precision": facts.precision, "parameters": facts.parameters, "opset": facts.opset}
+
+
 def _effect(config: BuildConfig, artifact: Artifact, job: Job) -> None:
+    from modelpack.container import reproduce
+    from modelpack.container.archive import ARCHIVE
     from modelpack.container.deliver import deliver
 
+    if config.check_reproducible:
+        facts, built = _facts(job.source), artifact.file(ARCHIVE)
+        job.note(reproduce.check(job.source, config.order(job.name), facts, built, past=job.past()))
     deliver(artifact, config.output, config.push, job.note)
 
 
@@ -129,13 +146,11 @@ def _effect(config: BuildConfig, artifact: Artifact, job: Job) -> None:
 def build(config: BuildConfig, job: Job) -> None:
     """Make a container image of the model and its server."""
     from modelpack.container import build as container
-    from modelpack.numerics import graph, onnxfile
 
     if not config.base.pinned:
         job.warn(f"the base {config.base} is known by name only: pin it with @sha256:… so that its changes are noticed")
-    facts = graph.facts(onnxfile.read(job.source.file("model.onnx")))
-    known = {"precision": facts.precision, "parameters": facts.parameters, "opset": facts.opset}
-    image = container.make(job.source, config.order(job.name), known, out=job.out, scratch=job.scratch, tell=job.warn)
+    order, facts = config.order(job.name), _facts(job.source)
+    image = container.make(job.source, order, facts, past=job.past(), out=job.out, scratch=job.scratch, tell=job.warn)
     job.note(f"image {image['tag']} has the id {image['id']}")
     job.metric("image_size", image["size"])
     job.result("image", image)
