@@ -81,7 +81,7 @@ def test_only_a_models_own_directory_is_loaded(empty, tmp_path):
         assert (status, answer["code"], answer["type"]) == (400, 400, "BadRequestException"), answer
         assert re.search(message, answer["message"]), answer
     status, _, answer = empty.ask("POST", "/models", json.dumps({"model_name": "one", "url": good}))
-    assert (status, json.loads(answer)["message"]) == (415, "the content type is '': expected 'application/json'")
+    assert (status, json.loads(answer)["message"]) == (415, "the content type is none: expected 'application/json'")
     assert ask(empty, "POST", "/models", {"model_name": "none", "url": str(tmp_path / "models" / "none")})[0] == 404
     (tmp_path / "models" / "one" / "model" / "model.onnx").write_bytes(b"no model")
     assert ask(empty, "POST", "/models", {"model_name": "one", "url": good})[0] == 400

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .exchange import Refused
+from .exchange import BYTES, Refused
 from .faults import Invalid
 from .signature import quote
 from .tensors import from_array, from_bytes
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from .signature import Signature, Tensor
 
-RAW, NPY = "application/octet-stream", "application/x-npy"
+RAW, NPY = BYTES, "application/x-npy"
 
 
 def from_raw(body: bytes, shape: str, signature: Signature) -> dict[str, np.ndarray]:

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import os
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ import orjson
 
 from . import tracing
 from .faults import Disconnected, Failed, Fault, Forbidden, Full, Invalid, Late, Unknown, Unproven, Unready
+from .signature import quote
 
 if TYPE_CHECKING:
     from .patience import Patience
@@ -29,6 +30,10 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
+JSON = "application/json"
+FORM, BYTES = "application/x-www-form-urlencoded", "application/octet-stream"
+UNSAID = ("", FORM, BYTES)
+"""What clients send that were told no media type: most send none, `curl -d` calls everything a form, others bytes."""
 _SAFE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _LINGER_SECONDS, _LINGER_BYTES = 2.0, 64 * 2**20
 
@@ -54,7 +59,7 @@ class Response:
 
     status: int
     body: bytes
-    media: str = "application/json"
+    media: str = JSON
     headers: dict[str, str] = field(default_factory=dict)
 
 
@@ -140,6 +145,31 @@ class Request:
     def media(self) -> str:
         """The body's media type, without parameters; a charset other than UTF-8 is refused."""
         return _media(self.header("content-type"))
+
+    def expect(self, taken: Iterable[str], unsaid: Iterable[str] = ()) -> str:
+        """Give the body's media type, which must be one of these.
+
+        Args:
+            taken: What the message names.
+            unsaid: What is taken beside that, because clients send it without meaning it.
+
+        Raises:
+            Refused: 415 for any other.
+        """
+        if (media := self.media) in (taken := tuple(taken)) or media in unsaid:
+            return media
+        got = repr(media[:80]) if media else "none"
+        raise Refused(415, f"the content type is {got}: expected {'one of ' * (len(taken) > 1)}{quote(taken)}")
+
+    def from_here(self) -> None:
+        """Refuse what a page from elsewhere makes a browser ask for, without its user's wish; programs may pass.
+
+        Raises:
+            Forbidden: When the page that asks came from elsewhere; browsers say from where, and nothing else does.
+        """
+        origin = self.header("origin")
+        if origin and origin.partition("://")[2] != self.header("host"):
+            raise Forbidden(f"a page of {origin[:80]!r} may not change what this server does")
 
     async def body(self) -> bytes:
         """Read the whole body.

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .exchange import failure
+from .exchange import JSON, failure
 from .faults import StartError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Route:
     answer: Answering
     name: str = ""
     open: bool = False
-    media: tuple[str, ...] = ("application/json",)
+    media: tuple[str, ...] = (JSON,)
     describe: Callable[[Model, Settings, str], Described] | None = None
 
 

@@ -6,7 +6,8 @@ import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from .parts import ERROR, JSON
+from ..exchange import JSON
+from .parts import ERROR
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..exchange import BYTES, JSON
 from ..open_inference import DATATYPES, NAMES
 from ..router import Described
-from .parts import JSON, errors, fields, ref
+from .parts import errors, fields, ref
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,7 +42,7 @@ def infer(model: Model, settings: Settings, prefix: str) -> Described:
         "responses": {
             "200": {
                 "description": "What the model gives.",
-                "content": {JSON: {"schema": ref(f"{prefix}InferResponse")}, "application/octet-stream": {}},
+                "content": {JSON: {"schema": ref(f"{prefix}InferResponse")}, BYTES: {}},
             },
             **errors(),
         },

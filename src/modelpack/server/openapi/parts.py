@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..exchange import JSON
 from ..texts import MEDIA
 
 if TYPE_CHECKING:
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
 
     from ..signature import Tensor
 
-JSON = "application/json"
 ERROR = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
 _ERRORS = {
     400: "The body is not what the model takes; the message names the input, what was expected and what came.",

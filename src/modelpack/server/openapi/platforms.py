@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..exchange import JSON
 from ..router import Described
 from ..texts import whole
-from .parts import ERROR, JSON, errors, fields, ref
+from .parts import ERROR, errors, fields, ref
 from .predict import CSV, NPY, columns, instances, predictions, row
 
 if TYPE_CHECKING:

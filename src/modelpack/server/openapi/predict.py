@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..exchange import BYTES, JSON
 from ..router import Described
 from ..texts import MEDIA
-from .parts import JSON, errors, fields, ref, tensor_schema
+from .parts import errors, fields, ref, tensor_schema
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from ..settings import Settings
     from ..signature import Signature, Tensor
 
-RAW, NPY, CSV = "application/octet-stream", "application/x-npy", "text/csv"
+NPY, CSV = "application/x-npy", "text/csv"
 _ALSO = {406: "Several outputs were asked for in a format that carries one."}
 
 
@@ -33,18 +34,18 @@ def predict(model: Model, settings: Settings, prefix: str) -> Described:
     if signature.only is not None and signature.only.textual:
         content |= {media: {} for media in MEDIA[signature.only.dtype]}
     elif signature.only is not None:
-        content |= {RAW: {}, NPY: {}}
+        content |= {BYTES: {}, NPY: {}}
         parameters = [
             {
                 "name": "X-Shape", "in": "header", "required": False, "schema": {"type": "string"},
-                "description": f"The sizes of the raw tensor {signature.only.wanted}, with {RAW} only.",
+                "description": f"The sizes of the raw tensor {signature.only.wanted}, with {BYTES} only.",
                 "example": ",".join(str(size) if isinstance(size, int) else "1" for size in signature.only.shape),
             }
         ]  # fmt: skip
     if all(tensor.shape for tensor in signature.inputs.values()):
         content |= {CSV: {"schema": {"type": "string"}}}
     if len(signature.outputs) == 1:
-        answers |= {RAW: {}, NPY: {}}
+        answers |= {BYTES: {}, NPY: {}}
     operation = {
         "summary": f"Run {model.name}",
         "description": f"Takes {rows} and {settings.max_body} bytes in a request. Raw tensors are little-endian. "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..exchange import Response
+from ..exchange import JSON, Response
 from ..faults import Invalid
 from ..frames import from_split
 from ..openapi.platforms import azure as described
@@ -35,7 +35,7 @@ def protocol(_settings: Settings) -> Protocol:
 
 async def score(service: Service, request: Request) -> Response:
     """Run the only model on rows, a data frame or columns; another content type is read as `/predict` reads it."""
-    if request.media not in ("", native.JSON):
+    if request.media not in ("", JSON):
         return await native.predict(service, request)
     with service.catalog.lease() as model:
         feed, rows = _decode(parse(await request.body()), model.signature)

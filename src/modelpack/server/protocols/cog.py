@@ -9,7 +9,7 @@ import re
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from ..exchange import Refused, Response, as_json, failure, preferred
+from ..exchange import JSON, UNSAID, Refused, Response, as_json, failure, preferred
 from ..faults import Invalid
 from ..openapi.platforms import cog as described
 from ..router import Protocol, Route
@@ -47,9 +47,10 @@ def worded(fault: Fault) -> Response:
 
 async def predict(service: Service, request: Request) -> Response:
     """Run the only model on named inputs."""
-    if preferred(request.header("accept"), ("application/json", _EVENTS)) == _EVENTS:
+    if preferred(request.header("accept"), (JSON, _EVENTS)) == _EVENTS:
         raise Refused(406, "an answer is given at once, not as a stream of events")
     with service.catalog.lease() as model:
+        request.expect((JSON,), UNSAID)
         content = _content(await request.body())
         feed, one = _decode(content["input"], model.signature)
         answer = await service.infer(model, feed, request.arrived, request.gone)

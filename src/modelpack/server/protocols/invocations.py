@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .. import VERSION, blobs
-from ..exchange import Refused, Response, as_json, failure, preferred
+from ..exchange import JSON, Refused, Response, as_json, failure, preferred
 from ..faults import Failed, Forbidden, Full, Invalid, Late, Unknown, Unproven, Unready
 from ..frames import from_records, from_split
 from ..openapi.platforms import invocations as described
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     Feed = dict[str, np.ndarray]
 
-JSON, LINES = "application/json", "application/jsonlines"
+LINES = "application/jsonlines"
 TRITON = "application/vnd.sagemaker-triton.binary+json"
 _READERS: dict[str, Callable[[bytes, Signature], Feed]] = {
     CSV: from_csv, LINES: from_lines, "application/jsonl": from_lines, blobs.NPY: blobs.from_npy,
@@ -81,11 +81,8 @@ async def invoke(service: Service, request: Request, name: str) -> Response:
     with service.catalog.lease(name) as model:
         if request.media == TRITON:
             return await enveloped(service, request, model)
-        taken = (JSON, *_READERS, *whole(model.signature.only))
-        if request.media not in taken:
-            got = repr(request.media[:80]) if request.media else "none"
-            raise Refused(415, f"the content type is {got}: expected one of {quote((*taken, TRITON))}")
-        feed, form = _decode(request.media, await request.body(), model.signature)
+        media = request.expect((JSON, *_READERS, *whole(model.signature.only), TRITON))
+        feed, form = _decode(media, await request.body(), model.signature)
         answer = await service.infer(model, feed, request.arrived, request.gone)
     return _encode(preferred(request.header("accept"), _GIVEN), form, answer)
 

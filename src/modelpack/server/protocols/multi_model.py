@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import memory
-from ..exchange import Refused, Response, as_json
+from ..exchange import JSON, Refused, Response, as_json
 from ..faults import Invalid
 from ..openapi.platforms import several as described
 from ..router import Protocol, Route
 from ..rows import parse
-from .invocations import JSON, invoke
+from .invocations import invoke
 from .torchserve import worded
 
 if TYPE_CHECKING:
@@ -64,8 +64,8 @@ async def run(service: Service, request: Request) -> Response:
 
 async def load(service: Service, request: Request) -> Response:
     """Serve one model more; off unless the operator allows it."""
-    if request.media != JSON:  # a page in a browser may send any other without asking first
-        raise Refused(415, f"the content type is {request.media[:80]!r}: expected {JSON!r}")
+    request.from_here()
+    request.expect((JSON,))
     content = parse(await request.body())
     if not isinstance(content, dict) or not all(isinstance(content.get(key), str) for key in ("model_name", "url")):
         raise Invalid('expected a JSON object of two texts: {"model_name": ..., "url": ...}')
@@ -94,6 +94,7 @@ def _admit(service: Service, name: str, folder: Path) -> None:
 
 async def unload(service: Service, request: Request) -> Response:
     """Serve a model no longer; off unless the operator allows it."""
+    request.from_here()
     model = await service.change(lambda: service.catalog.unload(request.parts["model"]))
     return as_json({"status": f"model {model.name!r} is unloaded"})
 

@@ -6,7 +6,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from .. import blobs, page
-from ..exchange import Refused, Request, Response, as_json, preferred
+from ..exchange import JSON, Refused, Request, Response, as_json, preferred
 from ..openapi.predict import predict as described
 from ..router import Protocol, Route
 from ..rows import dump, from_either, parse, to_columns, to_lone, to_rows
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from ..settings import Settings
     from ..signature import Signature
 
-JSON = "application/json"
 _TAKEN = (JSON, blobs.RAW, blobs.NPY, CSV)
 _GIVEN = {blobs.RAW: blobs.to_raw, blobs.NPY: blobs.to_npy}
 _CARD = (JSON, "text/html")
@@ -49,11 +48,7 @@ def protocol(settings: Settings) -> Protocol:
 async def predict(service: Service, request: Request) -> Response:
     """Run the model on a body of any form that it can take."""
     with service.catalog.lease(request.parts.get("model", ""), request.parts.get("version", "")) as model:
-        media = request.media
-        taken = _taken(model.signature)
-        if media not in taken:
-            got = repr(media[:80]) if media else "none"
-            raise Refused(415, f"the content type is {got}: expected one of {quote(taken)}")
+        media = request.expect(_taken(model.signature))
         wanted = preferred(request.header("accept"), (JSON, *_GIVEN))
         if wanted != JSON and len(model.signature.outputs) > 1:
             raise Refused(406, f"several outputs ({quote(model.signature.outputs)}) are answered as {JSON} only")
@@ -120,6 +115,7 @@ async def card(service: Service, request: Request) -> Response:
 
 async def rollback(service: Service, request: Request) -> Response:
     """Go back to the version that was current before; off unless the operator allows it."""
+    request.from_here()
     name = request.parts["model"]
     model = await service.change(lambda: service.catalog.rollback(name))
     return as_json({"model_name": model.name, "model_version": model.version})

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .. import blobs
-from ..exchange import STATUSES, Refused, Response, failure
+from ..exchange import JSON, STATUSES, Refused, Response, failure
 from ..faults import Failed, Forbidden, Full, Invalid, Late, Unknown, Unproven, Unready
 from ..openapi.platforms import torchserve as described
 from ..router import Protocol, Route
@@ -59,7 +59,7 @@ async def predict(service: Service, request: Request) -> Response:
         signature, media = model.signature, request.media
         if media.startswith("multipart/"):
             raise Refused(415, f"{media} is not read: send the example itself as the body")
-        file = media not in (native.JSON, CSV) and bool(whole(signature.only))
+        file = media not in (JSON, CSV) and bool(whole(signature.only))
         if not file and media in (blobs.RAW, blobs.NPY, CSV):
             return await native.predict(service, request)
         feed, several = _decode(await request.body(), signature, file=file)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..exchange import Refused, Response, as_json
+from ..exchange import JSON, UNSAID, Refused, Response, as_json
 from ..faults import Invalid
 from ..openapi.platforms import v1 as described
 from ..router import Protocol, Route
@@ -47,6 +47,7 @@ def protocol(_settings: Settings) -> Protocol:
 async def predict(service: Service, request: Request) -> Response:
     """Run a model on rows or columns."""
     with service.catalog.lease(*_named(request)) as model:
+        request.expect((JSON,), UNSAID)
         body = await request.body()
         content = parse(body)
         if b'"b64"' in body and not _takes_texts(model.signature) and _holds_bytes(content):

@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from .. import descriptions, open_inference
-from ..exchange import Response, as_json
+from ..exchange import BYTES, JSON, UNSAID, Response, as_json
 from ..faults import Invalid, Unready
 from ..openapi.infer import infer as described
 from ..router import Protocol, Route
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..service import Service
     from ..settings import Settings
 
-BINARY, LENGTH = "application/octet-stream", "inference-header-content-length"
+LENGTH = "inference-header-content-length"
 _SIZE = re.compile(r";\s*json-header-size\s*=\s*\"?(\d{1,12})")
 
 
@@ -52,10 +52,11 @@ def protocol(_settings: Settings) -> Protocol:
 async def infer(service: Service, request: Request) -> Response:
     """Run a model."""
     with service.catalog.lease(*_named(request)) as model:
+        request.expect((JSON, BYTES), UNSAID)
         body, length = await _run(service, request, model, request.header(LENGTH))
     if length is None:
         return Response(200, body)
-    return Response(200, body, BINARY, {LENGTH: str(length)})
+    return Response(200, body, BYTES, {LENGTH: str(length)})
 
 
 async def enveloped(service: Service, request: Request, model: Model) -> Response:
@@ -135,6 +136,7 @@ async def index(service: Service, request: Request) -> Response:
 
 async def load(service: Service, request: Request) -> Response:
     """Read a model's directory again; off unless the operator allows it."""
+    request.from_here()
     if (await _object(request)).get("parameters"):
         raise Invalid("a model is loaded from its directory: 'parameters' are not taken")
     await service.change(lambda: service.catalog.load(request.parts["model"]))
@@ -143,13 +145,15 @@ async def load(service: Service, request: Request) -> Response:
 
 async def unload(service: Service, request: Request) -> Response:
     """Serve a model no longer; off unless the operator allows it."""
+    request.from_here()
     await _object(request)
     await service.change(lambda: service.catalog.unload(request.parts["model"]))
     return as_json({})
 
 
 async def _object(request: Request) -> dict[str, Any]:
-    body = await request.body()
+    if body := await request.body():
+        request.expect((JSON,), UNSAID)
     content = parse(body) if body else {}
     if not isinstance(content, dict):
         raise Invalid("expected a JSON object")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from ..exchange import Response
+from ..exchange import JSON, Response
 from ..faults import Invalid
 from ..openapi.platforms import vertex as described
 from ..router import Protocol, Route
@@ -39,7 +39,7 @@ async def predict(service: Service, request: Request) -> Response:
     """Run the only model on rows, or the one that a header names; other content types are read as `/predict` does."""
     if redirect := request.header("x-vertex-ai-triton-redirect"):
         return await _redirected(service, request, redirect)
-    if request.media not in (native.JSON, TRITON):
+    if request.media not in (JSON, TRITON):
         return await native.predict(service, request)
     with service.catalog.lease() as model:
         if request.media == TRITON:
