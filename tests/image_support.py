@@ -271,17 +271,7 @@ def debian(tmp_path_factory):
 @pytest.fixture
 def registry(tmp_path):
     """A real registry on loopback; gives host:port. Skips where docker-registry is missing."""
-    if shutil.which("docker-registry") is None:
-        pytest.skip("needs docker-registry (apt-get install docker-registry)")
-    port = free_port()
-    config = tmp_path / "registry.yml"
-    config.write_text(
-        f"version: 0.1\nlog: {{level: warn}}\nstorage:\n  filesystem: {{rootdirectory: {tmp_path}/registry}}\n"
-        f"http: {{addr: '127.0.0.1:{port}'}}\n"
-    )
-    command = ["docker-registry", "serve", str(config)]
-    environment = {**os.environ, "OTEL_TRACES_EXPORTER": "none"}
-    with program(command, tmp_path / "registry.log", lambda: answers(port), env=environment) as process:
-        if process is None:
-            pytest.skip(f"docker-registry does not start: {(tmp_path / 'registry.log').read_text()[-300:]}")
-        yield f"127.0.0.1:{port}"
+    from registries import debian_registry
+
+    with debian_registry(tmp_path / "registry") as host:
+        yield host

@@ -1,95 +1,17 @@
 """Registries: a small one that lies on request, and Debian's."""
 
-import base64
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
 from image_support import PYTHON, archive_of, image_files, registry, tar_of, zipped
-from modelpack.container import http
 from modelpack.container import registry as registries
 from modelpack.container.base import open_base
-from modelpack.container.reference import BaseRef, ImageName
+from modelpack.container.reference import BaseRef
 from modelpack.errors import MissingError, StageError, UsageError
+from registries import publish, small
 
-__all__ = ["registry"]
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Serves ``answers`` by path; with ``password`` only to who brings the token that it buys."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self):
-        state = self.server.state
-        state["seen"].append((self.command, self.path))
-        parts = urlsplit(self.path)
-        if parts.path == "/token":
-            login = base64.b64encode(b"me:" + state["password"].encode()).decode()
-            right = self.headers.get("Authorization") == f"Basic {login}"
-            scope = parse_qs(parts.query).get("scope", [""])[0]
-            return self.reply(200 if right else 401, json.dumps({"token": f"T-{scope}"} if right else {}).encode())
-        if state["password"] and self.headers.get("Authorization") != "Bearer T-repository:a/b:pull":
-            realm = f"http://127.0.0.1:{self.server.server_port}/token"
-            challenge = f'Bearer realm="{realm}",service="test",scope="repository:a/b:pull"'
-            return self.reply(401, b"{}", {"WWW-Authenticate": challenge})
-        status, data = state["answers"].get(parts.path, (404, b"{}"))
-        return self.reply(status, data)
-
-    do_HEAD = do_GET  # noqa: N815 - http.server looks for this name
-
-    def reply(self, status, data, headers=()):
-        self.send_response(status)
-        for name, value in dict(headers).items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(data) + self.server.state["promised"]))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data)
-        if self.server.state["promised"]:
-            self.close_connection = True
-
-    def log_message(self, *_):
-        """Say nothing."""
-
-
-class Server(ThreadingHTTPServer):
-    def handle_error(self, request, client_address):
-        """Say nothing of clients that leave early."""
-
-
-@pytest.fixture
-def small():
-    """A registry in a thread: its state, and its host:port."""
-    server = Server(("127.0.0.1", 0), Handler)
-    server.state = {"answers": {}, "seen": [], "password": "", "promised": 0}
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server.state, f"127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def publish(state, tag="1", index=True) -> str:
-    """Put an image into the small registry; gives the manifest's digest."""
-    files = image_files([tar_of(PYTHON)], compress=zipped)
-    entry = json.loads(files["index.json"])["manifests"][0]
-    for name, data in files.items():
-        if name.startswith("blobs/"):
-            digest = f"sha256:{name.rpartition('/')[2]}"
-            state["answers"][f"/v2/a/b/blobs/{digest}"] = (200, data)
-    manifest = files[f"blobs/sha256/{entry['digest'][7:]}"]
-    state["answers"][f"/v2/a/b/manifests/{entry['digest']}"] = (200, manifest)
-    other = {**entry, "digest": "sha256:" + "0" * 64, "platform": {"os": "linux", "architecture": "s390x"}}
-    state["answers"][f"/v2/a/b/manifests/{tag}"] = (
-        200,
-        json.dumps({"schemaVersion": 2, "manifests": [other, entry]}).encode() if index else manifest,
-    )
-    return entry["digest"]
+__all__ = ["registry", "small"]
 
 
 def base_of(host, tmp_path, *, offline=False, tag=":1", platform="linux/amd64"):
@@ -168,19 +90,6 @@ def test_a_proxy_and_a_netrc_file_have_no_say_about_this_machine(small, tmp_path
     assert base_of(host, tmp_path).python.minor == 11
 
 
-def test_a_token_is_bought_with_the_password_that_docker_login_stored(small, tmp_path, monkeypatch):
-    state, host = small
-    publish(state)
-    state["password"] = "secret"
-    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
-    with pytest.raises(MissingError, match="gives no token") as caught:
-        base_of(host, tmp_path)
-    assert caught.value.then == f"docker login {host}"
-    login = base64.b64encode(b"me:secret").decode()
-    (tmp_path / "config.json").write_text(json.dumps({"auths": {host: {"auth": login}}}))
-    assert base_of(host, tmp_path).python.minor == 11
-
-
 def test_other_answers_of_a_registry_are_told(small, tmp_path):
     state, host = small
     for status, reason in ((403, "wants other credentials"), (500, "answers 500")):
@@ -201,12 +110,6 @@ def test_a_connection_that_breaks_is_told(small, tmp_path):
     state["promised"] = 5
     with pytest.raises(MissingError, match="connection to the registry broke"):
         base_of(host, tmp_path)
-
-
-def test_a_token_is_not_bought_over_plain_http_from_elsewhere():
-    registry = http.Registry(ImageName.parse("example.org/a/b"))
-    with registry, pytest.raises(MissingError, match="unknown way"):
-        registry._authorize('Bearer realm="http://example.org/token"')
 
 
 def write_image(tmp_path):

@@ -27,7 +27,7 @@ class Part(io.RawIOBase):
 
     def __init__(self, stream: IO[bytes], size: int) -> None:
         """Begin where the stream stands and end `size` bytes later."""
-        self._stream, self._left = stream, size
+        self._stream, self._size, self._left = stream, size, size
 
     def readable(self) -> bool:
         """Say that it can be read."""
@@ -41,8 +41,12 @@ class Part(io.RawIOBase):
         self._left -= len(data)
         return len(data)
 
+    def tell(self) -> int:
+        """Say how many bytes were read; who sends a window asks this and its length."""
+        return self._size - self._left
+
     def __len__(self) -> int:
-        return self._left
+        return self._size
 
 
 @dataclass(frozen=True)

@@ -1,25 +1,33 @@
-"""Speaking to a registry: authentication, TLS, errors (OCI distribution specification; Docker token protocol)."""
+"""Speaking to a registry: logins, redirects, patience, errors (OCI distribution specification 1.1)."""
 
 from __future__ import annotations
 
 import contextlib
-import re
+import json
+import os
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urljoin, urlsplit
 
-from modelpack.container.blob import MAX_JSON, Blob, Part
+from modelpack.container import login
+from modelpack.container.blob import Blob, Part
+from modelpack.container.patience import BrokenError, busy, persist
+from modelpack.container.token import TIMEOUT, Challenge, Token, buy
 from modelpack.errors import MissingError, ModelpackError, StageError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping
+    from collections.abc import Generator, Iterable, Mapping
 
     import requests
 
     from modelpack.container.reference import ImageName
 
+PLAIN = "MODELPACK_PLAIN_HTTP"
+"""Environment variable: registries, separated by commas, that are spoken to without TLS."""
 _HOSTS = {"docker.io": "registry-1.docker.io"}
-_TIMEOUT = (10.0, 120.0)
-_RETRIED = (429, 502, 503, 504)
+_MOVED = (301, 302, 303, 307, 308)
+_METHOD_STAYS = (307, 308)
+_REDIRECTS = 5
 _ADVICE = (
     "check the network and HTTPS_PROXY; or take the base from a file (oci-archive:, docker-archive:, rootfs: from "
     "`make base`); or use --offline if this base was used before"
@@ -27,31 +35,29 @@ _ADVICE = (
 
 
 class Registry:
-    """One repository of one registry; plain HTTP is spoken to this machine only."""
+    """One repository of one registry; plain HTTP is spoken to this machine, and to those that `PLAIN` names."""
 
-    def __init__(self, name: ImageName) -> None:
-        """Prepare a connection; nothing is sent yet."""
+    def __init__(self, name: ImageName, scopes: Iterable[str] = ()) -> None:
+        """Prepare a connection; nothing is sent yet.
+
+        Args:
+            name: Which repository.
+            scopes: Rights that will be needed, so that one token has them all; more are asked for as needed.
+        """
         import requests
-        from requests.adapters import HTTPAdapter
-        from urllib3.util import Retry
 
         self.name = name
-        scheme = "http" if name.loopback else "https"
+        self._plain = name.loopback or name.registry in os.environ.get(PLAIN, "").replace(" ", "").split(",")
+        scheme = "http" if self._plain else "https"
         self._root = f"{scheme}://{_HOSTS.get(name.registry, name.registry)}/v2/{name.repository}/"
-        self._authorization = ""
+        self._scopes = tuple(scopes)
+        self._challenge: Challenge | None = None
+        self._token: Token | None = None
+        self._reached = False
         self._session = requests.Session()
         self._session.trust_env = not name.loopback  # a proxy cannot reach this machine
         self._session.auth = _keep_header
-        retry = Retry(
-            total=3,
-            connect=0,
-            backoff_factor=0.5,
-            status_forcelist=_RETRIED,
-            allowed_methods=("GET", "HEAD"),
-            raise_on_status=False,
-        )
-        for prefix in ("http://", "https://"):
-            self._session.mount(prefix, HTTPAdapter(max_retries=retry))
+        self._session.headers["Accept-Encoding"] = "identity"  # digests are of the bytes as they are stored
 
     def __enter__(self) -> Self:
         return self
@@ -67,8 +73,9 @@ class Registry:
         headers: Mapping[str, str] | None = None,
         body: Blob | bytes | None = None,
         allow: tuple[int, ...] = (200,),
+        again: bool = True,
     ) -> requests.Response:
-        """Send one request, with a token fetched when the registry asks for one.
+        """Send one request, with credentials when the registry asks for them.
 
         Args:
             method: HTTP verb.
@@ -76,36 +83,94 @@ class Registry:
             headers: More headers.
             body: What to upload.
             allow: Status codes that are answers, not failures.
+            again: Whether to try again when the connection breaks or the registry is busy.
 
         Raises:
+            BrokenError: When the connection breaks or the registry is busy.
             MissingError: When the registry does not answer or refuses.
             UsageError: When it does not have what was asked for.
         """
         url = urljoin(self._root, path)
-        response = self._once(method, url, headers or {}, body)
-        if response.status_code == 401 and self._same_host(url):
-            response.close()
-            self._authorization = self._authorize(response.headers.get("WWW-Authenticate", ""))
-            response = self._once(method, url, headers or {}, body)
-        if response.status_code in allow:
+
+        def attempt() -> requests.Response:
+            response = self._admitted(method, url, headers or {}, body)
+            self._reached = True
+            if response.status_code in allow:
+                return response
+            with response:
+                raise self.refusal(method, response)
+
+        return persist(attempt) if again else attempt()
+
+    def _admitted(
+        self, method: str, url: str, headers: Mapping[str, str], body: Blob | bytes | None
+    ) -> requests.Response:
+        """Send, and once more with what a refusal asks for."""
+        if self._challenge is not None and self._token is not None and not self._token.fresh:
+            self._token = self._bought(self._challenge)
+        response = self._followed(method, url, headers, body)
+        if response.status_code != 401 or not self._same_host(response.url):
             return response
         response.close()
-        raise self._refusal(method, url, response.status_code)
+        challenge = Challenge.parse(response.headers.get("WWW-Authenticate", ""))
+        if challenge.scheme not in {"basic", "bearer"}:
+            told = response.headers.get("WWW-Authenticate", "")
+            raise MissingError(
+                f"the registry asks for authentication in an unknown way: {told!r:.120}", where=str(self.name)
+            )
+        self._challenge = challenge
+        if challenge.scheme == "bearer":
+            self._token = self._bought(challenge)
+        return self._followed(method, url, headers, body)
+
+    def _bought(self, challenge: Challenge) -> Token:
+        self._scopes = (*self._scopes, *challenge.scopes)
+        registry = self.name.registry
+        return buy(self._session, challenge, self._scopes, self._login, plain=self._plain, registry=registry)
+
+    @cached_property
+    def _login(self) -> login.Login:
+        return login.find(self.name.registry)
+
+    def _authorization(self) -> dict[str, str]:
+        if self._token is not None:
+            return {"Authorization": f"Bearer {self._token.text}"}
+        if self._challenge is not None and self._challenge.scheme == "basic":
+            return {"Authorization": self._login.basic} if self._login.username else {}
+        return {}
+
+    def _followed(
+        self, method: str, url: str, headers: Mapping[str, str], body: Blob | bytes | None
+    ) -> requests.Response:
+        """Send and follow redirects; credentials go to the registry's own address only."""
+        for _ in range(_REDIRECTS + 1):
+            if urlsplit(url).scheme != "https" and not self._plain:
+                raise MissingError(f"the registry sends us to {url!r:.120}, which is not safe", where=str(self.name))
+            own = self._authorization() if self._same_host(url) else {}
+            response = self._once(method, url, {**headers, **own}, body)
+            place = response.headers.get("Location", "")
+            keeps = method in {"GET", "HEAD"} or response.status_code in _METHOD_STAYS
+            if response.status_code not in _MOVED or not place or not keeps:
+                return response
+            response.close()
+            url = urljoin(url, place)
+        raise MissingError(f"the registry redirects more than {_REDIRECTS} times", where=str(self.name))
 
     def _once(self, method: str, url: str, headers: Mapping[str, str], body: Blob | bytes | None) -> requests.Response:
         import requests
 
-        own = {"Authorization": self._authorization} if self._authorization and self._same_host(url) else {}
+        options: dict[str, Any] = {"headers": headers, "timeout": TIMEOUT, "allow_redirects": False}
         try:
-            if not isinstance(body, Blob):
-                return self._session.request(
-                    method, url, headers={**own, **headers}, data=body, timeout=_TIMEOUT, stream=method == "GET"
-                )
+            if not isinstance(body, Blob) or not body.size:
+                data = body if isinstance(body, bytes) else None
+                return self._session.request(method, url, data=data, stream=method == "GET", **options)
             with body.path.open("rb") as stream:
                 stream.seek(body.offset)
                 part: Any = Part(stream, body.size)
-                return self._session.request(method, url, headers={**own, **headers}, data=part, timeout=_TIMEOUT)
+                return self._session.request(method, url, data=part, **options)
         except requests.RequestException as error:
+            if self._reached:
+                raise _broken(error, str(self.name)) from error
             raise MissingError(
                 f"the registry {self.name.registry} does not answer: {_short(error)}",
                 where=str(self.name),
@@ -115,80 +180,46 @@ class Registry:
     def _same_host(self, url: str) -> bool:
         return urlsplit(url)[:2] == urlsplit(self._root)[:2]
 
-    def _refusal(self, method: str, url: str, status: int) -> ModelpackError:
-        """Say what a status code means for the user."""
-        where = str(self.name)
+    def refusal(self, method: str, response: requests.Response) -> ModelpackError:
+        """Say what an answer that was not hoped for means to the user."""
+        where, status = str(self.name), response.status_code
+        told = _told(response)
+        if status == 404 and method in {"GET", "HEAD"}:
+            return UsageError("the registry has no such image", where=where, then=f"{method} {response.url} gave 404")
         if status == 404:
-            return UsageError("the registry has no such image", where=where, then=f"{method} {url} gave 404")
-        if status in (401, 403):
+            then = "create the repository or project there first, or correct the name"
+            return UsageError(f"the registry has no such place{told}", where=where, then=then)
+        if status in {401, 403}:
             return MissingError(
-                "the registry refuses: it wants other credentials",
+                f"the registry refuses: it wants other credentials{told}",
                 where=where,
                 then=f"docker login {self.name.registry}  (a private image that does not exist looks the same)",
             )
-        return MissingError(f"the registry answers {status} to {method} {url}", where=where)
-
-    def _authorize(self, challenge: str) -> str:
-        """Answer a challenge: basic credentials, or a token fetched with them (or without, for public images)."""
-        scheme, _, rest = challenge.partition(" ")
-        asked = dict(re.findall(r'(\w+)="([^"]*)"', rest))
-        known = credentials(self.name.registry)
-        if scheme.lower() == "basic":
-            return _basic(known)
-        realm = asked.get("realm", "")
-        safe = urlsplit(realm).scheme == "https" or (urlsplit(realm).scheme == "http" and self.name.loopback)
-        if scheme.lower() != "bearer" or not safe:
-            raise MissingError(
-                f"the registry asks for authentication in an unknown way: {challenge!r:.120}", where=str(self.name)
-            )
-        query = {key: asked[key] for key in ("service", "scope") if key in asked}
-        return f"Bearer {self._token(realm, query, known)}"
-
-    def _token(self, realm: str, query: Mapping[str, str], known: Mapping[str, str]) -> str:
-        import requests
-
-        try:
-            if known.get("identitytoken"):
-                grant = {"grant_type": "refresh_token", "refresh_token": known["identitytoken"]}
-                form = {**query, **grant, "client_id": "modelpack"}
-                answer = self._session.post(realm, data=form, timeout=_TIMEOUT)
-            else:
-                basic = {"Authorization": _basic(known)} if known.get("username") else {}
-                answer = self._session.get(realm, params=dict(query), headers=basic, timeout=_TIMEOUT)
-            body = answer.json() if answer.ok and len(answer.content) <= MAX_JSON else {}
-        except (requests.RequestException, ValueError) as error:
-            raise MissingError(f"no token from {realm}: {_short(error)}", where=str(self.name), then=_ADVICE) from error
-        token = body.get("token") or body.get("access_token") if isinstance(body, dict) else None
-        if not isinstance(token, str):
-            raise MissingError(
-                f"the registry gives no token ({answer.status_code} from {realm})",
-                where=str(self.name),
-                then=f"docker login {self.name.registry}",
-            )
-        return token
+        what = f"the registry answers {status} to {method} {response.url}{told}"
+        return busy(status, response.headers, what, where)
 
 
 def received(response: requests.Response, where: str) -> Generator[bytes]:
-    """Give an answer's body piece by piece, and close it.
+    """Give an answer's body piece by piece as it arrives, and close it.
 
     Raises:
-        MissingError: When the connection breaks.
+        BrokenError: When the connection breaks.
     """
-    import requests
+    from urllib3.exceptions import HTTPError
 
     with response:
         try:
-            yield from response.iter_content(1 << 20)
-        except requests.RequestException as error:
-            raise MissingError(
-                f"the connection to the registry broke: {_short(error)}", where=where, then=_ADVICE
-            ) from error
+            while piece := response.raw.read1(1 << 20):
+                yield piece
+        except (HTTPError, OSError) as error:
+            raise _broken(error, where) from error
 
 
 def limited(response: requests.Response, limit: int, where: str) -> bytes:
     """Read an answer's body of at most `limit` bytes.
 
     Raises:
+        BrokenError: When the connection breaks.
         StageError: When it is longer.
     """
     data = b""
@@ -200,32 +231,24 @@ def limited(response: requests.Response, limit: int, where: str) -> bytes:
     return data
 
 
-def credentials(registry: str) -> dict[str, str]:
-    """Find what `docker login` stored for a registry, credential helpers included; empty when nothing.
+def _broken(error: Exception, where: str) -> BrokenError:
+    return BrokenError(f"the connection to the registry broke: {_short(error)}", where=where, then=_ADVICE)
 
-    Raises:
-        MissingError: When a credential helper fails.
-    """
-    import docker.auth
-    import docker.errors
 
+def _told(response: requests.Response) -> str:
+    """Quote the first reason that a registry gives (distribution specification, "Error codes")."""
     try:
-        found = docker.auth.load_config().resolve_authconfig(registry) or {}
-    except docker.errors.DockerException as error:
-        raise MissingError(f"docker's credentials for {registry} cannot be read: {error}") from error
-    return {key.lower(): value for key, value in found.items() if isinstance(value, str)}
+        streamed = response.request.method == "GET"
+        reason = json.loads(limited(response, 1 << 16, "") if streamed else response.content)["errors"][0]
+        text = f"{reason.get('code', '')}: {reason.get('message', '')}".strip(": ")
+    except (ModelpackError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
+        return ""
+    return f" ({''.join(char for char in text if char.isprintable())[:200]})" if text else ""
 
 
 def _keep_header(request: requests.PreparedRequest) -> requests.PreparedRequest:
     """Leave the Authorization header as it is: requests would put in what a netrc file says."""
     return request
-
-
-def _basic(known: Mapping[str, str]) -> str:
-    import requests
-
-    request = requests.Request("GET", "http://localhost", auth=(known.get("username", ""), known.get("password", "")))
-    return str(request.prepare().headers["Authorization"])
 
 
 def _short(error: Exception) -> str:

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelpack import canonical
 from modelpack.container import layout
 from modelpack.container.blob import MAX_JSON, Blob
-from modelpack.container.http import Registry, limited, received
+from modelpack.container.download import cached, download, keep, place
+from modelpack.container.http import Registry, limited
+from modelpack.container.patience import persist
 from modelpack.container.reference import DIGEST, ImageName
-from modelpack.errors import MissingError, StageError
+from modelpack.container.upload import put, scopes, upload
+from modelpack.errors import MissingError, StageError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
 _ACCEPT = {"Accept": ", ".join((*layout.MANIFESTS, *layout.INDEXES))}
-MAX_BLOB = 64 << 30
-"""Largest layer that is downloaded, in bytes."""
 
 
 def pull(text: str, platform: str, cache: Path, *, offline: bool = False) -> layout.Raw:
@@ -49,9 +47,9 @@ def pull(text: str, platform: str, cache: Path, *, offline: bool = False) -> lay
     if not known:
         raise MissingError(f"{name} is not in the cache", where=str(cache), then="build once without --offline")
     return layout.manifest_image(
-        layout.document(_cached(cache, known).read(), str(name)),
+        layout.document(cached(cache, known).read(), str(name)),
         known,
-        lambda digest: _cached(cache, digest),
+        lambda digest: cached(cache, digest),
         str(name),
     )
 
@@ -67,8 +65,8 @@ def _fetch(registry: Registry, platform: str, cache: Path) -> str:
         found = layout.document(data, str(name))
     digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
     for item in [found.get("config"), *(found.get("layers") or ())]:
-        _download(registry, item, cache)
-    _keep(cache, digest, data)
+        download(registry, item, cache)
+    keep(cache, digest, data)
     return digest
 
 
@@ -78,63 +76,17 @@ def manifest(registry: Registry, reference: str) -> bytes:
     Raises:
         StageError: When they differ.
     """
-    response = registry.send("GET", f"manifests/{reference}", headers=_ACCEPT)
-    data = limited(response, MAX_JSON, str(registry.name))
+    data, promised = persist(lambda: _manifest(registry, reference))
     digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
-    promised = reference if DIGEST.fullmatch(reference) else response.headers.get("Docker-Content-Digest", digest)
+    promised = reference if DIGEST.fullmatch(reference) else promised or digest
     if promised != digest:
         raise StageError(f"the registry sent a manifest with digest {digest}, not {promised}", where=str(registry.name))
     return data
 
 
-def _download(registry: Registry, descriptor: Any, cache: Path) -> None:
-    """Fetch one blob into the cache, refusing more bytes than its descriptor says."""
-    where = str(registry.name)
-    digest = descriptor.get("digest") if isinstance(descriptor, dict) else None
-    size = descriptor.get("size") if isinstance(descriptor, dict) else None
-    named = isinstance(digest, str) and DIGEST.fullmatch(digest)
-    if not named or not isinstance(size, int) or not 0 <= size <= MAX_BLOB:
-        raise StageError("the manifest describes a blob without a usable digest and size", where=where)
-    path = _place(cache, str(digest))
-    if path.is_file() and path.stat().st_size == size:
-        return
-    pieces = received(registry.send("GET", f"blobs/{digest}"), where)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    hasher, left = hashlib.sha256(), size
-    with contextlib.closing(pieces), tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as draft:
-        try:
-            for piece in pieces:
-                hasher.update(piece)
-                left -= len(piece)
-                if left < 0:
-                    break
-                draft.write(piece)
-            draft.flush()
-            intact = not left and f"sha256:{hasher.hexdigest()}" == digest
-            if intact:
-                Path(draft.name).replace(path)
-        finally:
-            Path(draft.name).unlink(missing_ok=True)
-    if not intact:
-        raise StageError(f"the registry sent other bytes than {digest}", where=where)
-
-
-def _place(cache: Path, digest: str) -> Path:
-    return cache / "blobs" / "sha256" / digest.removeprefix("sha256:")
-
-
-def _keep(cache: Path, digest: str, data: bytes) -> None:
-    path = _place(cache, digest)
-    draft = path.with_name(f"{path.name}.{os.getpid()}")
-    draft.write_bytes(data)
-    draft.replace(path)
-
-
-def _cached(cache: Path, digest: str) -> Blob:
-    path = _place(cache, digest)
-    if not DIGEST.fullmatch(digest) or not path.is_file():
-        raise MissingError(f"{digest} is not in the cache", where=str(cache), then="build once without --offline")
-    return Blob(path, path.stat().st_size, digest=digest)
+def _manifest(registry: Registry, reference: str) -> tuple[bytes, str]:
+    response = registry.send("GET", f"manifests/{reference}", headers=_ACCEPT, again=False)
+    return limited(response, MAX_JSON, str(registry.name)), response.headers.get("Docker-Content-Digest", "")
 
 
 def _note(name: ImageName, platform: str, cache: Path) -> Path:
@@ -147,11 +99,13 @@ def _remembered(name: ImageName, platform: str, cache: Path) -> str:
         digest = _note(name, platform, cache).read_text(encoding="ascii")
     except OSError:
         return ""
-    return digest if DIGEST.fullmatch(digest) and _place(cache, digest).is_file() else ""
+    return digest if DIGEST.fullmatch(digest) and place(cache, digest).is_file() else ""
 
 
 def push(archive: Path, target: str) -> str:
-    """Upload the image in an archive, blobs that are already there left out.
+    """Upload the image in an archive, with an index where it has one for each of several platforms.
+
+    Blobs that are already there are left out, and those of a base in the same registry are mounted.
 
     Args:
         archive: An archive that `archive.write` made.
@@ -162,53 +116,61 @@ def push(archive: Path, target: str) -> str:
 
     Raises:
         MissingError: When the registry does not answer or refuses.
-        StageError: When the registry says or serves another digest than the archive has.
+        StageError: When the registry serves another digest than the archive has.
     """
     name = ImageName.parse(target)
     files = layout.index_archive(archive)
 
-    def blob(digest: str) -> Blob:
+    def find(digest: str) -> Blob:
         item = files[f"blobs/sha256/{digest.removeprefix('sha256:')}"]
         return Blob(archive, item.size, item.offset, digest)
 
     index = files["index.json"]
     entry = layout.document(Blob(archive, index.size, index.offset).read(), str(archive))["manifests"][0]
-    data = blob(entry["digest"]).read()
-    with Registry(name) as registry:
-        _upload_below(registry, layout.document(data, str(archive)), blob)
-        headers = {"Content-Type": str(entry["mediaType"])}
-        answer = registry.send(
-            "PUT", f"manifests/{name.tag or entry['digest']}", headers=headers, body=data, allow=(200, 201)
-        )
-        said = answer.headers.get("Docker-Content-Digest", entry["digest"])
-        if said != entry["digest"] or manifest(registry, name.tag or entry["digest"]) != data:
-            raise StageError(f"the registry serves {said}, pushed was {entry['digest']}", where=str(name))
+    source = _source(entry, find, name)
+    with Registry(name, scopes(name, source)) as registry:
+        publish(registry, entry, find, name.tag or entry["digest"], source)
     return str(ImageName(name.registry, name.repository, name.tag, entry["digest"]))
 
 
-def _upload_below(registry: Registry, body: Mapping[str, Any], blob: Callable[[str], Blob]) -> None:
-    """Upload what a manifest names, or an index: its manifests with what they name."""
+def publish(
+    registry: Registry, entry: Mapping[str, Any], find: Callable[[str], Blob], reference: str, source: str = ""
+) -> None:
+    """Upload what a descriptor means, the blobs it names first, so that nothing half-sent is ever served.
+
+    Args:
+        registry: Where to.
+        entry: Descriptor of a manifest or index.
+        find: Gives a blob by its digest.
+        reference: Tag or digest to serve it under.
+        source: Repository of the same registry that blobs may be mounted from.
+
+    Raises:
+        MissingError: When the registry does not answer or refuses.
+        StageError: When the registry serves something else in the end.
+    """
+    data = find(entry["digest"]).read()
+    body = layout.document(data, str(entry["digest"]))
     for item in body.get("manifests", ()):
-        below = blob(item["digest"])
-        _upload_below(registry, layout.document(below.read(), str(below.path)), blob)
-        headers = {"Content-Type": str(item["mediaType"])}
-        registry.send("PUT", f"manifests/{item['digest']}", headers=headers, body=below.read(), allow=(200, 201))
+        publish(registry, item, find, item["digest"], source)
     for item in (body["config"], *body["layers"]) if "layers" in body else ():
-        _upload(registry, blob(item["digest"]))
+        upload(registry, find(item["digest"]), source)
+    put(registry, reference, data, str(entry["mediaType"]))
+    if manifest(registry, reference) != data:
+        raise StageError(f"the registry serves another image than {entry['digest']}", where=str(registry.name))
 
 
-def _upload(registry: Registry, blob: Blob) -> None:
-    """Upload one blob in one piece, unless the registry has it (distribution specification, "Pushing a blob")."""
-    if registry.send("HEAD", f"blobs/{blob.digest}", allow=(200, 404)).status_code == 200:
-        return
-    for _ in blob.chunks():
-        pass  # a damaged blob is found here, not by the registry
-    place = registry.send("POST", "blobs/uploads/", allow=(202,)).headers.get("Location", "")
-    separator = "&" if "?" in place else "?"
-    registry.send(
-        "PUT",
-        f"{place}{separator}digest={blob.digest}",
-        headers={"Content-Type": "application/octet-stream"},
-        body=blob,
-        allow=(201,),
-    )
+def _source(entry: Mapping[str, Any], find: Callable[[str], Blob], name: ImageName) -> str:
+    """Name the repository that an image's base is in, when that is in the same registry; else nothing."""
+    body = layout.document(find(entry["digest"]).read(), str(name))
+    if "manifests" in body:
+        return _source(body["manifests"][0], find, name)
+    config = layout.document(find(body["config"]["digest"]).read(), str(name))
+    labels = layout.mapping(layout.mapping(config.get("config")).get("Labels"))
+    label = str(labels.get("org.opencontainers.image.base.name", ""))
+    try:
+        base = ImageName.parse(label)
+    except UsageError:
+        return ""
+    within = str(base) == label and base.registry == name.registry and base.repository != name.repository
+    return base.repository if within else ""
