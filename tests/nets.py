@@ -249,6 +249,22 @@ def causal(width: int = 32, length: int = 64) -> nn.Module:
     return Causal(width, length)
 
 
+class Vectors(nn.Module):
+    """Numbers in, a batch norm that sees one value a channel and row, numbers out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(8, 6), nn.BatchNorm1d(6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.last(self.norm(self.first(x)).relu())
+
+
+def vectors() -> nn.Module:
+    """A small perceptron with a batch norm."""
+    return Vectors()
+
+
 IMAGE = {"image": {"shape": ["batch", 1, 16, 16]}}
 TOKENS = {
     "input_ids": {"shape": ["batch", "sequence"], "dtype": "int64", "range": [0, 49]},

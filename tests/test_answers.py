@@ -18,6 +18,7 @@ from torch import nn
 
 import nets
 from modelpack import canonical
+from modelpack.numerics.distillation import coding
 from modelpack.numerics.distillation import shelf as shelf_module
 from modelpack.numerics.distillation.answers import Answers, Memory
 from modelpack.numerics.distillation.shelf import KEY, Shelf
@@ -113,6 +114,19 @@ def test_the_teacher_is_always_asked_the_same_number_of_rows(count, size, cut):
     assert torch.allclose(torch.cat([item["logits"] for item in given_back]), whole["logits"], atol=1e-6)
     unusual = [asked for asked in teacher.sizes if asked != size]
     assert len(unusual) <= 1  # once, to see that outputs are made of rows
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 4), st.lists(st.tuples(st.sampled_from(["float32", "bfloat16", "bool", "int64"]),
+                                             st.lists(st.integers(0, 5), max_size=2)), min_size=1, max_size=3))  # fmt: skip
+def test_rows_written_as_bytes_come_back_whatever_they_are_made_of(count, layout):
+    generator = torch.Generator().manual_seed(0)
+    answers = {
+        f"part{place}": torch.randint(0, 2, (count, *shape), generator=generator).to(getattr(torch, kind))
+        for place, (kind, shape) in enumerate(layout)
+    }
+    written = coding.encoded(answers, count)
+    assert same(coding.decoded([memoryview(item) for item in written], torch.device("cpu")), answers)
 
 
 def test_rows_that_never_come_back_are_noticed(tmp_path):

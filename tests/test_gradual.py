@@ -237,6 +237,25 @@ def test_a_step_that_cannot_be_cut_is_named(tmp_path, trained):
     assert "another number of steps" in caught.value.then
 
 
+def test_a_step_that_cannot_be_healed_is_named(tmp_path, trained):
+    wild = {"steps": 2, "lr": 1e12, "clip": 0, "warmup": 0}
+    with pytest.raises(StageError, match="loss is nan in epoch 1, step") as caught:
+        pruned(tmp_path, trained, {"schedule": wild}, patterns(64))
+    assert caught.value.where == "step 1 of 2"
+    assert "lower `lr`" in caught.value.then
+
+
+def test_statistics_of_batch_norms_stay_or_go_as_asked(tmp_path, trained):
+    made = [pruned(tmp_path, trained, {"schedule": {"steps": 2, "batch_norm": anew}}, patterns(64)) for anew in (0, 1)]
+    told = [{row["batch_norms"] for row in item.manifest.record["results"]["schedule"]} for item in made]
+    assert told == [{"kept"}, {"measured anew"}]
+    kept = made[0]
+    before, after = dict(models.load(trained).named_buffers()), dict(models.load(kept).named_buffers())
+    whole = [name for name, value in before.items() if name.endswith("_var") and value.shape == after[name].shape]
+    assert whole
+    assert all(before[name].equal(after[name]) for name in whole)
+
+
 def test_pruning_a_sparse_model_says_that_it_is_sparse_no_longer(tmp_path, trained):
     sparse = run_stage(tmp_path, sparsify, {}, model=trained)
     events = []

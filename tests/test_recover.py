@@ -152,6 +152,11 @@ def test_rows_unlike_those_of_the_statistics_leave_them_alone(tmp_path, trained)
     anew = recovered(tmp_path / "anew", pruned, trained, wanted | {"batch_norm": True}, train=alike)
     assert same_statistics(auto, pruned)
     assert any(getattr(event, "text", "").startswith("kept the statistics of 10") for event in events)
+    told, plain, new = (made.manifest.record["results"]["batch_norms"] for made in (auto, kept, anew))
+    assert told["error_by_old"] < told["error_by_new"]
+    assert {**plain, "error_by_old": told["error_by_old"], "error_by_new": told["error_by_new"]} == told
+    assert auto.manifest.record["results"]["came_to"] == {"batch_norm": "kept"}
+    assert (told["batch_norms"], told["statistics"], new["statistics"]) == (10, "kept", "measured anew")
     after, before = models.load(auto), models.load(pruned)
     assert not all(torch.equal(a, b) for a, b in zip(after.parameters(), before.parameters(), strict=True))
     for name, value in models.load(kept).state_dict().items():
@@ -181,6 +186,20 @@ class Counting(nn.Module):
         return {"values": self.norm(x), "classes": x.argmax(1)}
 
 
+@pytest.mark.parametrize("wanted", [{"epochs": 0}, {"epochs": 1, "batch_norm": False}])
+def test_batches_of_single_rows_are_no_riddle(tmp_path, wanted):
+    """A norm that sees one value a channel learns nothing from them, but can keep what it knows."""
+    source = imported(tmp_path, "vectors", {"x": {"shape": ["batch", 8]}})
+    rows = Rows({"x": np.random.default_rng(0).random((6, 8), np.float32)}, 1)
+    if "batch_norm" in wanted:
+        recovered(tmp_path, source, source, wanted, train=rows)
+        wanted = {"batch_norm": "auto"}
+    with pytest.raises(StageError, match="more than 1 value per channel") as caught:
+        recovered(tmp_path / "auto", source, source, wanted, train=rows)
+    assert "let the data give more rows at once" in caught.value.then
+    assert "`batch_norm: false`" in caught.value.then
+
+
 @pytest.mark.parametrize("alike", [True, False])
 def test_statistics_are_kept_or_measured_by_what_the_teacher_gives(alike):
     columns = {"x": np.random.default_rng(0).normal(3, 2, (32, 4)).astype(np.float32)}
@@ -190,6 +209,8 @@ def test_statistics_are_kept_or_measured_by_what_the_teacher_gives(alike):
         statistics.reestimate(teacher, training.reader(data, torch.device("cpu"))())
     settled = training.settle(student, teacher, training.reader(data, torch.device("cpu")))
     assert settled.still is alike
+    assert settled.word == ("kept" if alike else "measured anew")
+    assert (settled.errors[0] < settled.errors[1]) is alike
     for name, value in teacher.norm.named_buffers():
         assert torch.equal(value, student.norm.get_buffer(name))
     assert len(student.seen) > 32

@@ -145,6 +145,7 @@ def test_the_stage_fits_wherever_data_are_named(tmp_path):
     plain = run_stage(tmp_path / "3", prune, wanted | {"refit": False, "importance": "l2", "data": None}, model=source)
     assert fitted.id == again.id
     results = fitted.manifest.record["results"]
+    assert results["came_to"] == {"refit": True}
     assert results["refitted"]
     (note,) = [event.text for event in events if getattr(event, "text", "").startswith("fitted to what they gave")]
     assert results["refitted"][0] in note

@@ -111,6 +111,28 @@ def test_layers_that_were_fitted_and_those_that_were_not_stand_in_the_chapter():
     assert "Pruning" not in read(about(refitted=[], unfitted={})).text
 
 
+def test_what_became_of_batch_norms_stands_in_the_chapter():
+    told = {"batch_norms": 7, "statistics": "kept", "error_by_old": 0.125, "error_by_new": 0.5}
+    found = read(about(batch_norms=told)).text
+    chapter = found[found.rindex("Training") : found.rindex("Steps")]
+    assert "Statistics of 7 batch norms: kept;" in chapter
+    assert "0.125 by the old, 0.5 by new ones" in chapter
+    assert (
+        "7 batch norms: measured anew."
+        in read(about(batch_norms={"batch_norms": 7, "statistics": "measured anew"})).text
+    )
+    assert "Training" not in read(about(batch_norms={"batch_norms": 7})).text
+
+
+def test_settings_that_were_left_open_say_what_they_came_to():
+    steps = [step("prune", "prune", {"came_to": {"refit": True}}, config={"macs": 0.5, "refit": None})]
+    found = read({"schema": 1, "modelpack": "1", "subjects": [subject(steps=steps)]}).text
+    assert "setting value came to macs 0.5 refit – yes" in found
+    assert "Tables" not in found
+    plain = [step("prune", "prune", {}, config={"macs": 0.5})]
+    assert "came to" not in read({"schema": 1, "modelpack": "1", "subjects": [subject(steps=plain)]}).text
+
+
 def test_layers_and_blocks_are_listed_with_whatever_is_told_of_them():
     layers = [{"layer": "fc", "count": 512, "sqnr_db_after": 30.0}, {"layer": "head", "count": 8}]
     blocks = [{"block": "layers.1", "type": "Layer", "change": 0.25, "removed": 1}]

@@ -36,6 +36,7 @@ _DRAWINGS: Mapping[str, tuple[tuple[str, str, Callable[[Any], Markup | None]], .
     "unfitted": (("Pruning", "not fitted", pruning.unfitted),),
     "sensitivity": (("Pruning", "sensitivity", pruning.sensitivity),),
     "latency": (("Pruning", "latency", pruning.latency),),
+    "batch_norms": (("Training", "batch norms", training.batch_norms),),
     "history": (("Training", "", training.history),),
     "front": (("Quantization", "front", quantization.front),),
     "fidelity": (("Quantization", "closeness to the float model", quantization.fidelity),),

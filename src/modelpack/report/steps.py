@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from modelpack.report.markup import Markup
 
+_OPEN = "came_to"
+"""The result that says what settings came to which were left open."""
+
 _ID = 12
 """Digits of an id that are shown."""
 
@@ -38,8 +41,8 @@ def _step(step: Row, drawn: frozenset[str]) -> Markup:
         f"took {figure('seconds', step.get('seconds'))}" if number(step.get("seconds")) is not None else None,
         "taken from the store" if step.get("cached") is True else None,
     ]
-    results = {name: value for name, value in mapping(step.get("results")).items() if name not in drawn}
-    config = mapping(step.get("config"))
+    results = {name: value for name, value in mapping(step.get("results")).items() if name not in {*drawn, _OPEN}}
+    config, came_to = mapping(step.get("config")), mapping(mapping(step.get("results")).get(_OPEN))
     return element(
         "li",
         element("h3", identity),
@@ -49,7 +52,7 @@ def _step(step: Row, drawn: frozenset[str]) -> Markup:
         _gone() if step.get("gone") is True else None,
         figures(mapping(step.get("metrics"))),
         [element("p", text(warning), class_="notice") for warning in sequence(step.get("warnings"))],
-        details("Settings", _settings(config)) if config else None,
+        details("Settings", _settings(config, came_to)) if config else None,
         details("Tables", [anything(str(name), value) for name, value in results.items()]) if results else None,
     )
 
@@ -58,8 +61,15 @@ def _gone() -> Markup:
     return element("p", "Its artifact is no longer in the store: settings and tables went with it.", class_="notice")
 
 
-def _settings(config: Row) -> Markup:
-    return table(("setting", "value"), [[element("code", str(name)), _value(value)] for name, value in config.items()])
+def _settings(config: Row, came_to: Row) -> Markup:
+    """List settings, and for those that were left open what they came to."""
+    body = [[element("code", str(name)), _value(value)] for name, value in config.items()]
+    if not came_to:
+        return table(("setting", "value"), body)
+    made = [
+        [*cells, _value(came_to[name]) if name in came_to else ""] for name, cells in zip(config, body, strict=True)
+    ]
+    return table(("setting", "value", "came to"), made)
 
 
 def _value(value: Any) -> str:

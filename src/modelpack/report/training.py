@@ -1,4 +1,4 @@
-"""How trainings went: losses, score and learning rate by epoch."""
+"""How trainings went: what batch norms began with, and losses, score and learning rate by epoch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelpack.report.charts import Axes, Line, lines
 from modelpack.report.markup import element
-from modelpack.report.reading import figure, number, points, rows, text
+from modelpack.report.reading import figure, mapping, number, points, rows, text
 from modelpack.report.tables import details, table, words
 
 if TYPE_CHECKING:
@@ -37,6 +37,19 @@ def history(value: Any) -> Markup | None:
     if not drawn:
         return epochs
     return element("div", element("div", drawn, class_="charts"), details("Figures of every epoch", epochs))
+
+
+def batch_norms(value: Any) -> Markup | None:
+    """Say what became of the statistics of batch norms, and why; None where the value tells nothing of it."""
+    told = mapping(value)
+    count, statistics = number(told.get("batch_norms")), text(told.get("statistics"))
+    if count is None or "statistics" not in told:
+        return None
+    old, new = number(told.get("error_by_old")), number(told.get("error_by_new"))
+    why = ""
+    if old is not None and new is not None:
+        why = f"; squared error of the outputs relative to their variance: {old:.3g} by the old, {new:.3g} by new ones"
+    return element("p", f"Statistics of {count:g} batch norms: {statistics}{why}.")
 
 
 def _alone(key: str) -> bool:

@@ -83,6 +83,8 @@ def _thinner(config: PruneConfig, job: Job, module: Any, feed: Any) -> Any:
         healing = schedules.Healing(config.data, config.target if config.loss == "task" else None, config.mask)
         pruned = schedules.gradually(config.schedule, healing, job, target=target, whole=module, cut=cut)
     _report(job, pruned)
+    if config.refit is None:
+        job.result("came_to", {"refit": config.refits})
     if log is not None:
         measures.report(log, pruned.fraction, job)
     return pruned.module
@@ -114,7 +116,7 @@ def _shallower(config: PruneConfig, job: Job, module: Any, feed: Any) -> Any:
         watch=lambda steps: job.track(steps, len(steps), "blocks to leave out"),
     )
     if config.data is not None and (settled := statistics.settle(found.module, module, lambda: rows)).norms:
-        job.note(settled.told)
+        remarks.statistics(settled, job)
     job.result("blocks", found.table)
     job.result("left_alone", dict(found.left))
     total = len(found.table)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import Field, model_validator
 
 from modelpack.errors import StageError
-from modelpack.stages import remarks
+from modelpack.stages import batch_norms, remarks
 from modelpack.stages.answers_config import AnswersConfig, remembering
+from modelpack.stages.batch_norms import BatchNormsConfig
 from modelpack.stages.schedule_config import FloatScheduleConfig, schedule
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ _FACTS = ("left", "heads", "rounding", "refitted", "unfitted")
 """What is reported of all steps together."""
 
 
-class GradualConfig(FloatScheduleConfig, AnswersConfig):
+class GradualConfig(FloatScheduleConfig, AnswersConfig, BatchNormsConfig):
     """In how many steps a model is pruned, and how it is healed after each."""
 
     steps: int = Field(4, gt=1, le=100, description="Steps; ever less goes in each, on a cubic curve.")
@@ -84,6 +85,7 @@ def gradually(
     """
     from modelpack.numerics.pruning import gradual
 
+    batch_norms.expect(config, whole, job)
     healer = _Healer(config, healing, whole, job)
 
     def step(part: Any, keep: float, slack: float) -> tuple[Any, float, dict[str, Any]]:
@@ -143,7 +145,7 @@ class _Healer:
         data = loop.Rows(job.data[self.healing.data].batches, job.inputs, self.healing.target)
         # A teacher's weights are laid out anew, but an interrupted try continues with the whole model as it was loaded.
         teacher = twin(self.whole)
-        settled = loop.settle(student, teacher, loop.reader(data, device, job.track))
+        settled = batch_norms.settle(self.config, job, student, teacher, data)
         last = step == self.config.steps and self.config.last
         plan = replace(schedule(self.config), epochs=last or self.config.epochs)
         objective = self._objective(student, teacher, data)
@@ -153,7 +155,8 @@ class _Healer:
         lesson = remembering(self.config, job, lesson, job.source.id)
         trained = loop.train(student, lesson, scratch)
         remarks.answers(lesson, job)
-        return {"epochs": plan.epochs, "loss": trained.history[-1]["loss"]}
+        told = {"batch_norms": settled.word} if settled.norms else {}
+        return {**told, "epochs": plan.epochs, "loss": trained.history[-1]["loss"]}
 
     def _objective(self, student: Any, teacher: Any, data: Rows) -> Imitation:
         from modelpack.numerics import distillation, masks

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
 from modelpack.artifact import Kind
 from modelpack.stage import DataRef, Job, TorchRef, stage
-from modelpack.stages import remarks
+from modelpack.stages import batch_norms, remarks
+from modelpack.stages.batch_norms import BatchNormsConfig
 from modelpack.stages.imitation_config import AspectName, ImitationConfig, Weights
 from modelpack.stages.schedule_config import FloatScheduleConfig
 from modelpack.stages.training import LessonConfig, prepare, rows, teacher
 
 
-class RecoverConfig(FloatScheduleConfig, LessonConfig, ImitationConfig):
+class RecoverConfig(FloatScheduleConfig, LessonConfig, ImitationConfig, BatchNormsConfig):
     """What the model is healed with."""
 
     teacher: TorchRef = Field("model", description="The step whose outputs are restored; 'model' is the original.")
@@ -25,12 +26,6 @@ class RecoverConfig(FloatScheduleConfig, LessonConfig, ImitationConfig):
         "features of blocks that pair up by themselves, unless `compile` hides these.",
     )
     data: DataRef = Field(description="Rows without labels, like those the model will see.")
-    batch_norm: Literal["auto"] | bool = Field(
-        "auto",
-        description="First measure the statistics of batch norms anew. If false they stay as they are, in training "
-        "too; auto does what brings the outputs closer to the teacher's: few rows, or unlike those that the model was "
-        "trained on, give bad statistics.",
-    )
     epochs: int = Field(2, ge=0, description="Passes of self-distillation over the data; 0 for none.")
     lr: float = Field(5e-4, gt=0, description="Highest learning rate.")
 
@@ -64,13 +59,13 @@ def recover(config: RecoverConfig, job: Job) -> None:
 
     student = models.load(job.source, job.device)
     teaching, device = teacher(config, job), loop.device(job.device)
-    anew = None if config.batch_norm == "auto" else config.batch_norm
     data = rows(config, job, config.data)
     distillation.expect_same_outputs(student, teaching, data, device)
-    settled = loop.settle(student, teaching, loop.reader(data, device, job.track), anew=anew)
-    if config.batch_norm is True and not settled.norms:
-        job.warn("`batch_norm: true` does nothing: the model has no batch norms")
-    job.note(settled.told)
+    batch_norms.expect(config, student, job)
+    settled = batch_norms.settle(config, job, student, teaching, data)
+    remarks.statistics(settled, job)
+    if config.batch_norm == "auto":
+        job.result("came_to", {"batch_norm": settled.word})
     healing = replace(prepare(config, job, student, teaching), still=settled.still)
     trained = loop.train(student, healing, job.scratch)
     models.save(student, job.out, like=job.source)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from modelpack.numerics.quantization.layers import Layer
-    from modelpack.numerics.training import Lesson, Trained
+    from modelpack.numerics.training import Lesson, Settled, Trained
     from modelpack.stage import Job
 
 
@@ -32,6 +32,13 @@ def size(module: Any, feed: Mapping[str, Any], job: Job) -> None:
 
     job.metric("parameters", models.parameter_count(module))
     job.metric("mac_count", macs.per_row(module, feed, job.inputs))
+
+
+def statistics(settled: Settled, job: Job) -> None:
+    """Record what became of the statistics of batch norms."""
+    job.note(settled.told)
+    if settled.norms:
+        job.result("batch_norms", settled.to_json())
 
 
 def training(trained: Trained, lesson: Lesson, job: Job) -> None:

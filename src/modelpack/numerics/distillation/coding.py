@@ -73,7 +73,8 @@ def decoded(items: Sequence[memoryview], device: torch.device) -> dict[str, Tens
     for name, kind, *shape in json.loads(head[4:]):
         dtype = getattr(torch, kind)
         end = start + math.prod(shape) * dtype.itemsize
-        # A copy of its own, for a view of another type must begin where such a value may.
-        answers[name] = content[:, start:end].clone().view(dtype).reshape(len(items), *shape).to(device)
+        # A copy of its own, for a view of another type must begin, and step, where such a value may.
+        part = content[:, start:end].clone(memory_format=torch.contiguous_format).view(-1)
+        answers[name] = part.view(dtype).reshape(len(items), *shape).to(device)
         start = end
     return answers

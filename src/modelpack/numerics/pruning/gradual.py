@@ -88,7 +88,7 @@ def prune(
         alone: Of a crew only the first process cuts, since cutting takes times, which the others would disturb.
 
     Raises:
-        StageError: When a step cannot be cut, or what an interrupted run left cannot be read.
+        StageError: When a step cannot be cut or healed, or what an interrupted run left cannot be read.
     """
     progress = _read(module, scratch)
     resumed = progress.done
@@ -96,7 +96,7 @@ def prune(
         if progress.healed and (crew.leads() or not alone):
             progress = _cut(progress, wanted, cut)
         elif not progress.healed:
-            progress = _healed(progress, heal, scratch / f"{progress.done:03d}-training")
+            progress = _healed(progress, wanted, heal, scratch)
         if crew.leads():
             _write(progress, module, scratch)
         progress = _read(module, scratch)
@@ -111,7 +111,7 @@ def _cut(progress: Progress, wanted: Sequence[float], cut: Cut) -> Progress:
     except StageError as error:
         hint = f"{error.then}; " if error.then else ""
         raise StageError(
-            error.what, where=f"step {step} of {len(wanted)}", then=f"{hint}or take another number of steps"
+            error.what, where=_where(step, wanted, error), then=f"{hint}or take another number of steps"
         ) from error
     told = {"step": step, "wanted": wanted[step - 1], "kept": fraction, **row}
     return Progress(smaller, step, False, fraction, [*progress.rows, told])
@@ -123,10 +123,19 @@ def _slack(wanted: Sequence[float], step: int) -> float:
     return min(_LENIENT, (here - wanted[step]) / here / 2) if step < len(wanted) else 0.0
 
 
-def _healed(progress: Progress, heal: Heal, training: Path) -> Progress:
+def _healed(progress: Progress, wanted: Sequence[float], heal: Heal, scratch: Path) -> Progress:
+    training = scratch / f"{progress.done:03d}-training"
     training.mkdir(parents=True, exist_ok=True)
-    row = {**progress.rows[-1], **heal(progress.module, progress.done, training)}
+    try:
+        row = {**progress.rows[-1], **heal(progress.module, progress.done, training)}
+    except StageError as error:
+        raise StageError(error.what, where=_where(progress.done, wanted, error), then=error.then) from error
     return Progress(progress.module, progress.done, True, progress.fraction, [*progress.rows[:-1], row])
+
+
+def _where(step: int, wanted: Sequence[float], error: StageError) -> str:
+    """Say in which step an error came up, and where in it."""
+    return ": ".join(filter(None, (f"step {step} of {len(wanted)}", error.where)))
 
 
 def _write(progress: Progress, whole: nn.Module, scratch: Path) -> None:

@@ -10,7 +10,8 @@ from modelpack.numerics.training.lesson import Constraint, Lesson, Trained
 from modelpack.numerics.training.loop import train
 from modelpack.numerics.training.objective import SCORE, Objective
 from modelpack.numerics.training.schedule import Precision, Schedule
-from modelpack.numerics.training.statistics import reader, settle
+from modelpack.numerics.training.statistics import Settled, reader, settle
+from modelpack.numerics.training.statistics import count as batch_norms
 
 __all__ = [
     "SCORE",
@@ -20,7 +21,9 @@ __all__ = [
     "Precision",
     "Rows",
     "Schedule",
+    "Settled",
     "Trained",
+    "batch_norms",
     "device",
     "reader",
     "remarks",

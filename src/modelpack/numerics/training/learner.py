@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from modelpack.numerics import models
-from modelpack.numerics.training import memory, optimizer, precision, tensors
+from modelpack.numerics.training import memory, optimizer, precision, statistics, tensors
 from modelpack.numerics.training.averaging import Average
 from modelpack.numerics.training.batches import split
 
@@ -57,7 +57,8 @@ class Learner:
         sums: dict[str, Tensor] = {}
         for place, (batch, share) in enumerate(batches, 1):
             exchange = contextlib.nullcontext() if place == len(batches) else self._pupil.adding()
-            with exchange, models.blamed("the model cannot be trained"), memory.explained(self, batch, share):
+            lone, ours = statistics.explained(share.of), models.blamed("the model cannot be trained")
+            with exchange, lone, ours, memory.explained(self, batch, share):
                 parts = self.backward(batch, share, total)
             for name, value in parts.items():
                 added = value.detach() * share.of

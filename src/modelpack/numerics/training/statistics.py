@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -9,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from modelpack.errors import StageError
 from modelpack.numerics import models
 from modelpack.numerics.calling import call
 from modelpack.numerics.training import crew
@@ -36,10 +39,18 @@ class Settled:
     Attributes:
         norms: How many batch norms there are.
         still: Whether they keep those they had, which are not those of the rows, and should while the student learns.
+        errors: The squared error of the outputs, relative to their variance, by the statistics that the batch norms
+            had and by new ones; None where it was not asked.
     """
 
     norms: int
     still: bool
+    errors: tuple[float, float] | None = None
+
+    @property
+    def word(self) -> str:
+        """What became of the statistics."""
+        return "kept" if self.still else "measured anew" if self.norms else "none"
 
     @property
     def told(self) -> str:
@@ -49,6 +60,12 @@ class Settled:
         if not self.still:
             return f"measured the statistics of {self.norms} batch norms anew"
         return f"kept the statistics of {self.norms} batch norms"
+
+    def to_json(self) -> dict[str, Any]:
+        """Give what a record holds of it."""
+        names = ("error_by_old", "error_by_new")
+        known = {name: value for name, value in zip(names, self.errors or (), strict=False) if math.isfinite(value)}
+        return {"batch_norms": self.norms, "statistics": self.word, **known}
 
 
 def reader(data: Rows, device: torch.device, watch: Watch = lambda items, _total, _label: items) -> Read:
@@ -75,13 +92,17 @@ def settle(student: nn.Module, teacher: nn.Module, read: Read, *, anew: bool | N
     if not norms or anew is False:
         return Settled(len(norms), still=bool(norms))
     before = [(value, value.clone()) for layer in norms for value in layer.buffers(recurse=False)]
-    distance = _distance(student, teacher, read()) if anew is None else float("inf")
+    if anew:
+        reestimate(student, read())
+        return Settled(len(norms), still=False)
+    had = _distance(student, teacher, read())
     reestimate(student, read())
     # What rounding decides must be decided alike in all processes of a crew.
-    better = anew or crew.told(_distance(student, teacher, read()) <= distance)
+    had, got = crew.told([had, _distance(student, teacher, read())])
+    better = got <= had
     for value, old in before if not better else ():
         value.copy_(old)
-    return Settled(len(norms), still=not better)
+    return Settled(len(norms), still=not better, errors=(had, got))
 
 
 @torch.no_grad()
@@ -107,6 +128,11 @@ def _distance(student: nn.Module, teacher: nn.Module, batches: Iterable[Mapping[
 
 def _squares(values: Tensor) -> Tensor:
     return values.square().sum(dtype=torch.float64)
+
+
+def count(module: nn.Module) -> int:
+    """Give the number of batch norms that keep statistics."""
+    return len(_norms(module))
 
 
 def still(module: nn.Module) -> None:
@@ -135,12 +161,34 @@ def reestimate(module: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> in
         layer.momentum = None  # torch's word for a cumulative average
         layer.train()
     for batch in _without_lone_row(batches):
-        with models.blamed("the statistics of batch norms cannot be measured"):
+        with (
+            explained(len(next(iter(batch.values())))),
+            models.blamed("the statistics of batch norms cannot be measured"),
+        ):
             call(module, batch)
     for layer, momentum in zip(norms, before, strict=True):
         layer.momentum = momentum
     module.eval()
     return len(norms)
+
+
+@contextlib.contextmanager
+def explained(rows: int) -> Iterator[None]:
+    """Say what to do where batch norms of vectors were given a single row, of which they learn nothing.
+
+    Args:
+        rows: Of the batch that is learnt from while this is open.
+    """
+    try:
+        yield
+    except StageError as error:
+        if rows > 1:
+            raise
+        raise StageError(
+            error.what,
+            then="the batches are single rows, of which some batch norms learn nothing: let the data give more rows at "
+            "once, or keep the statistics by `batch_norm: false` where the step has it",
+        ) from error
 
 
 def own(module: nn.Module) -> None:
