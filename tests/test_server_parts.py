@@ -123,7 +123,7 @@ def test_malformed_limits_name_their_variable(environment):
 
 
 def test_every_limit_is_listed():
-    assert describe().count("MODELPACK_") == 27
+    assert describe().count("MODELPACK_") == 28
     assert "MODELPACK_MAX_BODY" in describe()
 
 

@@ -147,7 +147,9 @@ def _image(
         )
     title = plan.Title(order.name, order.tag.rpartition(":")[2], artifact.id, order.epoch, order.labels)
     described = card(artifact, title.name, title.version, facts)
-    contents = plan.contents(artifact, described, title, base=base, wheels=files, program=program, grpc=order.grpc)
+    contents = plan.contents(
+        artifact, described, title, base=base, wheels=files, program=program, grpc=order.grpc, device=order.device
+    )
     if order.builder == "oci":
         return oci.image(base, contents, order.tag, scratch, cache)
     return _by_engine(order, base, contents, scratch, cache)

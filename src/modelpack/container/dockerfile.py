@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _WORD = re.compile(r"\{\{(.*?)\}\}")
 WORDS = (
     "base",
+    "cuda",
     "env",
     "labels",
     "port",
@@ -78,6 +79,7 @@ def render(text: str, contents: ImageContents, base: str, where: str) -> str:
     health = contents.healthcheck
     words = {
         "base": base,
+        "cuda": "".join(f"ADD {layer.name}.tar /" for layer in contents.layers if layer.name == "cuda"),
         "env": _pairs(contents.env),
         "labels": _pairs(contents.labels),
         "port": " ".join(contents.ports),

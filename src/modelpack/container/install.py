@@ -32,12 +32,16 @@ _TRIM = (
     "PIL/_avif*", "PIL/_imagingft*", "PIL/_imagingcms*", "PIL/_imagingtk*", "pillow.libs/libavif*",
     "pillow.libs/libfreetype*", "pillow.libs/libharfbuzz*", "pillow.libs/libbrotli*", "pillow.libs/libpng16*",
     "pillow.libs/liblcms2*",
+    # of CUDA what only compilers and linkers read, and of onnxruntime for it what TensorRT would need
+    "nvidia/*/include/*", "nvidia/*/lib/libnvblas.*", "nvidia/*/lib/libcufftw.*", "nvidia/*/lib/cmake/*",
+    "onnxruntime/capi/libonnxruntime_providers_tensorrt.so",
     "uvloop/_testbase.py", "prometheus_client/aiohttp/*", "prometheus_client/django/*", "prometheus_client/twisted/*",
     # written by whoever installs, or about how; never the same twice
     "*.dist-info/RECORD*", "*.dist-info/INSTALLER", "*.dist-info/REQUESTED", "*.dist-info/direct_url.json",
     "*.dist-info/entry_points.txt",
 )  # fmt: skip
-_LIBRARY = re.compile(r"\.so(\.|$)")
+_LIBRARY = re.compile(r"(?!nvidia/|onnxruntime/capi/libonnxruntime_providers_cuda).*\.so(\.|$)")
+"""What is trimmed; what holds programs for graphics cards is read by more than the loader, and stays whole."""
 _TRIMMED = re.compile("|".join(fnmatch.translate(pattern) for pattern in _TRIM))
 
 
@@ -70,7 +74,7 @@ def entries(files: Mapping[Wheel, Path], root: str) -> list[Entry]:
             place = posixpath.join(root, name)
             if place in found:
                 raise StageError(f"two wheels bring '{name}'", where=wheel.file)
-            found[place] = Entry(place, elf.trimmed(member) if _LIBRARY.search(name) else member)
+            found[place] = Entry(place, elf.trimmed(member) if _LIBRARY.match(name) else member)
     return list(found.values())
 
 

@@ -7,7 +7,7 @@ specification 1.1, "ImageID"; an engine with the containerd store shows the mani
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from modelpack.container.packed import Packed, pack
 from modelpack.container.tree import PATH
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from modelpack.container.base import Base
@@ -30,6 +30,7 @@ MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 _SECOND = 1_000_000_000
 _INHERITED = ("Volumes",)
+_SELDOM = ("cuda", "wheels")
 
 
 @dataclass(frozen=True)
@@ -62,19 +63,16 @@ class Image:
         manifest: Its manifest, exact bytes.
         layers: Lowest first.
         tag: ``name:tag`` that engines show.
-        base: What it stands on.
+        platform: ``os/architecture``.
+        base: What it stands on, as JSON; empty for one that was found somewhere.
     """
 
     config: bytes
     manifest: bytes
     layers: tuple[Stored, ...]
     tag: str
-    base: Base
-
-    @property
-    def platform(self) -> str:
-        """Its ``os/architecture``."""
-        return self.base.platform
+    platform: str
+    base: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -105,7 +103,7 @@ class Image:
                  "unpacked": item.unpacked}
                 for item in self.layers
             ],
-            "base": {"name": self.base.ref.label, "digest": self.base.digest, "python": self.base.python.path},
+            "base": dict(self.base),
         }  # fmt: skip
 
 
@@ -131,7 +129,7 @@ def image(base: Base, contents: ImageContents, tag: str, scratch: Path, cache: P
     stored = base_layers(base, scratch, cache)
     for layer in contents.layers:
         tar = partial(chunks, layer.entries, layer.epoch)
-        packed = pack(tar, scratch / f"{layer.name}.tar.gz", cache if layer.name == "wheels" else None)
+        packed = pack(tar, scratch / f"{layer.name}.tar.gz", cache if layer.name in _SELDOM else None)
         stored.append(_stored(layer.name, packed))
     config = configuration(base, contents, [item.diff_id for item in stored])
     return finish(canonical.encode(config), stored, tag, base)
@@ -171,7 +169,8 @@ def finish(config: bytes, layers: Sequence[Stored], tag: str, base: Base) -> Ima
         "config": {"mediaType": CONFIG, "digest": sha256(config), "size": len(config)},
         "layers": [{"mediaType": LAYER, "digest": item.digest, "size": item.size} for item in layers],
     }
-    return Image(config, canonical.encode(manifest), tuple(layers), tag, base)
+    below = {"name": base.ref.label, "digest": base.digest, "python": base.python.path}
+    return Image(config, canonical.encode(manifest), tuple(layers), tag, base.platform, below)
 
 
 def base_layers(base: Base, scratch: Path, cache: Path) -> list[Stored]:

@@ -34,6 +34,7 @@ class Order:
         template: Dockerfile template of the docker builder; modelpack's own when None.
         offline: Use what is in the caches only.
         grpc: Speak gRPC too.
+        device: Where the model runs: ``cpu`` or ``cuda``.
     """
 
     name: str
@@ -46,11 +47,12 @@ class Order:
     template: Path | None = None
     offline: bool = False
     grpc: bool = False
+    device: str = "cpu"
 
     @property
     def kinds(self) -> frozenset[str]:
         """What the image is for, whatever its model: words of `wheels.OPTIONAL`."""
-        return frozenset({"grpc"} if self.grpc else ())
+        return frozenset(({"grpc"} if self.grpc else set()) | ({"cuda"} if self.device == "cuda" else set()))
 
 
 def full_tag(tag: str | None, name: str) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from modelpack.artifact import MODEL_FILE, Kind
 from modelpack.container import bytecode, install
 from modelpack.container.layers import Entry, Layer, layer
+from modelpack.container.wheels import CUDA
 from modelpack.errors import StageError
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ class ImageContents:
     """An image without its base.
 
     Attributes:
-        layers: Lowest first: ``wheels``, ``server``, ``model``, so that what changes most often lies on top.
+        layers: Lowest first: ``cuda`` where there is one, ``wheels``, ``server``, ``model``, so that what changes most
+            often lies on top.
         entrypoint: Command in exec form; no shell is needed.
         env: Environment added to the base's.
         labels: Labels added to the base's.
@@ -100,6 +102,7 @@ def contents(
     wheels: Mapping[Wheel, Path],
     program: str | None,
     grpc: bool = False,
+    device: str = "cpu",
 ) -> ImageContents:
     """Decide everything about an image.
 
@@ -111,11 +114,14 @@ def contents(
         wheels: The server's distributions, wheel → file.
         program: Interpreter of this machine that compiles for the image's Python; None leaves byte code out.
         grpc: Whether it listens for gRPC too.
+        device: ``cpu`` or ``cuda``.
 
     Raises:
         StageError: When the artifact is not ONNX, or compiling fails.
     """
-    site, server = install.entries(wheels, SITE), [Entry(name, path) for name, path in server_files()]
+    apart = {wheel: path for wheel, path in wheels.items() if wheel.name.startswith(CUDA)}
+    rest = {wheel: path for wheel, path in wheels.items() if wheel not in apart}
+    site, server = install.entries(rest, SITE), [Entry(name, path) for name, path in server_files()]
     if program is not None:
         compiled = bytecode.compiled([*site, *server], base.python.minor, program)
         site += [entry for entry in compiled if entry.name.startswith(f"{SITE}/")]
@@ -123,12 +129,13 @@ def contents(
     command = (base.python.path, "-m", PACKAGE, "--model", f"/{MODEL}")
     return ImageContents(
         layers=(
+            *([layer("cuda", install.entries(apart, SITE), title.epoch)] if apart else []),
             layer("wheels", site, title.epoch),
             layer("server", server, title.epoch),
             layer("model", model_entries(artifact, card), title.epoch),
         ),
         entrypoint=command,
-        env=ENV | ({"MODELPACK_GRPC_PORT": str(GRPC_PORT)} if grpc else {}),
+        env=ENV | ({"MODELPACK_GRPC_PORT": str(GRPC_PORT)} if grpc else {}) | (CUDA_ENV if device == "cuda" else {}),
         labels=labels(title, base),
         healthcheck=Healthcheck((*command, "--healthcheck")),
         created=timestamp(title.epoch),
@@ -147,6 +154,12 @@ ENV = {
     "PYTHONUNBUFFERED": "1",
 }
 """What the server needs of its environment; the base's other variables stay."""
+CUDA_ENV = {
+    "MODELPACK_DEVICE": "cuda",
+    # what NVIDIA's container runtime brings into the container: every card, and the driver's libraries for computing
+    "NVIDIA_DRIVER_CAPABILITIES": "compute,utility",
+    "NVIDIA_VISIBLE_DEVICES": "all",
+}
 
 
 def timestamp(epoch: int) -> str:

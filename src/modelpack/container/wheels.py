@@ -29,10 +29,18 @@ if TYPE_CHECKING:
 LOCK = Path(__file__).with_name("wheels.json")
 REQUIREMENTS = Path(__file__).parent.parent / "server" / "requirements.txt"
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
+CUDA = "nvidia-"
+"""What the names of distributions begin with that hold CUDA's own libraries."""
 OPTIONAL = {
     "pillow": "image", "tokenizers": "text", "grpcio": "grpc", "protobuf": "grpc", "typing-extensions": "grpc",
+    "onnxruntime-gpu": "cuda", "nvidia-cublas": "cuda", "nvidia-cuda-nvrtc": "cuda", "nvidia-cuda-runtime": "cuda",
+    "nvidia-cudnn-cu13": "cuda", "nvidia-cufft": "cuda", "nvidia-curand": "cuda", "nvidia-nvjitlink": "cuda",
 }  # fmt: skip
-"""Distributions that are only in images which need them: whose model takes images or texts, or which speak gRPC."""
+"""Distributions only in images that need them: whose model takes images or texts, which speak gRPC, which use CUDA."""
+_REPLACED = {"onnxruntime": "cuda"}
+"""Distributions that one of `OPTIONAL` stands in for."""
+_ONLY = {"cuda": "amd64"}
+"""Kinds whose distributions exist for one architecture."""
 _NEWEST_GLIBC = 28
 """manylinux_2_28 is what the pinned onnxruntime is built for; every newer base runs it."""
 
@@ -100,7 +108,8 @@ def select(target: Target, kinds: Collection[str] = ()) -> tuple[Wheel, ...]:
     rank = {tag: position for position, tag in enumerate(target.tags())}
     chosen = []
     for item in json.loads(LOCK.read_bytes()):
-        if (kind := OPTIONAL.get(item["name"])) and kind not in kinds:
+        kind = OPTIONAL.get(item["name"])
+        if (kind and kind not in kinds) or _REPLACED.get(item["name"]) in kinds:
             continue
         ranked = sorted(
             (min(rank[tag] for tag in tags), file)
@@ -195,10 +204,13 @@ def lock() -> list[dict[str, Any]]:
     files: dict[str, dict[str, str]] = {name: {} for name in requirements()}
     for target in (Target(minor, architecture) for minor in SUPPORTED for architecture in MACHINES):
         with tempfile.TemporaryDirectory() as folder:
-            report = Path(folder) / "report.json"
+            report, pins = Path(folder) / "report.json", Path(folder) / "pins.txt"
+            pins.write_text(
+                "".join(f"{name}=={version}\n" for name, version in requirements().items() if _made(name, target))
+            )
             done = _pip(
                 ["install", "--dry-run", "--ignore-installed", f"--target={folder}/none", f"--report={report}",
-                 f"--requirement={REQUIREMENTS}"], target,
+                 f"--requirement={pins}"], target,
             )  # fmt: skip
             if done.returncode:
                 raise MissingError(f"pip could not resolve the requirements for {target}", where=done.stderr.strip())
@@ -210,6 +222,11 @@ def lock() -> list[dict[str, Any]]:
         {"name": name, "version": version, "files": dict(sorted(files[name].items()))}
         for name, version in sorted(requirements().items())
     ]
+
+
+def _made(name: str, target: Target) -> bool:
+    """Tell whether a distribution exists for an architecture."""
+    return _ONLY.get(OPTIONAL.get(name, ""), target.architecture) == target.architecture
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 VERSION: str = onnxruntime.__version__
 _GUESSES = ((1, 1), (1, 16), (1, 64), (1, 224), (2, 2), (16, 16))  # rows, and every other named dimension
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _log = logging.getLogger("modelpack.server")
 
 
@@ -36,12 +37,15 @@ class Engine:
         signature: What the model must take and give.
         threads: Threads of one inference; None takes what this process may use.
         rows: The most rows in one run, of models whose rows are independent of each other.
+        device: ``cpu`` or ``cuda``.
 
     Raises:
-        StartError: When the file cannot be loaded or is not what its signature says.
+        StartError: When the file cannot be loaded, is not what its signature says, or would not run on the device.
     """
 
-    def __init__(self, path: Path, signature: Signature, threads: int | None = None, rows: int = 1) -> None:
+    def __init__(
+        self, path: Path, signature: Signature, threads: int | None = None, rows: int = 1, device: str = "cpu"
+    ) -> None:
         self.signature = signature
         self.threads = threads or available()
         options = onnxruntime.SessionOptions()
@@ -50,10 +54,7 @@ class Engine:
         options.log_severity_level = 4  # failures come back as exceptions; what is logged twice is noise
         if quota() is not None:  # a spinning thread burns the quota that the working ones need
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        try:
-            self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # noqa: BLE001 - the runtime's exceptions share no other parent
-            raise StartError(f"{path} cannot be loaded: {_reason(error)}") from None
+        self.session = _session(path, options, device)
         _compare("input", signature.inputs, self.session.get_inputs())
         _compare("output", signature.outputs, self.session.get_outputs())
         self.names = list(signature.outputs)
@@ -103,6 +104,29 @@ class Engine:
         if not free:
             raise StartError(f"the model does not run: {reason}")
         _log.warning("no warm-up: the model runs on none of the sizes tried: %s", reason)
+
+
+def _session(path: Path, options: Any, device: str) -> Any:
+    """Load a model onto a device; onnxruntime alone would take the processor where it finds no other device.
+
+    Raises:
+        StartError: When it cannot be loaded, or not there.
+    """
+    provider = PROVIDERS[device]
+    if provider not in onnxruntime.get_available_providers():
+        raise StartError(f"this onnxruntime knows no {device}: build the image with device: {device}")
+    if device == "cuda":
+        onnxruntime.preload_dlls(directory="")  # CUDA's libraries lie beside onnxruntime, where no linker looks
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
+    except Exception as error:  # noqa: BLE001 - the runtime's exceptions share no other parent
+        raise StartError(f"{path} cannot be loaded: {_reason(error)}") from None
+    if session.get_providers()[0] != provider:
+        raise StartError(
+            f"onnxruntime does not run on {device} here and would take the processor: it needs a graphics card with "
+            "a driver for its CUDA, and docker run --gpus all"
+        )
+    return session
 
 
 def stoppable() -> Any:

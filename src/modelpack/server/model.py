@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .batching import Pool, Run
     from .engine import Engine
     from .settings import Settings
+    from .statistics import Ledger
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Model:
         folder: Holds `model.onnx` and `signature.json`, perhaps `interface.json` with what it names, and `card.json`
             when `card` is None.
         settings: Limits.
+        ledger: Where it counts what it does.
         name: What it is called.
         version: Its version.
         card: What else is known about it.
@@ -56,6 +58,7 @@ class Model:
         self,
         folder: Path,
         settings: Settings,
+        ledger: Ledger,
         *,
         name: str,
         version: str,
@@ -69,7 +72,7 @@ class Model:
         self.signature = self._interface.signature if self._interface else self._inner
         self.name, self.version = name, version
         self.card = {**(read_card(folder) if card is None else card), "name": name, "version": version}
-        self.statistics = Statistics()
+        self.statistics = Statistics(ledger, name, version, self.stamp)
         self.seconds = 0.0  # loading and warm-up
         self.users = 0  # requests that hold it
         self.engine: Engine | None = None
@@ -112,7 +115,7 @@ class Model:
         from .engine import Engine
 
         settings = self._settings
-        engine = Engine(self.folder / "model.onnx", self._inner, settings.threads, settings.max_batch)
+        engine = Engine(self.folder / "model.onnx", self._inner, settings.threads, settings.max_batch, settings.device)
         engine.warm_up()
         if self._interface:
             self._interface.load(settings, self._preparing(engine))

@@ -47,6 +47,7 @@ class Settings:
     )
     health_route: str = ""
     predict_route: str = ""
+    device: str = _choice(("cpu", "cuda"), "where models run; cuda never falls back to cpu")
     workers: int = _limit(1, 1, "processes that serve on one port, each with its own models, queue and limits")
     concurrency: int = _limit(1, 1, "inferences that run at once")
     max_batch: int = _limit(32, 1, "rows in one run that requests share; 1 gives each a run of its own")

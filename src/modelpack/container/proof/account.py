@@ -68,6 +68,7 @@ def account(
         "base": base.ref.label,
         "labels": dict(order.labels),
         "grpc": order.grpc,
+        "device": order.device,
         "epoch": order.epoch,
     }
     text = str(past[0].manifest.record.get("recipe", ""))
