@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from image_support import ELF, PYTHON, little_wheels, onnx_artifact, registry, tar_of
+from modelpack.container import bytecode, install, wheels
 from modelpack.container import registry as registries
 from modelpack.container.base import open_base
 from modelpack.container.platforms import KNOWN, Bases, Platforms
 from modelpack.container.reference import BaseRef
-from modelpack.errors import UsageError
+from modelpack.container.tree import MACHINES
+from modelpack.errors import MissingError, UsageError
 from modelpack.stages.build import BuildConfig, build
 from support import run_stage
 
@@ -149,3 +151,40 @@ def test_the_index_is_pushed_with_all_that_it_names(image, registry, tmp_path):
     for name in ("amd64", "arm64"):
         base = open_base(BaseRef.parse(f"docker://{target}"), f"linux/{name}", cache=tmp_path / name, scratch=tmp_path)
         assert base.python.architecture == name
+
+
+@pytest.mark.parametrize("architecture", ["amd64", "arm64"])
+def test_every_library_in_an_image_is_for_its_processor(architecture):
+    """With the real wheels, of everything an image may have; skips where they are neither cached nor to be had."""
+    try:
+        files = wheels.resolve(wheels.Target(11, architecture), wheels.cache_directory(), {"image", "text", "grpc"})
+    except MissingError as error:
+        pytest.skip(f"no wheels: {error}")
+    machines = {}
+    for entry in install.entries(files, "site"):
+        head = next(iter(entry.chunks()), b"")[:20]
+        if head[:4] == b"\x7fELF":
+            machines[entry.name] = MACHINES.get(struct.unpack("<H", head[18:20])[0])
+    assert len(machines) > 30
+    assert {name for name, machine in machines.items() if machine != architecture} == set()
+
+
+def test_byte_code_does_not_depend_on_the_processor():
+    """Of a file that both platforms' wheels bring alike, as most of numpy."""
+    found = {}
+    for architecture in ("amd64", "arm64"):
+        try:
+            files = wheels.resolve(wheels.Target(11, architecture), wheels.cache_directory())
+        except MissingError as error:
+            pytest.skip(f"no wheels: {error}")
+        sources = [entry for entry in install.entries(files, "site") if entry.name.startswith("site/numpy/_core/")]
+        program = bytecode.interpreter(11)
+        if program is None:
+            pytest.skip("needs python3.11")
+        alike = {entry.name: b"".join(entry.chunks()) for entry in sources if entry.name.endswith(".py")}
+        made = {entry.name: b"".join(entry.chunks()) for entry in bytecode.compiled(sources, 11, program)}
+        found[architecture] = alike, made
+    (amd_sources, amd), (arm_sources, arm) = found.values()
+    assert len(amd) > 20
+    assert amd_sources == arm_sources
+    assert amd == arm
