@@ -38,6 +38,7 @@ CONTENTS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("bench", "deliver", "Measure models side by side."),
         ("build", "deliver", "Make a container image of a run's last model."),
         ("serve", "deliver", "Serve a run's last model over HTTP."),
+        ("deploy", "deploy", "Write what a platform needs to serve a model."),
     ),
     "The store": (
         ("rollback", "keeping", "Make an earlier run the current one."),
