@@ -11,7 +11,7 @@ import onnx
 
 from failures import Case, attention, convolutions, dynamic, plain_depthwise, products, static
 from modelpack.artifact import Artifact
-from modelpack.numerics import onnxfile, rows, runtime
+from modelpack.numerics import onnxfile, prediction, rows
 from modelpack.numerics.quantization import engine
 from modelpack.numerics.quantization.settings import Evidence, Settings
 from onnx_support import calibrated
@@ -63,7 +63,7 @@ def from_torch(exported: Mapping[str, Artifact]) -> dict[str, Case]:
     found = {}
     for name, methods in METHODS.items():
         artifact = exported[name]
-        specs, _ = runtime.signature(artifact)
+        specs, _ = prediction.signature(artifact)
         plain = onnxfile.read(artifact.file("model.onnx"))
         feed = rows.sample(specs, 16, 5)
         found[f"torch/{name}"] = Case(plain, None, feed)

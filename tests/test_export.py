@@ -12,7 +12,7 @@ from torch.nn import functional
 
 import nets
 from modelpack.errors import StageError
-from modelpack.numerics import differences, export, graph, models, onnxfile, rows, runtime
+from modelpack.numerics import differences, export, graph, models, onnxfile, prediction, rows, runtime
 from modelpack.numerics.differences import Tolerance
 from modelpack.stages.export import export as export_stage
 from modelpack.tensors import TensorSpec
@@ -40,12 +40,12 @@ def test_every_net_becomes_the_same_function(tmp_path, name, capfd):
     assert made.metrics["export_difference"] < 1e-4
     assert made.metrics["opset"] == 20
     assert any("made-up" in text for text in made.manifest.record["warnings"])
-    specs, outputs = runtime.signature(source)
+    specs, outputs = prediction.signature(source)
     proto = onnxfile.read(made.file("model.onnx"))
     assert graph.facts(proto).opset == 20
     assert [item.name for item in proto.graph.input] == list(specs)
     assert [item.name for item in proto.graph.output] == list(outputs)
-    torch_predict, onnx_predict = runtime.predictor(source), runtime.predictor(made)
+    torch_predict, onnx_predict = prediction.predictor(source), prediction.predictor(made)
     feed = rows.sample(specs, 5, 11, {"height": 20, "width": 24, "sequence": 7, "time": 9})
     expected, got = torch_predict(feed), onnx_predict(feed)
     for output in outputs:
@@ -155,7 +155,7 @@ def test_a_branch_on_a_size_is_said_to_limit_the_graph(tmp_path):
 @pytest.fixture
 def exported(tmp_path):
     source = torch_artifact(tmp_path, "nets.py:cnn", nets.IMAGE)
-    specs, outputs = runtime.signature(source)
+    specs, outputs = prediction.signature(source)
     module = models.load(source)
     described = source.read_json("signature.json")["outputs"]
     made = export.export(module, rows.sample(specs, 2, 0), specs, described, 20)

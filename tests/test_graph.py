@@ -5,7 +5,7 @@ from onnx import TensorProto, helper
 import nets
 from exported import WIDE
 from modelpack.errors import StageError
-from modelpack.numerics import graph, macs, models, onnxfile, rows, runtime
+from modelpack.numerics import graph, macs, models, onnxfile, prediction, rows
 from modelpack.stages.export import export as export_stage
 from modelpack.stages.quantize import quantize as quantize_stage
 from onnx_support import graph_of, torch_artifact, weights
@@ -18,7 +18,7 @@ FLOAT = TensorProto.FLOAT
 def test_multiply_accumulates_are_those_that_torch_counts(tmp_path, exported, name):
     factory, inputs, more = WIDE[name]
     source, made = torch_artifact(tmp_path, factory, inputs, **more), exported[name]
-    specs, _ = runtime.signature(source)
+    specs, _ = prediction.signature(source)
     sizes = {"height": 16, "width": 20, "sequence": 12}
     feed = models.tensors(rows.sample(specs, 1, 0, sizes), "cpu")
     found = graph.facts(onnxfile.read(made.file("model.onnx")), sizes)

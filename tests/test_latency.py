@@ -192,10 +192,10 @@ def test_costs_follow_from_the_times_of_layers():
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", ["cnn", "encoder"])
 def test_every_layer_of_an_export_is_found_on_the_clock(exported, name, device):
-    from modelpack.numerics import models, onnxfile, rows, runtime
+    from modelpack.numerics import models, onnxfile, prediction, rows
 
     artifact = exported[name]
-    inputs, _ = runtime.signature(artifact)
+    inputs, _ = prediction.signature(artifact)
     module = {"cnn": lambda: nets.cnn(32), "encoder": lambda: nets.encoder(64, hidden=128, vocabulary=500)}[
         name
     ]().eval()

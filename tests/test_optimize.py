@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from modelpack.errors import MissingError, StageError
-from modelpack.numerics import graph, onnxfile, optimize, rows, runtime
+from modelpack.numerics import graph, onnxfile, optimize, prediction, rows
 from modelpack.stage import Outside
 from modelpack.stages.optimize import optimize as optimize_stage
 from onnx_support import graph_of, onnx_artifact, weights
@@ -22,8 +22,8 @@ def test_outputs_stay_and_the_graph_shrinks_or_stays(tmp_path, exported, name, t
     assert capfd.readouterr() == ("", "")
     assert made.metrics["nodes_after"] <= made.metrics["nodes_before"]
     assert made.metrics["optimize_difference"] < 1e-4
-    feed = rows.sample(runtime.signature(source)[0], 3, 5)
-    expected, got = runtime.predictor(source)(feed), runtime.predictor(made)(feed)
+    feed = rows.sample(prediction.signature(source)[0], 3, 5)
+    expected, got = prediction.predictor(source)(feed), prediction.predictor(made)(feed)
     for output, value in expected.items():
         np.testing.assert_allclose(got[output], value, atol=1e-4)
     again = run_stage(tmp_path / "again", optimize_stage, {"tool": tool}, model=source)

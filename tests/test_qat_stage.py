@@ -14,7 +14,7 @@ from pydantic import ValidationError
 import nets
 from modelpack.errors import StageError
 from modelpack.numerics import export as exporting
-from modelpack.numerics import models, onnxfile, optimize, rows, runtime
+from modelpack.numerics import models, onnxfile, optimize, prediction, rows, runtime
 from modelpack.numerics.qat import agreement
 from modelpack.numerics.training import checkpoint
 from modelpack.stages.evaluate import evaluate
@@ -171,8 +171,8 @@ def test_the_artifact_is_data_that_loads_as_the_quantized_model(cnn):
     assert body["activations"]["relu"] == {"grid": "relu", "node": "relu", "readers": None}
     module = cnn.module
     feed = next(iter(cnn.data.batches()))
-    got, again = (runtime.predictor(artifact)(feed)["output"] for artifact in (cnn.trained, cnn.exported))
-    floating = runtime.predictor(cnn.source)(feed)["output"]
+    got, again = (prediction.predictor(artifact)(feed)["output"] for artifact in (cnn.trained, cnn.exported))
+    floating = prediction.predictor(cnn.source)(feed)["output"]
     step = np.ptp(floating) / 255
     assert np.abs(got - again).max() <= step
     assert 0 < np.abs(got - floating).max() < 40 * step

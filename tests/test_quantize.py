@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from exported import WIDE
 from modelpack.errors import StageError
-from modelpack.numerics import graph, grid, onnxfile, optimize, rows, runtime
+from modelpack.numerics import graph, grid, onnxfile, optimize, prediction, rows, runtime
 from modelpack.numerics.quantization import embedding, engine, layers, qdq
 from modelpack.numerics.quantization.rewriting import prepare
 from modelpack.numerics.quantization.settings import Evidence, Settings
@@ -26,7 +26,7 @@ finite = st.floats(-1e6, 1e6, width=32)
 
 
 def drawn(artifact, count=48, seed=7):
-    return Rows(rows.sample(runtime.signature(artifact)[0], count, seed), 16)
+    return Rows(rows.sample(prediction.signature(artifact)[0], count, seed), 16)
 
 
 def quantized(root, artifact, **wanted):
@@ -114,9 +114,9 @@ def test_beside_attention_only_matrix_products_are_rounded(tmp_path, exported):
 
 def test_a_padded_row_gives_what_it_gives_alone(tmp_path, exported):
     artifact = exported["encoder"]
-    inputs, _ = runtime.signature(artifact)
+    inputs, _ = prediction.signature(artifact)
     made = quantized(tmp_path, artifact)
-    predict = runtime.predictor(made)
+    predict = prediction.predictor(made)
     alone = rows.sample(inputs, 1, 3, {"sequence": 5})
     padded = rows.sample(inputs, 2, 4, {"sequence": 12})
     for name, value in alone.items():
@@ -188,7 +188,7 @@ def test_an_output_that_is_a_convolution_keeps_its_name(tmp_path):
     source = onnx_artifact(tmp_path, proto)
     made = quantized(tmp_path, source)
     feed = {"x": weights(2, 16, 8, 8, seed=5)}
-    expected, got = runtime.predictor(source)(feed), runtime.predictor(made)(feed)
+    expected, got = prediction.predictor(source)(feed), prediction.predictor(made)(feed)
     assert list(got) == ["y", "z"]
     for name in got:
         assert np.abs(got[name] - expected[name]).max() < 0.03 * np.abs(expected[name]).max()
@@ -225,7 +225,7 @@ def test_a_dead_channel_with_a_bias_stays_its_bias(tmp_path):
         {"w": w, "b": b},
     )
     made = quantized(tmp_path, onnx_artifact(tmp_path, proto))
-    got = runtime.predictor(made)({"x": weights(2, 16, 8, 8)})["y"]
+    got = prediction.predictor(made)({"x": weights(2, 16, 8, 8)})["y"]
     np.testing.assert_allclose(got[:, 5], 3.0, atol=0.2)
 
 
@@ -310,7 +310,7 @@ def test_a_number_that_float16_and_float32_nodes_share_serves_both(tmp_path):
     source = onnx_artifact(tmp_path, graph_of(nodes, {"x": (["n", 64], TensorProto.FLOAT)}, {"y": ["n", 32]}, weights))
     made = quantized(tmp_path, source, method="float16")
     feed = {"x": generator.normal(size=(5, 64)).astype(np.float32) / 8}
-    expected, got = (runtime.predictor(artifact)(feed)["y"] for artifact in (source, made))
+    expected, got = (prediction.predictor(artifact)(feed)["y"] for artifact in (source, made))
     np.testing.assert_allclose(got, expected, atol=0.05)
 
 
@@ -516,7 +516,7 @@ def test_dimensions_without_names_and_several_outputs_work(tmp_path):
         {"w": weights(64, 64), "v": weights(64, 48)},
     )
     source = onnx_artifact(tmp_path, proto)
-    assert runtime.signature(source)[0]["x"].shape == ("x_0", 64)
+    assert prediction.signature(source)[0]["x"].shape == ("x_0", 64)
     made = quantized(tmp_path, source)
     assert set(made.manifest.record["results"]["fidelity"]) == {"y", "z"}
     assert made.metrics["quantize_sqnr_db"] > 25
@@ -539,8 +539,8 @@ def test_a_model_too_large_for_one_file_keeps_its_tensors_beside_it(tmp_path, ex
     made = quantized(tmp_path, optimized)
     assert made.model_bytes < 0.4 * optimized.model_bytes
     assert made.metrics["quantize_sqnr_db"] > 30
-    feed = rows.sample(runtime.signature(made)[0], 2, 0)
-    assert runtime.predictor(made)(feed)["output"].shape == (2, 10)
+    feed = rows.sample(prediction.signature(made)[0], 2, 0)
+    assert prediction.predictor(made)(feed)["output"].shape == (2, 10)
 
 
 def test_a_graph_that_optimize_has_fused_can_still_be_quantized(tmp_path, exported):

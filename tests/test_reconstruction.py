@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 from pydantic import ValidationError
 
 from modelpack.errors import StageError
-from modelpack.numerics import differences, grid, onnxfile, rows, runtime
+from modelpack.numerics import differences, grid, onnxfile, prediction, rows, runtime
 from modelpack.numerics.quantization import layers, qdq
 from modelpack.numerics.quantization.correction import fast_bias, reconstruction, rounding, samples, subject
 from modelpack.numerics.quantization.correction.padding import Padding
@@ -209,7 +209,7 @@ def test_moments_and_measured_errors_are_those_of_a_float64_reference():
 
 
 def quantized(root, artifact, count=48, **wanted):
-    drawn = Rows(rows.sample(runtime.signature(artifact)[0], count, 7), 16)
+    drawn = Rows(rows.sample(prediction.signature(artifact)[0], count, 7), 16)
     return run_stage(root, quantize_stage, {"data": "val", **wanted}, model=artifact, data={"val": drawn})
 
 
@@ -217,7 +217,7 @@ def quantized(root, artifact, count=48, **wanted):
 def test_a_walk_sees_what_the_whole_graph_gives(exported, budget):
     artifact = exported["cnn"]
     model = onnxfile.read(artifact.file("model.onnx"))
-    inputs, _ = runtime.signature(artifact)
+    inputs, _ = prediction.signature(artifact)
     feeds = [rows.sample(inputs, size, size) for size in (5, 3)]
     walk = Walk(model, feeds, budget=budget)
     kept = []

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 
 import nets
 from modelpack.errors import MissingError, StageError
-from modelpack.numerics import onnx_import, rows, runtime
+from modelpack.numerics import onnx_import, prediction, rows, runtime
 from modelpack.numerics.checks import opening
 from modelpack.tensors import TensorSpec
 from onnx_support import graph_of, onnx_artifact, torch_artifact, weights
@@ -67,14 +67,14 @@ def test_a_broken_file_is_refused_with_its_name(tmp_path):
 
 
 def test_the_onnx_predictor_computes_the_graph(tmp_path, linear):
-    predict = runtime.predictor(onnx_artifact(tmp_path, linear))
+    predict = prediction.predictor(onnx_artifact(tmp_path, linear))
     x = weights(5, 4, seed=1)
     assert predict.outputs == ("y",)
     np.testing.assert_allclose(predict({"x": x, "label": x})["y"], x @ weights(4, 3), rtol=1e-5)
 
 
 def test_the_torch_predictor_names_outputs_as_the_signature_does(tmp_path):
-    predict = runtime.predictor(torch_artifact(tmp_path, "nets.py:encoder", nets.TOKENS))
+    predict = prediction.predictor(torch_artifact(tmp_path, "nets.py:encoder", nets.TOKENS))
     given_rows = rows.sample(predict.inputs, 3, 0)
     found = predict(given_rows)
     assert tuple(found) == predict.outputs == ("logits", "embedding")
@@ -89,10 +89,10 @@ def test_feed_picks_inputs_and_widens_integers_and_floats():
         "mask": np.ones((2, 5), np.uint8),
         "label": np.zeros(2),
     }
-    found = runtime.feed(batch, PAIR)
+    found = rows.feed(batch, PAIR)
     assert set(found) == {"ids", "mask"}
     assert all(value.dtype == np.int64 for value in found.values())
-    half = runtime.feed({"image": np.zeros((1, 3, 4, 4), np.float16)}, IMAGE)
+    half = rows.feed({"image": np.zeros((1, 3, 4, 4), np.float16)}, IMAGE)
     assert half["image"].dtype == np.float32
 
 
@@ -108,12 +108,12 @@ def test_feed_picks_inputs_and_widens_integers_and_floats():
 )
 def test_feed_names_what_does_not_fit(batch, message):
     with pytest.raises(StageError, match=message):
-        runtime.feed(batch, IMAGE)
+        rows.feed(batch, IMAGE)
 
 
 def test_feed_wants_equal_sizes_for_equal_names():
     with pytest.raises(StageError, match="dimension 'seq' is 4 in input 'mask' and 5 in 'ids'"):
-        runtime.feed({"ids": np.ones((2, 5), np.int64), "mask": np.ones((2, 4), np.int64)}, PAIR)
+        rows.feed({"ids": np.ones((2, 5), np.int64), "mask": np.ones((2, 4), np.int64)}, PAIR)
 
 
 @given(
@@ -126,16 +126,16 @@ def test_samples_lie_within_the_declared_range(low, width, batch, dtype):
     if dtype == "uint8":
         low = abs(low)
     inputs = {"x": spec("n", 7, dtype=dtype, limits=(low, low + width))}
-    values = runtime.sample(inputs, batch, 3)["x"]
+    values = rows.sample(inputs, batch, 3)["x"]
     assert values.shape == (batch, 7)
     assert values.dtype == dtype
     assert values.min() >= low
     assert values.max() <= low + width
-    assert np.array_equal(values, runtime.sample(inputs, batch, 3)["x"])
+    assert np.array_equal(values, rows.sample(inputs, batch, 3)["x"])
 
 
 def test_samples_share_named_dimensions():
-    found = runtime.sample(PAIR, 2, 0, {"seq": 6})
+    found = rows.sample(PAIR, 2, 0, {"seq": 6})
     assert found["ids"].shape == found["mask"].shape == (2, 6)
 
 

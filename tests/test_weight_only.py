@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from modelpack.errors import RecipeError, StageError
-from modelpack.numerics import graph, onnxfile, rows, runtime
+from modelpack.numerics import graph, onnxfile, prediction, rows, runtime
 from modelpack.numerics.quantization import engine, layers
 from modelpack.numerics.quantization.rewriting.prepare import prepare
 from modelpack.numerics.quantization.settings import Evidence, Settings
@@ -352,7 +352,7 @@ def test_the_facts_of_both_forms_are_true():
 
 
 def quantized(root, artifact, **wanted):
-    data = Rows(rows.sample(runtime.signature(artifact)[0], 32, 7), 16)
+    data = Rows(rows.sample(prediction.signature(artifact)[0], 32, 7), 16)
     return run_stage(root, quantize_stage, {"method": "weight_only", **wanted}, model=artifact, data={"val": data})
 
 
@@ -373,8 +373,8 @@ def test_an_encoder_shrinks_and_says_how_close_it_stays(tmp_path, exported, want
     folder = made.file("model.onnx").parent
     served = Engine(folder / "model.onnx", read_signature(folder / "signature.json"), threads=1)
     served.warm_up()
-    feed = rows.sample(runtime.signature(made)[0], 2, 3)
-    np.testing.assert_array_equal(served.run(feed)["logits"], runtime.predictor(made, threads=1)(feed)["logits"])
+    feed = rows.sample(prediction.signature(made)[0], 2, 3)
+    np.testing.assert_array_equal(served.run(feed)["logits"], prediction.predictor(made, threads=1)(feed)["logits"])
 
 
 def test_the_same_rows_give_the_same_bytes(tmp_path, exported):

@@ -156,11 +156,11 @@ def _read(call: Call, found: Subject, device: str) -> Any:
     """Give a model and its inputs: a file's as they are, an artifact's once its bytes are what they were."""
     from modelpack import subjects, verification
     from modelpack.artifact import Kind
-    from modelpack.numerics import onnxfile, runtime
+    from modelpack.numerics import onnxfile, prediction
     from modelpack.numerics.checks import opening
 
     if found.file is not None:
         return opening.read(found.file, device)
     artifact = subjects.model(call.store, found, {Kind.ONNX})
     _tell(verification.verify_artifacts([artifact.path]))
-    return onnxfile.read(artifact.file(onnxfile.NAME)), runtime.signature(artifact)[0]
+    return onnxfile.read(artifact.file(onnxfile.NAME)), prediction.signature(artifact)[0]

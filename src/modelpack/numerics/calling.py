@@ -107,3 +107,15 @@ def _flatten(value: object, name: str) -> Iterator[tuple[str, Tensor]]:
             f"the model returns a {type(value).__name__} as '{name or 'output'}', which is no tensor",
             then="wrap the model in a factory whose forward returns tensors only",
         )
+
+
+@contextlib.contextmanager
+def torch_threads(threads: int | None) -> Iterator[None]:
+    """Let torch use so many threads for a while; as many as before for None."""
+    before = torch.get_num_threads()
+    if threads:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

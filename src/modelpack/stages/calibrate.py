@@ -55,14 +55,14 @@ class CalibrateConfig(StageConfig):
 )
 def calibrate(config: CalibrateConfig, job: Job) -> None:
     """Measure the ranges and histograms of activations, in one pass and bounded memory."""
-    from modelpack.numerics import onnxfile, rows, runtime
+    from modelpack.numerics import onnxfile, prediction, rows
     from modelpack.numerics.quantization.calibrate import Asked
     from modelpack.numerics.quantization.calibrate import calibrate as measure
     from modelpack.numerics.quantization.calibration import record
 
     if config.data in job.synthetic:
         job.warn(f"calibrated on made-up rows: '{config.data}' is random data, its ranges are not those of real inputs")
-    inputs, _ = runtime.signature(job.source)
+    inputs, _ = prediction.signature(job.source)
     model = onnxfile.read(job.source.file(onnxfile.NAME))
 
     def read(label: str) -> Iterable[Feed]:

@@ -65,10 +65,10 @@ def gauges(config: EvaluateConfig) -> set[str]:
 )
 def evaluate(config: EvaluateConfig, job: Job) -> None:
     """Measure the model on data: metrics against labels; agreement, cosine and SQNR against another model."""
-    from modelpack.numerics import runtime
+    from modelpack.numerics import prediction
     from modelpack.numerics.measure import evaluation
 
-    subject = runtime.predictor(job.source, job.device)
+    subject = prediction.predictor(job.source, job.device)
     reference = job.steps[config.against] if config.against is not None else None
     source = job.data[config.data]
     synthetic = config.data in job.synthetic
@@ -76,7 +76,7 @@ def evaluate(config: EvaluateConfig, job: Job) -> None:
         job.warn(f"the rows of '{config.data}' are invented: these figures say nothing about real data")
     found = evaluation.evaluate(
         subject,
-        runtime.predictor(reference, job.device) if reference is not None else None,
+        prediction.predictor(reference, job.device) if reference is not None else None,
         job.batches(config.data),
         evaluation.Plan(config.metrics, config.target, config.output, config.task),
     )

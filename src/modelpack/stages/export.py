@@ -44,12 +44,12 @@ class ExportConfig(StageConfig):
 )
 def export(config: ExportConfig, job: Job) -> None:
     """Write the model as ONNX and compare it with torch at every optimization level of onnxruntime."""
-    from modelpack.numerics import checks, models, onnxfile, rows, runtime, tracing
+    from modelpack.numerics import checks, models, onnxfile, prediction, rows, tracing
     from modelpack.numerics import export as exporting
     from modelpack.numerics.differences import Tolerance
     from modelpack.numerics.fake_quantization.twin import Quantized
 
-    inputs, outputs = runtime.signature(job.source)
+    inputs, outputs = prediction.signature(job.source)
     described = job.source.read_json("signature.json")["outputs"]
     module = models.load(job.source)
     if config.data is None or config.data in job.synthetic:

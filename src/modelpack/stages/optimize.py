@@ -42,11 +42,11 @@ def _preflight(config: OptimizeConfig, _outside: Outside) -> None:
 )
 def optimize(config: OptimizeConfig, job: Job) -> None:
     """Fold constants and fuse operators offline; refused if the outputs move."""
-    from modelpack.numerics import graph, onnxfile, rows, runtime
+    from modelpack.numerics import graph, onnxfile, prediction, rows, runtime
     from modelpack.numerics import optimize as optimizing
     from modelpack.numerics.differences import Tolerance
 
-    inputs, _ = runtime.signature(job.source)
+    inputs, _ = prediction.signature(job.source)
     before = onnxfile.read(job.source.file(onnxfile.NAME))
     if graph.is_quantized(before):
         raise StageError("the model is quantized already", then="optimize before quantize, or leave it out")

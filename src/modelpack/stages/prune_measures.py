@@ -54,10 +54,10 @@ def block_times(data: str | None, job: Job) -> Callable[[Any, Any, Sequence[str]
 
 
 def _watch(data: str | None, job: Job) -> Exports:
-    from modelpack.numerics import rows, runtime
+    from modelpack.numerics import prediction, rows
     from modelpack.numerics.pruning.stopwatch import Exports
 
-    inputs, _ = runtime.signature(job.source)
+    inputs, _ = prediction.signature(job.source)
     feed = rows.sample(inputs, 1, job.seed) if data is None else next(rows.feeds(job.data[data].batches(), inputs, 1))
     outputs = job.source.read_json("signature.json")["outputs"]
     return Exports(inputs, outputs, feed, job.device, job.seed)

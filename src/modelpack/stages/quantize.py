@@ -69,10 +69,10 @@ def _implied(config: QuantizeConfig) -> Implied | None:
 )
 def quantize(config: QuantizeConfig, job: Job) -> None:
     """Store weights in 16, 8 or 4 bits, and compute with them; every layer left out is listed with the reason."""
-    from modelpack.numerics import checks, onnxfile, rows, runtime
+    from modelpack.numerics import checks, onnxfile, prediction, rows
     from modelpack.numerics.quantization import engine
 
-    inputs, _ = runtime.signature(job.source)
+    inputs, _ = prediction.signature(job.source)
     before = onnxfile.read(job.source.file(onnxfile.NAME))
     _warn(config, job)
     evidence = _evidence(config, job, inputs)

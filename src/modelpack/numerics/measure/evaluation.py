@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from modelpack.numerics.measure.metrics import LabelMetrics
-    from modelpack.numerics.runtime import Predictor
+    from modelpack.numerics.prediction import Predictor
 
 PAIRS = "spearman_pairs"
 SIMILARITY = "similarity"

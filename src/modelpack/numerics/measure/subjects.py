@@ -9,7 +9,7 @@ import numpy as np
 
 from modelpack.artifact import Artifact, Kind
 from modelpack.errors import StageError, did_you_mean
-from modelpack.numerics import rows, runtime
+from modelpack.numerics import prediction, rows
 from modelpack.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Subject:
         """
         if not artifact.kind.is_model:
             raise StageError(f"'{name}' is of kind '{artifact.kind}', which has no speed", then="name a model")
-        inputs, _ = runtime.signature(artifact)
+        inputs, _ = prediction.signature(artifact)
         if artifact.kind is Kind.TORCH:
             return cls(name, "torch", artifact.path, inputs, artifact.model_bytes, artifact.id)
         return cls(name, "onnx", artifact.file("model.onnx"), inputs, artifact.model_bytes, artifact.id)

@@ -10,6 +10,7 @@ import torch
 
 from modelpack.errors import StageError
 from modelpack.numerics import differences, masks, onnxfile, rows, runtime
+from modelpack.numerics.calling import torch_threads
 from modelpack.numerics.quantization.calibration.histogram import Tally, Workspace
 from modelpack.numerics.quantization.calibration.record import Seen
 
@@ -78,7 +79,7 @@ class Counter:
             StageError: When the model fails on the rows, or a tensor has another form than before.
         """
         # Pieces are small: threads would spend their time waiting for each other.
-        with runtime.torch_threads(1):
+        with torch_threads(1):
             return self._counted(piece)
 
     def _counted(self, piece: Feed) -> str | None:
