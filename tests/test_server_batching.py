@@ -17,7 +17,7 @@ from modelpack.server.engine import Engine
 from modelpack.server.faults import Disconnected, Full, Late
 from modelpack.server.independence import independent
 from modelpack.server.signature import read
-from modelpack.server.statistics import Statistics
+from modelpack.server.statistics import Ledger, Statistics
 from serving import linear, pair, patient, reshaping, write_model
 
 
@@ -231,13 +231,15 @@ def test_who_left_is_not_computed_for():
 
 
 def test_statistics_count_requests_rows_and_runs():
-    statistics = Statistics()
+    ledger = Ledger()
+    statistics = Statistics(ledger, "m", "1")
     _, observed = scene(Gate(), [rows_of(1, 2), rows_of(3)], rows=8)
     for run in observed:
         statistics.ran(run)
-    assert (statistics.inferences, statistics.executions) == (4, 2)
-    assert {rows: steps.infer.count for rows, steps in statistics.batches.items()} == {1: 1, 3: 1}
-    assert statistics.steps.infer.count == 3, "requests"
+    known = statistics.figures(ledger.totals())
+    assert (known.inferences, known.executions) == (4, 2)
+    assert {rows: steps[0] for rows, steps in known.batches.items()} == {1: 1, 3: 1}
+    assert known.steps[0] == 3, "requests"
 
 
 def engine(folder, **given):

@@ -7,21 +7,25 @@ worker that wrote it: whoever takes its place counts on.
 from __future__ import annotations
 
 import mmap
+import operator
 import struct
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     Row = memoryview[float]
 
-_SIZE = 2**20  # bytes of a sheet; pages that nothing is written to take no memory
+_SIZE = 2**20  # bytes of a sheet, and of a ledger; pages that nothing is written to take no memory
+_LEDGER = 2**23
 BACKLOG = 2048
 """Connections that may wait in the socket that workers share."""
 NOW = "now: "
 """What the name of a row begins with that tells how things are now, not what has happened."""
+LATEST = "latest: "
+"""What the name of a row begins with whose largest numbers count, not their sums."""
 _HEAD = struct.Struct("=II")  # bytes of a name, count of its numbers
 
 
@@ -76,6 +80,11 @@ def _places(begin: int, length: int, count: int) -> tuple[int, int]:
     return first, first + 8 * count
 
 
+def _pieces(count: int, size: int) -> list[memoryview]:
+    memory = memoryview(mmap.mmap(-1, count * size))
+    return [memory[at * size : (at + 1) * size] for at in range(count)]
+
+
 class Board:
     """A sheet for each worker, and one for the process that starts them; made before they are.
 
@@ -85,9 +94,8 @@ class Board:
 
     def __init__(self, workers: int = 1) -> None:
         self.workers = workers
-        memory = memoryview(mmap.mmap(-1, (1 + workers) * _SIZE))
-        self._pieces = [memory[at * _SIZE : (at + 1) * _SIZE] for at in range(1 + workers)]
-        self.common = Sheet(self._pieces[workers])
+        self._sheets, self._ledgers = _pieces(1 + workers, _SIZE), _pieces(workers, _LEDGER)
+        self.common = Sheet(self._sheets[workers])
         self.processes = self.common.row("processes", workers)
         self.deaths = self.common.row("deaths")
         self.spent = self.common.row("seconds of processors that dead workers used")
@@ -109,15 +117,25 @@ class Board:
 
     def sheet(self, worker: int) -> Sheet:
         """Give the sheet of a worker, by its number from 0."""
-        return Sheet(self._pieces[worker])
+        return Sheet(self._sheets[worker])
 
-    def totals(self) -> dict[str, list[float]]:
-        """Add up the rows of all workers, by name."""
+    def ledger(self, worker: int) -> Sheet:
+        """Give the sheet where a worker counts what models have done."""
+        return Sheet(self._ledgers[worker])
+
+    def totals(self, sheet: Callable[[int], Sheet]) -> dict[str, list[float]]:
+        """Add up the rows of all workers, by name.
+
+        Args:
+            sheet: `sheet` or `ledger`.
+        """
         found: dict[str, list[float]] = {}
         for worker in range(self.workers):
-            for name, row in self.sheet(worker).rows():
-                known = found.get(name)
-                found[name] = list(row) if known is None else [a + b for a, b in zip(known, row, strict=True)]
+            for name, row in sheet(worker).rows():
+                if (known := found.get(name)) is None:
+                    found[name] = list(row)
+                else:
+                    found[name] = [*map(max if name.startswith(LATEST) else operator.add, known, row)]
         return found
 
     def started(self, ready: str) -> bool:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from .faults import Invalid, StartError, Unknown
 from .model import Model, read_card, stamp
 from .signature import quote
+from .statistics import Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -43,16 +44,22 @@ class Catalog:
         settings: Limits, and the directory.
         card: What is known about the model of a directory that is one model; None reads its `card.json`.
         observe: Is told of every run of every model.
+        ledger: Where models count what they do; one of its own when None.
 
     Raises:
         StartError: When there is no model, or one has no readable signature.
     """
 
     def __init__(
-        self, settings: Settings, card: Mapping[str, Any] | None, observe: Callable[[Run], None] = lambda _run: None
+        self,
+        settings: Settings,
+        card: Mapping[str, Any] | None,
+        observe: Callable[[Run], None] = lambda _run: None,
+        ledger: Ledger | None = None,
     ) -> None:
         self.root = Path(settings.model)
         self._settings, self._card, self._observe = settings, card, observe
+        self.ledger = ledger or Ledger()
         self._changing = asyncio.Lock()
         self._unloaded: dict[str, str] = {}
         self._shelves = {name: self._shelf(name, found) for name, found in self._scan().items()}
@@ -216,7 +223,9 @@ class Catalog:
             kept = old.versions.get(version) if old else None
             if kept is None or kept.stamp != stamp(folder):
                 card = self._card if folder == self.root else None
-                kept = Model(folder, self._settings, name=name, version=version, card=card, observe=self._observe)
+                kept = Model(
+                    folder, self._settings, self.ledger, name=name, version=version, card=card, observe=self._observe
+                )
             versions[version] = kept
         apart = self.root not in found.values()  # a directory that is one model has one version
         current = _current(self.root / name, versions) if apart else next(iter(versions))

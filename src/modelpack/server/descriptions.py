@@ -11,12 +11,12 @@ from . import VERSION
 from .open_inference import NAMES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from .model import Model
     from .signature import Tensor
-    from .statistics import Steps, Tally
 
+_STEPS = ("compute_input", "compute_infer", "compute_output")
 PLATFORM = "onnxruntime_onnx"
 _EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
 
@@ -69,9 +69,9 @@ def configuration(model: Model, max_rows: int) -> dict[str, Any]:
     }
 
 
-def statistics(model: Model) -> dict[str, Any]:
-    """Tell what a model has done since it was loaded."""
-    known = model.statistics
+def statistics(model: Model, totals: Mapping[str, list[float]]) -> dict[str, Any]:
+    """Tell what a model has done since its files were loaded first, of the totals of all workers."""
+    known = model.statistics.figures(totals)
     return {
         "name": model.name,
         "version": model.version,
@@ -86,14 +86,15 @@ def statistics(model: Model) -> dict[str, Any]:
             "cache_hit": {"count": 0, "ns": 0},
             "cache_miss": {"count": 0, "ns": 0},
         },
-        "batch_stats": [{"batch_size": rows, **_steps(steps)} for rows, steps in sorted(known.batches.items())],
+        "batch_stats": [{"batch_size": rows, **_steps(steps)} for rows, steps in known.batches.items()],
     }
 
 
-def _steps(steps: Steps) -> dict[str, Any]:
-    named = {"compute_input": steps.input, "compute_infer": steps.infer, "compute_output": steps.output}
-    return {name: _tally(tally) for name, tally in named.items()}
+def _steps(steps: Sequence[int]) -> dict[str, Any]:
+    count, *spent = steps
+    return {name: _tally((count, ns)) for name, ns in zip(_STEPS, spent, strict=True)}
 
 
-def _tally(tally: Tally) -> dict[str, int]:
-    return {"count": tally.count, "ns": tally.ns}
+def _tally(tally: Sequence[int]) -> dict[str, int]:
+    count, ns = tally
+    return {"count": count, "ns": ns}

@@ -136,7 +136,7 @@ class Metrics:
 
     def totals(self) -> Iterable[Metric]:
         """Give the families that workers write, added up."""
-        totals = self._board.totals()
+        totals = self._board.totals(self._board.sheet)
         yield _requests(totals)
         for name, (text, labels, bounds) in _HISTOGRAMS.items():
             yield _histogram(totals, name, text, labels, bounds)

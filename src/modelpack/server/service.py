@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from . import tls
 from .access import Access
+from .board import Board
 from .catalog import Catalog
 from .faults import Forbidden
 from .metrics import Metrics
 from .patience import Patience
+from .statistics import Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from .batching import Run
-    from .board import Board
     from .model import Answer, Model
     from .settings import Settings
 
@@ -48,8 +49,9 @@ class Service:
         self.access = Access(settings)
         self.patience = Patience(settings.body_timeout)
         self.tls = tls.load(settings)
-        self.metrics = Metrics(board, worker)
-        self.catalog = Catalog(settings, card, self._ran)
+        board = board or Board()
+        self.metrics, self.ledger = Metrics(board, worker), Ledger(board, worker)
+        self.catalog = Catalog(settings, card, self._ran, self.ledger)
         self.state = LOADING
         self.metrics.watch(self.metrics.depth, lambda: sum(model.waiting for model in self.catalog.models))
         self.metrics.watch(self.metrics.serving, lambda: float(self.state == READY))

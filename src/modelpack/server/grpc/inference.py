@@ -64,7 +64,9 @@ async def configuration(service: Service, request: Any, _call: Call) -> Message:
 async def statistics(service: Service, request: Any, _call: Call) -> Message:
     """Tell what one model has done, or all of them."""
     chosen = service.catalog.chosen(request.name, request.version)
-    return _made("ModelStatisticsResponse", {"model_stats": [descriptions.statistics(model) for model in chosen]})
+    totals = service.ledger.totals()
+    stats = [descriptions.statistics(model, totals) for model in chosen]
+    return _made("ModelStatisticsResponse", {"model_stats": stats})
 
 
 async def index(service: Service, request: Any, _call: Call) -> Message:

@@ -124,7 +124,8 @@ async def configuration(service: Service, request: Request) -> Response:
 async def statistics(service: Service, request: Request) -> Response:
     """Tell what one model has done, or all of them."""
     chosen = service.catalog.chosen(request.parts.get("model", ""), request.parts.get("version", ""))
-    return as_json({"model_stats": [descriptions.statistics(model) for model in chosen]})
+    totals = service.ledger.totals()
+    return as_json({"model_stats": [descriptions.statistics(model, totals) for model in chosen]})
 
 
 async def index(service: Service, request: Request) -> Response:
