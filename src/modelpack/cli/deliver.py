@@ -35,6 +35,7 @@ def build(
         str, typer.Option("--output", "-o", metavar="FILE.tar", help="Also write the archive here.")
     ] = "",
     push: Annotated[str, typer.Option(metavar="REF", help="Also push the image to a registry.")] = "",
+    sign: Annotated[str, typer.Option(metavar="KEY.pem", help="Sign what is written or pushed with this key.")] = "",
     offline: Annotated[bool, typer.Option("--offline", help="Download nothing; use the cache.")] = False,
     check_reproducible: Annotated[
         bool, typer.Option("--check-reproducible", help="Build it twice more from nothing and compare every byte.")
@@ -63,6 +64,7 @@ def build(
         "platform": platform,
         "output": output,
         "push": push,
+        "sign": sign,
         "offline": "true" if offline else "",
         "check_reproducible": "true" if check_reproducible else "",
         "template": template,

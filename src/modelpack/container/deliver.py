@@ -5,20 +5,24 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelpack.container import engine, registry
 from modelpack.container.archive import ARCHIVE, RECEIPT
+from modelpack.container.proof import remote, seal
 from modelpack.errors import StageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from collections.abc import Callable, Iterator
 
     from modelpack.artifact import Artifact
 
 
-def deliver(image: Artifact, output: Path | None, push: str | None, tell: Callable[[str], None]) -> None:
+def deliver(
+    image: Artifact, output: Path | None, push: str | None, tell: Callable[[str], None], *, key: Path | None = None
+) -> None:
     """Bring an image out of the store: into the engine that built it, a file, a registry. Again, it changes nothing.
 
     Args:
@@ -26,20 +30,38 @@ def deliver(image: Artifact, output: Path | None, push: str | None, tell: Callab
         output: File to write; None for none.
         push: Registry reference; None for none.
         tell: Receives what was done.
+        key: Private key that signs what leaves; None leaves it unsigned.
 
     Raises:
-        MissingError: When a registry or engine does not answer.
+        MissingError: When a registry or engine does not answer, or the key needs a password.
         StageError: When the file cannot be written.
+        UsageError: When there is no such key.
     """
-    receipt = image.read_json(RECEIPT)
+    receipt, archive = image.read_json(RECEIPT), image.file(ARCHIVE)
     if receipt["builder"] == "docker" and not engine.present(receipt["id"]):
-        engine.load(image.file(ARCHIVE))
+        engine.load(archive)
         tell(f"loaded {receipt['tag']} into the Docker engine again")
     if output is not None:
-        _copy(image.file(ARCHIVE), output)
-        tell(f"wrote {output}")
+        with _signed(archive, key, receipt["tag"]) as source:
+            _copy(source, output)
+        tell(f"wrote {output}" + (", signed" if key else ""))
     if push is not None:
-        tell(f"pushed {registry.push(image.file(ARCHIVE), push)}")
+        with _signed(archive, key, push) as source:
+            pushed = registry.push(source, push)
+            count = remote.publish(source, push)
+        tell(f"pushed {pushed} with {count} documents attached" + (", signed" if key else ""))
+
+
+@contextlib.contextmanager
+def _signed(archive: Path, key: Path | None, name: str) -> Iterator[Path]:
+    """Give an archive as it leaves: as it is in the store, or a copy that also holds signatures."""
+    if key is None:
+        yield archive
+        return
+    with tempfile.TemporaryDirectory(prefix="modelpack-") as folder:
+        copy = Path(folder) / ARCHIVE
+        seal.sign(archive, copy, key, name)
+        yield copy
 
 
 def _copy(archive: Path, output: Path) -> None:

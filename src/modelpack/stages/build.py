@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
 from modelpack.artifact import Artifact, Kind
-from modelpack.bind import InputPath
+from modelpack.bind import FilePath, InputPath
 from modelpack.container.platforms import Bases, Platforms
 from modelpack.container.reference import BaseRef, ImageName
 from modelpack.errors import UsageError
@@ -67,6 +67,9 @@ class BuildConfig(StageConfig):
     push: Annotated[str, AfterValidator(_image_name)] | None = Field(
         None, description="Also push the image to a registry under this reference."
     )
+    sign: FilePath | None = Field(
+        None, description="A private key (ECDSA P-256, PEM) that signs what is written or pushed, as cosign does."
+    )
     check_reproducible: bool = Field(
         False, description="Build the image twice more from nothing, as others would elsewhere, and compare every byte."
     )
@@ -90,6 +93,8 @@ class BuildConfig(StageConfig):
         self.base.cover(self.platform)
         if self.builder == "docker" and len(self.platform.names) > 1:
             raise ValueError("the docker builder makes an image for one platform: use builder: oci for several")
+        if self.sign and not (self.output or self.push):
+            raise ValueError("`sign` signs an image on its way out: give `output` or `push` too")
         if self.device == "cuda" and self.platform.names != ("linux/amd64",):
             raise ValueError("onnxruntime has wheels for CUDA on linux/amd64 alone: set platform: linux/amd64")
         if self.builder == "docker" and self.check_reproducible:
@@ -100,7 +105,7 @@ class BuildConfig(StageConfig):
         """Stand for the image's content: what modelpack puts in counts, where the image goes does not."""
         from modelpack.container.order import ingredients
 
-        apart = ("output", "push", "offline", "template", "check_reproducible")
+        apart = ("output", "push", "offline", "template", "sign", "check_reproducible")
         values = {name: getattr(self, name) for name in type(self).model_fields if name not in apart}
         return {**values, **ingredients(self.template.path if self.template else None, self.builder)}
 
@@ -117,7 +122,10 @@ class BuildConfig(StageConfig):
 
 def _preflight(config: BuildConfig, _outside: Outside) -> None:
     from modelpack.container import build as container
+    from modelpack.container.proof import keys
 
+    if config.sign:
+        keys.signer(config.sign.path)
     with tempfile.TemporaryDirectory() as scratch:
         container.check(config.order("model"), Path(scratch))
 
@@ -137,7 +145,7 @@ def _effect(config: BuildConfig, artifact: Artifact, job: Job) -> None:
     if config.check_reproducible:
         facts, built = _facts(job.source), artifact.file(ARCHIVE)
         job.note(reproduce.check(job.source, config.order(job.name), facts, built, past=job.past()))
-    deliver(artifact, config.output, config.push, job.note)
+    deliver(artifact, config.output, config.push, job.note, key=config.sign.path if config.sign else None)
 
 
 @stage(

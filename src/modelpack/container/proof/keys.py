@@ -6,6 +6,7 @@ the command line.
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from dataclasses import dataclass
@@ -105,6 +106,7 @@ def _read(path: Path) -> bytes:
         raise UsageError(f"the key cannot be read: {error.strerror}", where=str(path)) from error
 
 
+@functools.cache
 def _password(path: Path) -> bytes:
     """Take the password from the environment, or ask whoever sits at the terminal."""
     known = os.environ.get(PASSWORD)
