@@ -20,14 +20,11 @@ import fcntl
 import json
 import os
 import re
-import secrets
 import shutil
-import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from modelpack import canonical
-from modelpack.artifact import MANIFEST, Artifact, File, Kind, Manifest
+from modelpack import canonical, drafts
+from modelpack.artifact import MANIFEST, Artifact, Kind, Manifest
 from modelpack.disk import sync, write_atomic, writing
 from modelpack.errors import StoreError, UsageError
 
@@ -35,20 +32,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
+    from modelpack.drafts import Draft
+
 SCHEMA = 1
-_SETTLED = 60.0
-"""Seconds after which a draft without an owner has been left behind."""
 _DIRECTORIES = ("artifacts", "cache", "runs", "scratch", "shared", "tmp")
 _SKELETON = (*_DIRECTORIES, "lock", "store.json")
 _PREFIX = re.compile(r"[0-9a-f]{6,64}")
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
-
-
-@dataclass(frozen=True)
-class Draft:
-    """A directory being filled; it becomes an artifact by `Store.commit` or vanishes."""
-
-    path: Path
 
 
 class Store:
@@ -145,30 +135,8 @@ class Store:
     @contextlib.contextmanager
     def draft(self) -> Iterator[Draft]:
         """Give an empty directory on the store's file system; it is removed unless committed."""
-        with writing(self.root):
-            self._sweep()
-            path = self.root / "tmp" / f"{os.getpid()}-{secrets.token_hex(4)}"
-            path.mkdir()
-            handle = os.open(path, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)  # until this process ends, however it ends: see `_sweep`
-            yield Draft(path)
-        finally:
-            os.close(handle)
-            shutil.rmtree(path, ignore_errors=True)
-
-    def _sweep(self) -> None:
-        """Remove the drafts of processes that were killed: nobody holds them, and they are not just being made."""
-        for path in (self.root / "tmp").iterdir():
-            with contextlib.suppress(OSError):  # another process may be sweeping too
-                if not _is_directory(path) or time.time() - path.stat().st_mtime < _SETTLED:
-                    continue
-                handle = os.open(path, os.O_RDONLY)
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(path)
-                finally:
-                    os.close(handle)
+        with drafts.opened(self.root / "tmp", self.root) as draft:
+            yield draft
 
     def commit(self, draft: Draft, kind: Kind, work: Mapping[str, Any], record: Mapping[str, Any]) -> Artifact:
         """Seal a draft: hash, sync, write the manifest last, point the cache at it, publish with one rename.
@@ -179,8 +147,9 @@ class Store:
             StoreError: When the draft holds a link or something that is no plain file, or cannot be written.
         """
         with writing(draft.path):
-            files = tuple(sorted(_seal(path, draft.path) for path in draft.path.rglob("*") if not _is_directory(path)))
-            manifest = Manifest(kind, json.loads(canonical.encode(work)), files, json.loads(canonical.encode(record)))
+            manifest = Manifest(
+                kind, json.loads(canonical.encode(work)), drafts.sealed(draft), json.loads(canonical.encode(record))
+            )
             (draft.path / MANIFEST).write_bytes(manifest.encode())
             (draft.path / MANIFEST).chmod(0o444)
             for directory in [draft.path, *(p for p in draft.path.rglob("*") if p.is_dir())]:
@@ -278,7 +247,7 @@ class Store:
                         entry.unlink()
                 spare = [path for name in ("tmp", "scratch", "shared") for path in (self.root / name).iterdir()]
                 for path in [*doomed, *spare]:
-                    shutil.rmtree(path) if _is_directory(path) else path.unlink()
+                    shutil.rmtree(path) if drafts.is_directory(path) else path.unlink()
         return doomed
 
 
@@ -287,16 +256,3 @@ def _intact(place: Path) -> bool:
         return not Artifact.load(place).verify()
     except (StoreError, OSError):
         return False
-
-
-def _is_directory(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink()
-
-
-def _seal(path: Path, root: Path) -> File:
-    name = path.relative_to(root).as_posix()
-    if path.is_symlink() or not path.is_file():
-        raise StoreError("a stage left something that is no plain file", where=name)
-    path.chmod(0o444)
-    sync(path)
-    return File(name, path.stat().st_size, canonical.file_digest(path))
