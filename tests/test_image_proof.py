@@ -1,22 +1,32 @@
 """Proof of an image: signed, attached, examined; what was changed by one byte is found."""
 
 import base64
+import io
 import json
 import random
+from urllib.request import Request, urlopen
 
 import pytest
+from pydantic import ValidationError
 
-from image_support import PYTHON, little_wheels, onnx_artifact, registry, tar_of
-from modelpack.container.archive import ARCHIVE
+from image_support import PYTHON, little_wheels, onnx_artifact, registry, sha, tar_of, write_files, zipped
+from modelpack import canonical
+from modelpack.container.archive import ARCHIVE, INDEX, Archive, Attached
 from modelpack.container.deliver import deliver
-from modelpack.container.proof import examine, keys, seal, signature
+from modelpack.container.layers import Entry, chunks
+from modelpack.container.oci import MANIFEST, Image, Stored
+from modelpack.container.proof import examine, keys, provenance, referrers, sbom, seal, signature
+from modelpack.container.proof import found as finding
 from modelpack.container.reference import BaseRef
-from modelpack.stages.build import build
+from modelpack.errors import MissingError, StageError, UsageError
+from modelpack.stage import Outside
+from modelpack.stages.build import BuildConfig, build
 from signing import openssl, pair
 from support import run_stage
 from test_build import blobs
+from test_image_platforms import rooms
 
-__all__ = ["little_wheels", "registry"]
+__all__ = ["little_wheels", "registry", "rooms"]
 
 
 @pytest.fixture
@@ -132,3 +142,236 @@ def test_a_longer_or_shorter_file_is_found(signed, tmp_path, change):
     place = tmp_path / "changed.tar"
     place.write_bytes(change(signed[0].read_bytes()))
     assert not look(place).ok
+
+
+def served(url):
+    """Ask a registry for a manifest or index."""
+    return json.loads(urlopen(Request(url, headers={"Accept": f"{INDEX}, {MANIFEST}"})).read())
+
+
+@pytest.mark.registry
+def test_what_proves_an_image_is_pushed_with_it_and_found_again(image, registry, tmp_path):
+    private, public = pair(tmp_path)
+    told = []
+    for _ in range(2):  # the second time changes nothing
+        deliver(image, None, f"{registry}/a/small:2", told.append, key=private)
+    digest = image.manifest.record["results"]["image"]["digest"]
+    assert told == [f"pushed {registry}/a/small:2@{digest} with 4 documents attached, signed"] * 2
+    for reference in (f"{registry}/a/small:2", f"{registry}/a/small@{digest}"):
+        report = examine.examine(BaseRef("docker", reference), keys.verifier(public), tmp_path / "cache")
+        assert report.digest == digest
+        assert verdicts(report) == dict.fromkeys(CHECKS[1:], "ok")
+    listed = served(f"http://{registry}/v2/a/small/manifests/sha256-{digest[7:]}")["manifests"]
+    assert sorted(item["artifactType"] for item in listed) == sorted(
+        [sbom.TYPE, provenance.TYPE, referrers.SIGNATURE, referrers.ATTESTATION]
+    )
+    for ending in ("sig", "att"):
+        manifest = served(f"http://{registry}/v2/a/small/manifests/sha256-{digest[7:]}.{ending}")
+        assert manifest["subject"]["digest"] == digest
+
+
+@pytest.mark.registry
+def test_an_image_that_another_tool_signed_is_checked_too(image, registry, tmp_path):
+    """Cosign's tag alone, no referrers."""
+    private, public = pair(tmp_path)
+    deliver(image, None, f"{registry}/a/small:2", print, key=private)
+    name = f"{registry}/a/small:2"
+    index = f"http://{registry}/v2/a/small/manifests/sha256-"
+    digest = image.manifest.record["results"]["image"]["digest"]
+    listed = served(f"{index}{digest[7:]}")
+    signature_of = next(item for item in listed["manifests"] if item["artifactType"] == referrers.SIGNATURE)
+    listed["manifests"].remove(signature_of)
+    put(f"{index}{digest[7:]}", json.dumps(listed).encode(), listed["mediaType"])
+    report = examine.examine(BaseRef("docker", name), keys.verifier(public), tmp_path / "cache")
+    assert verdicts(report)["signature"] == "ok"
+
+
+def put(url, data, kind):
+    request = Request(url, data, {"Content-Type": kind}, method="PUT")
+    assert urlopen(request).status == 201
+
+
+def test_a_layout_is_examined_too(signed, tmp_path):
+    output, public = signed
+    root = write_files(tmp_path / "layout", blobs(output))
+    report = look(root, public, "oci")
+    assert verdicts(report) == dict.fromkeys(CHECKS[1:], "ok")
+    (image,) = finding.find(BaseRef("oci", "x", root), tmp_path).archive.images
+    layer = image.layers[-1].content.path
+    layer.write_bytes(layer.read_bytes()[:-1] + b"?")
+    assert verdicts(look(root, public, "oci"))["digests"] == "failed"
+    layer.unlink()
+    assert verdicts(look(root, public, "oci")) == {"image": "failed"}
+
+
+def changed(archive, place, edit):
+    """Rewrite an archive so that every digest is right again: what only a statement or a signature can notice."""
+    found = finding.find(BaseRef("oci-archive", "x", archive), place.parent)
+    (image,), attached = found.archive.images, found.archive.attached
+    image, attached = edit(image, attached)
+    entries = Archive((image,), image.platform, tuple(attached)).entries()
+    place.write_bytes(b"".join(chunks(entries)))
+    return place
+
+
+def with_layer(image, content):
+    """Put another model layer in, rewriting the configuration and the manifest."""
+    tar = b"".join(chunks([Entry("opt/modelpack/model/model.onnx", content)]))
+    blob, diff = zipped(tar), sha(tar)
+    place = image.layers[0].content.path.parent / "layer.tar.gz"
+    place.write_bytes(blob)
+    config = json.loads(image.config)
+    config["rootfs"]["diff_ids"][-1] = diff
+    layers = (*image.layers[:-1], Stored("model", sha(blob), diff, len(blob), len(tar), place))
+    manifest = json.loads(image.manifest)
+    text = canonical.encode(config)
+    manifest["config"] |= {"digest": sha(text), "size": len(text)}
+    manifest["layers"][-1] |= {"digest": sha(blob), "size": len(blob)}
+    return Image(text, canonical.encode(manifest), layers, image.tag, image.platform)
+
+
+def test_another_model_under_the_old_documents_is_found(signed, tmp_path):
+    output, public = signed
+    place = changed(output, tmp_path / "swapped.tar", lambda image, attached: (with_layer(image, b"other"), attached))
+    found = verdicts(look(place, public))
+    assert [name for name, verdict in found.items() if verdict == "ok"] == ["archive", "digests", "layers"]
+
+
+def moved(image, attached):
+    """Make every document one about the image as it is now, as an attacker without the key would."""
+    for item in attached:
+        manifest = json.loads(item.manifest)
+        manifest["subject"]["digest"] = image.digest
+        parts = list(item.blobs)
+        for number, layer in enumerate(manifest["layers"], 1):
+            if layer["mediaType"] in (sbom.TYPE, provenance.TYPE):
+                body = json.loads(parts[number])
+                hexadecimal = image.digest[7:]
+                if "subject" in body:
+                    body["subject"][0]["digest"]["sha256"] = hexadecimal
+                else:
+                    body["metadata"]["component"]["hashes"][0]["content"] = hexadecimal
+                parts[number] = canonical.encode(body)
+                layer |= {"digest": sha(parts[number]), "size": len(parts[number])}
+        yield Attached(item.kind, canonical.encode(manifest), tuple(parts))
+
+
+def test_documents_rewritten_for_another_model_fail_at_its_files_and_at_the_key(signed, tmp_path):
+    output, public = signed
+
+    def edit(image, attached):
+        other = with_layer(image, b"other")
+        return other, moved(other, attached)
+
+    place = changed(output, tmp_path / "rewritten.tar", edit)
+    report = look(place, public)
+    assert verdicts(report)["model"] == "failed"
+    assert verdicts(report)["signature"] == "failed"
+    assert verdicts(report)["provenance"] == "failed"
+    unkeyed = look(place)
+    assert verdicts(unkeyed)["provenance"] == "ok"
+    assert verdicts(unkeyed)["model"] == "failed"
+
+
+@pytest.mark.parametrize(("kind", "failed"), [(sbom.TYPE, ["contents"]), (provenance.TYPE, ["provenance", "model"])])
+def test_a_document_that_was_taken_away_is_missed(signed, tmp_path, kind, failed):
+    def edit(image, attached):
+        return image, [item for item in attached if item.kind != kind]
+
+    report = look(changed(signed[0], tmp_path / "less.tar", edit))
+    assert [row.check for row in report.rows if row.verdict == "failed"] == failed
+
+
+def test_a_list_that_leaves_something_out_or_names_what_is_not_there_is_found(signed, tmp_path):
+    def edit(image, attached):
+        for item in attached:
+            if item.kind == sbom.TYPE:
+                body = json.loads(item.blobs[1])
+                body["components"] = [part for part in body["components"] if part["name"] != "alpha"]
+                subject = referrers.Subject(MANIFEST, image.digest, len(image.manifest))
+                yield referrers.attach(sbom.TYPE, subject, [referrers.Part(sbom.TYPE, canonical.encode(body), {})])
+            else:
+                yield item
+
+    place = changed(signed[0], tmp_path / "short.tar", lambda image, attached: (image, list(edit(image, attached))))
+    (row,) = (row for row in look(place).rows if row.verdict == "failed")
+    assert (row.check, row.cause) == ("contents", "the list and the image differ in: alpha 1.0")
+
+
+@pytest.mark.parametrize(
+    "data", [b"{}", b"[]", b"null", b'{"subject":7}', b"\xff", b'{"components":[7],"metadata":[]}']
+)
+@pytest.mark.parametrize("kind", [sbom.TYPE, provenance.TYPE, signature.ENVELOPE, signature.SIMPLE])
+def test_documents_of_any_shape_fail_without_breaking_anything(signed, tmp_path, kind, data):
+    output, public = signed
+
+    def edit(image, attached):
+        subject = referrers.Subject(MANIFEST, image.digest, len(image.manifest))
+        mine = referrers.attach(
+            kind, subject, [referrers.Part(kind, data, {"dev.cosignproject.cosign/signature": "?"})]
+        )
+        wanted = {sbom.TYPE: sbom.TYPE, provenance.TYPE: provenance.TYPE}.get(kind, "")
+        return image, [
+            *(item for item in attached if item.kind not in (wanted, referrers.SIGNATURE, referrers.ATTESTATION)),
+            mine,
+        ]
+
+    assert not look(changed(output, tmp_path / "odd.tar", edit), public).ok
+
+
+def test_keys_are_read_as_openssl_writes_them(tmp_path, monkeypatch):
+    private, public = pair(tmp_path, "locked", "-aes-256-cbc", "-pass", "pass:open sesame")
+    made = tmp_path / "data"
+    made.write_bytes(b"text")
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    monkeypatch.delenv(keys.PASSWORD, raising=False)
+    with pytest.raises(MissingError, match="there is no password") as caught:
+        keys.signer(private)
+    assert caught.value.then == "set MODELPACK_KEY_PASSWORD"
+    monkeypatch.setenv(keys.PASSWORD, "wrong")
+    with pytest.raises(StageError, match="cannot be decrypted"):
+        keys.signer(private)
+    keys._password.cache_clear()
+    monkeypatch.setenv(keys.PASSWORD, "open sesame")
+    signer = keys.signer(private)
+    assert keys.verifier(public).accepts(signer.sign(b"text"), b"text")
+    assert not keys.verifier(public).accepts(signer.sign(b"text"), b"test")
+    assert not keys.verifier(public).accepts(b"nonsense", b"text")
+    keys._password.cache_clear()
+
+
+def test_what_is_no_fitting_key_is_told(tmp_path):
+    (tmp_path / "text").write_text("hello")
+    openssl("genpkey", "-algorithm", "RSA", "-out", tmp_path / "rsa")
+    for path in (tmp_path / "text", tmp_path / "rsa"):
+        with pytest.raises(UsageError, match=r"P-256|no private key") as caught:
+            keys.signer(path)
+        assert "openssl genpkey" in caught.value.then
+    with pytest.raises(UsageError, match="no public key"):
+        keys.verifier(tmp_path / "rsa")
+    with pytest.raises(UsageError, match="cannot be read"):
+        keys.verifier(tmp_path / "none")
+
+
+def test_signing_needs_a_way_out(tmp_path):
+    private, _ = pair(tmp_path)
+    with pytest.raises(ValidationError, match="give `output` or `push` too"):
+        BuildConfig.model_validate({"sign": str(private)}, context={"base": tmp_path})
+    config = BuildConfig.model_validate({"sign": "signer.key", "output": "x.tar"}, context={"base": tmp_path})
+    plain = BuildConfig.model_validate({}, context={"base": tmp_path})
+    assert canonical.digest(config) == canonical.digest(plain)
+    (tmp_path / "text").write_text("hello")
+    wrong = BuildConfig.model_validate({"sign": "text", "output": "x.tar"}, context={"base": tmp_path})
+    with pytest.raises(UsageError, match="no private key"):
+        build.preflight(wrong, Outside("cpu"))
+
+
+def test_an_image_for_two_machines_is_signed_as_a_whole_and_each_alone(tmp_path, rooms, little_wheels):
+    image = run_stage(tmp_path, build, {"base": rooms, "platform": "linux/amd64,linux/arm64", "tag": "both:1"},
+                      model=onnx_artifact(tmp_path), base=tmp_path)  # fmt: skip
+    private, public = pair(tmp_path)
+    deliver(image, tmp_path / "both.tar", None, print, key=private)
+    report = look(tmp_path / "both.tar", public)
+    assert report.ok
+    assert {row.verdict for row in report.rows} == {"ok"}
+    assert {row.where for row in report.rows} == {"", "linux/amd64", "linux/arm64"}
