@@ -193,9 +193,10 @@ def test_a_shared_run_goes_on_while_anybody_waits_for_it():
     async def play():
         pool = Pool(work, options, workers=1, limit=8, rows=8)
         now = asyncio.get_running_loop().time()
-        first = asyncio.create_task(pool.run(rows_of(0), 1, now + 10, never))
+        first = asyncio.create_task(pool.run(rows_of(0), 1, now + 60, never))
         await asyncio.to_thread(gate.entered.wait, 10)
-        short = asyncio.create_task(pool.run(rows_of(1), 1, now + 0.2, never))
+        now = asyncio.get_running_loop().time()
+        short = asyncio.create_task(pool.run(rows_of(1), 1, now + 1, never))
         long = asyncio.create_task(pool.run(rows_of(2), 1, now + 10, never))
         await asyncio.sleep(0)
         gate.open.set()

@@ -13,8 +13,8 @@ import pytest
 
 from modelpack.server.board import Board
 from modelpack.server.statistics import Ledger, Statistics
-from serving import JSON, scaled
-from test_server_workers import children, several, wait_for
+from serving import JSON, scaled, wait_for
+from test_server_workers import children, several
 
 
 def ran(rows=1, jobs=1, at=0.0):

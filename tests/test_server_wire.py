@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from serving import Server, answers, linear, patient, receive_all
+from serving import Server, answers, linear, patient, receive_all, wait_for
 
 BODY = b'{"instances": [[1,2,3,4]]}'
 LENGTH = b"Content-Length: %d\r\n" % len(BODY)
@@ -84,9 +84,7 @@ def test_expect_100_continue_is_invited_or_refused_at_once(server):
         assert answers(receive_all(connection))[0][0] == 200
     with server.connect() as connection:
         connection.sendall(POST + b"Content-Length: 99999\r\nExpect: 100-continue\r\n\r\n")
-        began = time.monotonic()
-        assert connection.recv(12) == b"HTTP/1.1 413"
-        assert time.monotonic() - began < 0.3
+        assert connection.recv(12) == b"HTTP/1.1 413", "a body that is waited for ends with 408"
 
 
 def test_http_1_0(server):
@@ -192,7 +190,7 @@ def test_a_slow_head_is_408(server):
         connection.sendall(GET)
         began = time.monotonic()
         assert answers(receive_all(connection))[0][0] == 408
-        assert 0.3 < time.monotonic() - began < 5
+        assert time.monotonic() - began > 0.3
 
 
 def test_a_slow_head_behind_a_request_is_408(server):
@@ -249,11 +247,12 @@ def test_what_could_not_be_read_is_counted(server):
 def test_one_connection_too_many_is_503(tmp_path):
     with Server(linear(tmp_path), max_connections=2) as server:
         held = [server.connect() for _ in range(2)]
-        time.sleep(0.2)
+        for connection in held:  # whoever has an answer is counted
+            connection.sendall(GET + b"\r\n")
+            assert connection.recv(12) == b"HTTP/1.1 200"
         with server.connect() as third:
             got = answers(receive_all(third))
         assert [status for status, _, _ in got] == [503]
         for connection in held:
             connection.close()
-        time.sleep(0.2)
-        assert server.ask("GET", "/livez")[0] == 200
+        wait_for(lambda: server.ask("GET", "/livez")[0] == 200)
