@@ -32,12 +32,14 @@ CONTENTS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("diff", "history", "Compare two runs or artifacts side by side."),
         ("report", "report", "Make a page of what was done and gained."),
         ("get", "history", "Copy a model or an image out of the store."),
-        ("verify", "verify", "Examine a model, or compare the store with its hashes."),
+        ("verify", "verify", "Examine a model or an image, or compare the store with its hashes."),
     ),
     "Delivery": (
         ("bench", "deliver", "Measure models side by side."),
         ("build", "deliver", "Make a container image of a run's last model."),
         ("serve", "deliver", "Serve a run's last model over HTTP."),
+        ("push", "exchange", "Push a run's last model to a registry."),
+        ("pull", "exchange", "Pull a model from a registry."),
         ("deploy", "deploy", "Write what a platform needs to serve a model."),
     ),
     "The store": (

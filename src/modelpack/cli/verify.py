@@ -1,7 +1,8 @@
-"""The command that verifies: that the store holds what was written, and that a model does what it should."""
+"""The command that verifies: that a store or an image holds what was written, and that a model does what it should."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,8 +14,9 @@ from modelpack.device import Target
 from modelpack.errors import StageError, StoreError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from modelpack.container.reference import BaseRef
     from modelpack.events import Emit
     from modelpack.numerics.checks import Subject as Examined
     from modelpack.subjects import Subject
@@ -26,9 +28,9 @@ def verify(
     subject: Annotated[
         str | None,
         typer.Argument(
-            metavar="[FILE.onnx|RUN|ARTIFACT]",
-            help="A model to examine, or what to compare with its hashes: a run with all that it was made from, or one "
-            "artifact.",
+            metavar="[FILE.onnx|IMAGE|RUN|ARTIFACT]",
+            help="A model to examine; an image: an archive FILE.tar, an OCI layout, docker://REF; or what to compare "
+            "with its hashes: a run with all that it was made from, or one artifact.",
             show_default="the whole store",
             autocompletion=complete_run,
         ),
@@ -40,27 +42,42 @@ def verify(
     against: Annotated[
         str, typer.Option(metavar="MODEL", help="The float model it was made from: a file, a run's step, an artifact.")
     ] = "",
+    key: Annotated[
+        str, typer.Option(metavar="KEY.pub", help="The public key whose signature an image must bear.")
+    ] = "",
     skip: Annotated[list[str] | None, typer.Option(metavar="CHECK", help="Leave out a check. Repeatable.")] = None,
     rows: Annotated[int, typer.Option(min=1, help="How many rows to read, at most.")] = 32,
     target: Annotated[Target, typer.Option(help="The hardware it shall run on; auto is this machine.")] = "auto",
     device: DeviceOption = "cpu",
 ) -> None:
-    """Examine a model, or compare the store with its hashes.
+    """Examine a model or an image, or compare the store with its hashes.
 
     An ONNX file, from any tool, is run and examined for what quantizers and exporters get wrong without a word. For
     runs and artifacts every byte is compared; with --data or --against their model is examined as well.
 
-    The exit code is 3 when a check fails, and 5 when a byte differs.
+    Of an image every byte is compared with its digests, the model in it with the artifact it was made from, and what is
+    attached to it with what is in it; with --key, who signed that.
+
+    The exit code is 3 when a check fails, and 5 when a byte of the store differs.
 
     Examples:
         modelpack verify model.onnx --data rows.npz --against float.onnx
         modelpack verify quickstart:quantize --data quickstart.yaml:val --skip speed
+        modelpack verify digits.tar --key modelpack.pub
+        modelpack verify docker://registry.example/digits:1.0 --key modelpack.pub
         modelpack verify
         modelpack verify quickstart@3
     """
     from modelpack import subjects
+    from modelpack.container.proof import found as images
     from modelpack.events import Progress
 
+    image = images.meant(subject) if subject is not None else None
+    if image is not None:
+        _image(call, image, key=key, other={"--data": data, "--against": against, "--skip": skip})
+        return
+    if key:
+        raise UsageError("only images are signed", where="--key", then="name an archive FILE.tar or docker://REF")
     found = subjects.find(call.store, subject) if subject is not None or data or against else None
     if found is not None and (found.file is not None or data or against):
         _examine(call, found, data=data, against=against, skip=skip or (), rows=rows, target=target, device=device)
@@ -70,6 +87,20 @@ def verify(
     _tell(report)
     document = {"ok": True, "artifacts": report.artifacts, "bytes": report.size}
     call.result(document, lambda: pages.verified(report))
+
+
+def _image(call: Call, ref: BaseRef, *, key: str, other: Mapping[str, object]) -> None:
+    from modelpack.container import wheels
+    from modelpack.container.proof import examine, keys
+
+    for option in (name for name, value in other.items() if value):
+        raise UsageError("this is about models, and the subject is an image", where=option, then="leave it out")
+    trusted = keys.verifier(Path(key)) if key else None
+    report = examine.examine(ref, trusted, wheels.cache_directory())
+    document = {"ok": report.ok, "image": str(ref), "digest": report.digest, "checks": examine.as_json(report)}
+    call.result(document, lambda: pages.examined({**document, "model": str(ref)}))
+    if not report.ok:
+        raise typer.Exit(StageError.exit_code)
 
 
 def _tell(report: Report) -> None:

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelpack.container import layout
 from modelpack.container.archive import Archive, Attached
 from modelpack.container.blob import Blob
 from modelpack.container.oci import Image, Stored
-from modelpack.container.reference import ImageName
+from modelpack.container.reference import SCHEMES, BaseRef, ImageName
 from modelpack.errors import StageError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
-    from modelpack.container.reference import BaseRef
-
+_EXAMINED = ("oci-archive", "oci", "docker")
 _NAMES = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
 
 
@@ -37,6 +36,34 @@ class Found:
     digest: str
     where: str
     path: Path | None = None
+
+
+def meant(text: str) -> BaseRef | None:
+    """Tell which image a word means; None where it means none.
+
+    One is a file ``*.tar``, a directory with an OCI layout, ``docker://REF``, ``oci:DIR``, ``oci-archive:FILE``, and
+    a reference that begins with a registry's host.
+
+    Raises:
+        UsageError: When it names an image in a form that is not examined, or a file that is not there.
+    """
+    scheme, colon, _ = text.partition(":")
+    if colon and scheme in SCHEMES and not Path(text).exists():
+        ref = BaseRef.parse(text)
+        if ref.scheme not in _EXAMINED:
+            known = ", ".join(f"{name}:" for name in _EXAMINED)
+            raise UsageError(f"images in {scheme}: are not examined", where=text, then=f"name one with {known}")
+        return ref
+    path = Path(text)
+    if path.is_dir() and (path / "oci-layout").is_file():
+        return BaseRef("oci", text, path)
+    if path.is_file():
+        return BaseRef("oci-archive", text, path) if text.endswith(".tar") else None
+    if text.endswith(".tar"):
+        raise UsageError("no such file", where=text)
+    host, slash, _ = text.partition("/")
+    named = slash and (host == "localhost" or ":" in host or "." in host.strip(".")) and not text.endswith(".onnx")
+    return BaseRef.parse(f"docker://{text}") if named else None
 
 
 def find(ref: BaseRef, cache: Path) -> Found:
