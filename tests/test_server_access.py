@@ -82,6 +82,15 @@ def test_what_is_served_is_told_to_nobody_else(guarded, path):
     assert guarded.ask("GET", path, headers=bearing(ONE))[0] == 200
 
 
+def test_a_browser_without_a_token_gets_a_page_that_asks_for_one(guarded):
+    status, headers, body = guarded.ask("GET", "/", headers={"accept": "text/html"})
+    assert (status, headers["content-type"]) == (401, "text/html; charset=utf-8")
+    assert headers["www-authenticate"] == 'Bearer realm="modelpack"'
+    assert b"shows a token" in body
+    assert guarded.ask("GET", "/card/model", headers={"accept": "text/html"})[2] == body
+    assert guarded.ask("GET", "/card/nobody", headers={"accept": "text/html"})[2] == body
+
+
 def test_the_description_says_where_a_token_is_needed(guarded):
     document = json.loads(guarded.ask("GET", "/openapi.json", headers=bearing(ONE))[2])
     assert document["components"]["securitySchemes"] == {"token": {"type": "http", "scheme": "bearer"}}

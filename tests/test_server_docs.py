@@ -38,7 +38,7 @@ def test_every_command_of_the_page_succeeds(tmp_path):
     linear(tmp_path / "models" / "linear")
     _with_interfaces(tmp_path)
     commands = "".join(re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL))
-    assert commands.count("curl ") == 50
+    assert commands.count("curl ") == 51
     ours = Authority(tmp_path)
     host, client = ours.issue("host"), ours.issue("client")
     shutil.copy(ours.path, tmp_path / "ca.pem")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 from html.parser import HTMLParser
@@ -10,7 +12,7 @@ import jsonschema
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from serving import JSON, Server, linear, pair, whole
+from serving import Server, linear, pair, whole
 
 CARD = {
     "name": "digits <b>",
@@ -48,36 +50,55 @@ def test_the_card_is_json_with_every_key(servers):
 
 
 class Page(HTMLParser):
-    """The tags and links of a page."""
+    """The tags, links and inline texts of a page."""
 
     def __init__(self, text):
         super().__init__()
-        self.tags, self.links, self.open = [], [], []
+        self.tags, self.links, self.open, self.inline = [], [], [], {}
+        self.handlers = []
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.links += [value for name, value in attrs if name in ("href", "src")]
-        if tag not in ("meta", "link"):
+        self.handlers += [name for name, _ in attrs if name.startswith("on") or name == "style"]
+        if tag not in ("meta", "link", "input"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
+    def handle_data(self, data):
+        if self.open and self.open[-1] in ("script", "style"):
+            self.inline[self.open[-1]] = self.inline.get(self.open[-1], "") + data
 
-def test_browsers_get_a_page_that_is_whole_and_inert(servers):
-    accept = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
-    status, headers, body = servers["linear"].ask("GET", "/", headers={"accept": accept})
-    assert (status, headers["content-type"]) == (200, "text/html; charset=utf-8")
-    assert headers["content-security-policy"].startswith("default-src 'none'")
+
+BROWSER = {"accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
+
+
+def test_browsers_get_a_page_of_which_only_what_its_policy_names_may_run(servers):
+    status, headers, body = servers["linear"].ask("GET", "/", headers=BROWSER)
+    assert (status, headers["content-type"], headers["vary"]) == (200, "text/html; charset=utf-8", "accept")
+    policy = dict(part.split(" ", 1) for part in headers["content-security-policy"].split("; "))
     page = Page(body.decode())
     assert page.open == []
-    assert not {"script", "img", "iframe", "b"} & set(page.tags)
-    assert all(link == "data:," or link.startswith("/") for link in page.links)
-    for shown in ("digits &lt;b&gt;", "version 7", "int8", "reads &amp; writes", "[batch, 4]", "accuracy", "7e7e"):
-        assert shown in body.decode()
-    assert "max body, bytes" in body.decode()
-    assert "signature" not in body.decode(), "the tensors have sections of their own"
+    assert page.tags.count("script") == page.tags.count("style") == 1
+    assert page.handlers == []
+    assert all(link.startswith("data:") for link in page.links)
+    for tag in ("script", "style"):
+        digest = base64.b64encode(hashlib.sha256(page.inline[tag].encode()).digest()).decode()
+        assert policy.pop(f"{tag}-src") == f"'sha256-{digest}'"
+    assert policy.pop("connect-src") == "'self'"
+    assert policy.pop("img-src") == "data: blob:"
+    assert set(policy) == {"default-src", "base-uri", "form-action", "frame-ancestors"}
+    assert set(policy.values()) == {"'none'"}
+
+
+def test_the_page_is_the_same_for_every_model(servers):
+    """So it tells nothing of the model to whoever has no token."""
+    pages = {server.ask("GET", "/", headers=BROWSER)[2] for server in servers.values()}
+    assert len(pages) == 1
+    assert servers["linear"].ask("GET", "/card/nobody", headers=BROWSER)[0] == 404
 
 
 @pytest.mark.parametrize(
@@ -178,13 +199,3 @@ def test_a_tool_that_accepts_openmetrics_gets_it(servers):
         "GET", "/metrics", headers={"accept": "application/openmetrics-text; version=1.0.0"}
     )[1]
     assert headers["content-type"].startswith("application/openmetrics-text")
-
-
-def test_the_example_on_the_page_works(servers):
-    """The command that the card shows for small inputs is a request that succeeds."""
-    page = servers["pair"].ask("GET", "/", headers={"accept": "text/html"})[2].decode()
-    assert f"curl http://127.0.0.1:{servers['pair'].port}/predict" in page
-    hostile = {"accept": "text/html", "host": "a';rm"}
-    assert b"curl http://localhost:8080/predict" in servers["pair"].ask("GET", "/", headers=hostile)[2]
-    body = re.search(r"-d &#x27;(.*?)&#x27;</pre>", page)[1].replace("&quot;", '"')
-    assert servers["pair"].ask("POST", "/predict", body, JSON)[0] == 200

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from . import logs, openapi, protocols
 from .exchange import Refused, Request, Response, as_json, respond
-from .faults import Disconnected, Failed, Fault, Unknown, Unready
+from .faults import Disconnected, Failed, Fault, Unknown, Unproven, Unready
 from .router import Place, Protocol, Route, Router
 from .service import DRAINING
 
@@ -81,7 +81,12 @@ class App:
 
     async def _work(self, request: Request, place: Place) -> Response:
         if not place.open:
-            self.service.access.check(request.header("authorization"), certified=request.certified)
+            try:
+                self.service.access.check(request.header("authorization"), certified=request.certified)
+            except Unproven as fault:
+                if place.locked is None:
+                    raise
+                return place.locked(request, fault)
         if answer := place.methods.get("GET" if request.method == "HEAD" else request.method):
             return await answer(self.service, request)
         if place is _NOWHERE:

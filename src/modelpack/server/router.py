@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from .exchange import Request, Response
-    from .faults import Fault
+    from .faults import Fault, Unproven
     from .model import Model
     from .service import Service
     from .settings import Settings
@@ -41,6 +41,7 @@ class Route:
         answer: Takes the service and the request, whose `parts` are filled.
         name: What metrics call it; the path when empty.
         open: Whether it is answered without a token.
+        locked: What answers whoever shows none, from the request and the fault; the protocol words the fault when None.
         media: The forms of its answers; none leaves it out of the description.
         describe: Describes it in OpenAPI for one model, under the server's limits, with a prefix for the names of its
             schemas; None takes the first line of the docstring of `answer`.
@@ -51,6 +52,7 @@ class Route:
     answer: Answering
     name: str = ""
     open: bool = False
+    locked: Callable[[Request, Unproven], Response] | None = None
     media: tuple[str, ...] = (JSON,)
     describe: Callable[[Model, Settings, str], Described] | None = None
 
@@ -79,6 +81,7 @@ class Place:
     protocol: Protocol
     name: str
     open: bool = False
+    locked: Callable[[Request, Unproven], Response] | None = None
     methods: dict[str, Answering] = field(default_factory=dict)
 
     @property
@@ -101,7 +104,7 @@ class Router:
         for protocol in sorted(protocols, key=lambda each: not each.first):
             for route in protocol.routes:
                 shape = _PART.sub("{}", route.path)
-                place = places.setdefault(shape, Place(protocol, route.name or route.path, route.open))
+                place = places.setdefault(shape, Place(protocol, route.name or route.path, route.open, route.locked))
                 if place.protocol.first and not protocol.first:
                     continue
                 if place.protocol is not protocol or route.method in place.methods:

@@ -6,7 +6,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from .. import blobs, page
-from ..exchange import JSON, Refused, Request, Response, as_json, preferred
+from ..exchange import JSON, Refused, Request, Response, as_json, failure, preferred
 from ..openapi.predict import predict as described
 from ..router import Protocol, Route
 from ..rows import dump, from_either, parse, to_columns, to_lone, to_rows
@@ -17,6 +17,7 @@ from ..texts import from_body, whole
 if TYPE_CHECKING:
     import numpy as np
 
+    from ..faults import Unproven
     from ..model import Answer, Model
     from ..service import Service
     from ..settings import Settings
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
 _TAKEN = (JSON, blobs.RAW, blobs.NPY, CSV)
 _GIVEN = {blobs.RAW: blobs.to_raw, blobs.NPY: blobs.to_npy}
-_CARD = (JSON, "text/html")
+_HTML = "text/html"
+_CARD = (JSON, _HTML)
 
 
 def protocol(settings: Settings) -> Protocol:
@@ -33,9 +35,9 @@ def protocol(settings: Settings) -> Protocol:
         Route("POST", "/predict", predict, describe=described),
         Route("POST", "/predict/{model}", predict, describe=described),
         Route("POST", "/predict/{model}/{version}", predict),
-        Route("GET", "/", card, media=_CARD),
-        Route("GET", "/card/{model}", card, media=_CARD),
-        Route("GET", "/card/{model}/{version}", card),
+        Route("GET", "/", card, locked=locked, media=_CARD),
+        Route("GET", "/card/{model}", card, locked=locked, media=_CARD),
+        Route("GET", "/card/{model}/{version}", card, locked=locked),
         Route("POST", "/rollback/{model}", rollback),
         Route("GET", "/metrics", metrics, open=bool(settings.open_metrics), media=("text/plain",)),
         Route("GET", "/readyz", readyz, open=True),
@@ -103,14 +105,23 @@ async def card(service: Service, request: Request) -> Response:
     """Show what a model is, as JSON or as a page; at `/` of a server with several, their list."""
     name, catalog = request.parts.get("model", ""), service.catalog
     alive = {} if name else {"status": "alive"}  # what clients of KServe v1 look for at `/`
-    if not name and len(catalog.current) != 1:
-        return as_json({**alive, "models": catalog.index()})
-    model = catalog.find(name, request.parts.get("version", ""))
-    content = page.describe(model.card, model.signature, service.settings)
-    if preferred(request.header("accept"), (JSON, "text/html")) == JSON:
-        return as_json({**alive, **content}, vary="accept")
-    shown = page.render(content, model.signature, request.header("host"))
-    return Response(200, shown, "text/html; charset=utf-8", dict(page.HEADERS))
+    several = not name and len(catalog.current) != 1
+    model = None if several else catalog.find(name, request.parts.get("version", ""))
+    if _wants_page(request):
+        return page.answer()
+    if model is None:
+        return as_json({**alive, "models": catalog.index()}, vary="accept")
+    return as_json({**alive, **page.describe(model.card, model.signature, service.settings)}, vary="accept")
+
+
+def locked(request: Request, fault: Unproven) -> Response:
+    """Let a browser that shows no token type one."""
+    plain = failure(fault)
+    return page.answer(plain.status, plain.headers) if _wants_page(request) else plain
+
+
+def _wants_page(request: Request) -> bool:
+    return preferred(request.header("accept"), _CARD) == _HTML
 
 
 async def rollback(service: Service, request: Request) -> Response:
