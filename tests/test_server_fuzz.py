@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import collections
 import http.client
+import importlib.util
 import io
+import itertools
 import json
 import socket
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,8 +30,13 @@ def servers(tmp_path_factory):
     running = {make.__name__: Server(make(root / make.__name__), max_body=100_000) for make in (linear, pair)}
     yield running
     for server in running.values():
-        assert server.stop() == 0
-        assert "ERROR" not in "".join(server.log)
+        quietly_ends(server)
+
+
+def quietly_ends(server):
+    assert server.stop() == 0
+    assert '"level":"error"' not in "".join(server.log)
+    assert "Traceback" not in "".join(server.log)
 
 
 PLATFORMS = [
@@ -170,3 +181,45 @@ def test_damaged_http(servers, data, chunked):
     for status, _, _ in answers(received):
         assert status in {100, 200, 400, 404, 405, 408, 413, 415, 431}
     assert servers["linear"].ask("GET", "/readyz")[0] == 200
+
+
+@pytest.fixture(scope="module")
+def abuse():
+    """The clients that benchmarks/serving.py sends by the ten thousand."""
+    path = Path(__file__).parents[1] / "benchmarks" / "serving_abuse.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[path.stem]
+
+
+def test_clients_that_behave_badly(tmp_path, abuse):
+    linear(tmp_path / "linear")
+    pair(tmp_path / "pair")
+    with Server(tmp_path, max_body=100_000, head_timeout=0.1, body_timeout=0.1, idle_timeout=1) as server:
+        paths = json.loads(server.ask("GET", "/openapi.json")[2])["paths"]
+        routes = [path for path, methods in paths.items() if "post" in methods]
+        assert len(routes) > 20
+        found = collections.defaultdict(set)
+        every = list(itertools.islice(abuse.abuses(0, routes), 300))
+        with ThreadPoolExecutor(12) as clients:
+            answered = list(clients.map(lambda each: each.play(server.port), every))
+        for each, statuses in zip(every, answered, strict=True):
+            found[each.kind].update(statuses)
+            assert not abuse.wrong(statuses), each
+        assert found["values"] >= {200, 400}
+        assert found["smuggling"] >= {400}
+        assert found["huge"] >= {413, 431}
+        assert found["slow"] >= {200, 408}
+        assert server.ask("GET", "/readyz")[0] == 200
+        quietly_ends(server)
+
+
+def test_clients_that_leave_before_their_answers_leave_no_error(tmp_path, abuse):
+    with Server(linear(tmp_path)) as server:
+        request = abuse.post("/predict", json.dumps({"instances": [[1, 2, 3, 4]] * 100}).encode())
+        for _ in range(50):
+            abuse.Abuse("pipelined", [request * 20], end="reset").play(server.port)
+        assert server.ask("GET", "/readyz")[0] == 200
+        quietly_ends(server)

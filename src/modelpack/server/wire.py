@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import http
 import json
 from typing import TYPE_CHECKING, Any, cast
@@ -13,6 +14,8 @@ from . import logs
 
 if TYPE_CHECKING:
     import asyncio
+
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
     from .app import App
 
@@ -34,8 +37,13 @@ class Joined:
         self.pause_reading, self.resume_reading = transport.pause_reading, transport.resume_reading
 
     def write(self, data: bytes) -> None:
-        """Send, or hold the head of an answer whose body follows in the same step of the event loop."""
-        if not self._head and data.startswith(b"HTTP/1.1 ") and data.endswith(b"\r\n\r\n") and data[9:12] != b"100":
+        """Send, or hold the head of an answer whose body follows in the same step of the event loop.
+
+        Nothing is sent to a client that has left: the event loop would raise.
+        """
+        if self.is_closing():
+            self._head = b""
+        elif not self._head and data.startswith(b"HTTP/1.1 ") and data.endswith(b"\r\n\r\n") and data[9:12] != b"100":
             self._head = data
         else:
             self._transport.write(self._head + data)
@@ -161,7 +169,8 @@ class Protocol(HttpToolsProtocol):
         super().on_headers_complete()
         self._owed += 1
         scope = cast("dict[str, Any]", self.scope)
-        scope["modelpack.gone"], scope["modelpack.certified"] = self.transport.is_closing, self._certified
+        scope["modelpack.gone"] = functools.partial(_gone, self.transport, self.cycle)
+        scope["modelpack.certified"] = self._certified
 
     def _check(self) -> None:
         lengths, codings, hosts, size = [], [], 0, len(self.url)
@@ -252,3 +261,10 @@ class Protocol(HttpToolsProtocol):
             self.transport.close()
         else:
             self._end(WireFault(408, f"the headers did not arrive within {self._limits.head_timeout:g} seconds"))
+
+
+def _gone(transport: asyncio.Transport, cycle: RequestResponseCycle) -> bool:
+    """Tell whether a client has left, and let its request know, which then owes it no answer."""
+    if transport.is_closing():
+        cycle.disconnected = True
+    return cycle.disconnected
