@@ -31,8 +31,8 @@ ANSWERED = 'modelpack_requests_total{code="200",protocol="native",route="/predic
 
 @contextmanager
 def several(folder: Path, **limits: object):
-    """A server with two workers, when all of it is ready."""
-    with Server(folder, workers=2, wait=False, **limits) as server:
+    """A server with two workers or more, when all of it is ready."""
+    with Server(folder, wait=False, **{"workers": 2, **limits}) as server:
         wait_for(lambda: server.ask("GET", "/readyz")[0] == 200)
         yield server
 
@@ -234,6 +234,29 @@ def test_a_worker_that_cannot_be_replaced_yet_is_replaced_later(tmp_path):
         (tmp_path / "kept").rename(model)
         wait_for(lambda: server.metric("modelpack_workers") == 2)
         assert server.metric("modelpack_worker_deaths_total") == 1
+        assert server.stop() == 0
+
+
+def test_two_that_cannot_be_replaced_at_once_do_not_hold_up_the_one_that_starts_them(tmp_path):
+    """It finds both reasons in its pipe, when it hears of the first end."""
+    with several(linear(tmp_path), workers=3) as server:
+        model = tmp_path / "model.onnx"
+        (tmp_path / "kept").write_bytes(model.read_bytes())
+        (tmp_path / "broken").write_bytes(b"no model")
+        (tmp_path / "broken").rename(model)
+        before = children(server)
+        for process in before[:2]:
+            os.kill(process, signal.SIGKILL)
+        for _ in range(2):
+            server.line("died: killed by SIGKILL")
+        late = wait_for(lambda: len(new := set(children(server)) - set(before)) == 2 and new)
+        server.process.send_signal(signal.SIGSTOP)
+        wait_for(lambda: all(" Z " in Path(f"/proc/{process}/stat").read_text() for process in late))
+        server.process.send_signal(signal.SIGCONT)
+        for _ in range(2):
+            server.line("worker . cannot start, and tries again: .*cannot be loaded")
+        (tmp_path / "kept").rename(model)
+        wait_for(lambda: server.metric("modelpack_workers") == 3)
         assert server.stop() == 0
 
 

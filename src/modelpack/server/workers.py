@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -53,6 +54,7 @@ class Workers:
         self._killing: list[float] = []  # when those that are still there are killed
         self._failure: StartError | None = None
         self._alive = self._faults = (-1, -1)
+        self._said = b""  # by workers that could not start
 
     def run(self) -> int:
         """Serve until a signal.
@@ -66,6 +68,7 @@ class Workers:
         heard = {*_STOPPING, signal.SIGCHLD} | (set() if os.isatty(0) else {signal.SIGHUP})
         before = signal.pthread_sigmask(signal.SIG_BLOCK, heard)
         self._alive, self._faults = os.pipe(), os.pipe()
+        os.set_blocking(self._faults[0], False)
         try:
             for number in range(self._settings.workers):
                 self._start(number, late=False)
@@ -112,6 +115,7 @@ class Workers:
         elif number in _STOPPING:
             self._stop(number)
         elif not number and self._stopped:
+            self._killing = []
             self._tell(signal.SIGKILL)
         elif not number:
             self._try_again()
@@ -146,7 +150,7 @@ class Workers:
     def _replace(self, number: int, code: int) -> None:
         now = time.monotonic()
         if code == _HOPELESS:
-            reason = os.read(self._faults[0], 4096).partition(b"\0")[0].decode("utf-8", "replace")
+            reason = self._read() or _reason(code)
             if not (self._deaths and self._numbers):  # at the start, or when nobody serves any more
                 self._end(reason)
                 return
@@ -161,6 +165,13 @@ class Workers:
             self._end(f"{_DEATHS} workers died within {_WITHIN:.0f} seconds, the last one so: {reason}")
         else:
             self._start(number, late=True)
+
+    def _read(self) -> str:
+        """Give why one worker could not start; each has written its reason with a zero behind it, or nothing at all."""
+        with contextlib.suppress(BlockingIOError):
+            self._said += os.read(self._faults[0], 2**16)
+        said, _, self._said = self._said.partition(b"\0")
+        return said.decode("utf-8", "replace")
 
     def _try_again(self) -> None:
         due = [number for number, when in self._pausing.items() if when <= time.monotonic()]
