@@ -32,6 +32,11 @@ def test_errors_are_raised_as_what_they_were():
         assert type(made) is type(error)
         assert (made.what, made.then) == (error.what, error.then)
         assert made.where.startswith("rank 1")
+    step = StageError("a", where="step 1 of 2")
+    assert [lines.raised(lines.described(step), by).where for by in ("rank 1", "")] == [
+        "rank 1: step 1 of 2",
+        "step 1 of 2",
+    ]
     full = lines.raised(lines.described(OSError(28, "No space left", "/x")), "rank 0")
     assert isinstance(full, OSError)
     assert full.errno == 28

@@ -83,14 +83,14 @@ def raised(body: Any, by: str) -> Exception:
 
     Args:
         body: The JSON value; anything that is not of that form becomes an error that says so.
-        by: Who met it, such as ``rank 1 on 10.0.0.2``.
+        by: Who met it, such as ``rank 1 on 10.0.0.2``; empty where all did.
     """
     if not isinstance(body, dict) or not all(isinstance(body.get(key), str) for key in ("type", "what", "where")):
         return StageError("it failed and said nothing that can be understood", where=by)
     kind, what, where, then = body["type"], body["what"], body["where"], str(body.get("then", ""))
     if kind == "OSError" and isinstance(body.get("errno"), int):
         return OSError(body["errno"], what, where or by)
-    where = f"{by}: {where}" if where else by
+    where = ": ".join(filter(None, (by, where)))
     if kind in _RAISED:
         made: Exception = getattr(errors, kind)(what, where=where, then=then)
         return made
