@@ -1,6 +1,9 @@
 """The base that mmdebstrap makes: the same bytes twice, and a usable Python inside."""
 
+import os
 import shutil
+import subprocess
+import tarfile
 
 import pytest
 
@@ -20,15 +23,47 @@ def test_two_rootfs_are_the_same_bytes_and_can_be_built_on(debian, tmp_path):
     assert canonical.file_digest(tmp_path / "again.tar") == canonical.file_digest(debian)
     base = open_base(BaseRef.parse(f"rootfs:{debian}"), "linux/amd64", cache=tmp_path, scratch=tmp_path)
     assert base.python.path == "/usr/bin/python3.11"
-    assert base.layers[0].unpacked < 70e6
+    assert base.layers[0].unpacked < 45e6
     with debian.open("rb") as stream:
         found = [item.name for item in members(Hashing(stream, "base"), "base")]
     assert len(found) == len(set(found))
     assert not [
         name for name in found if name.startswith(("usr/share/man/", "usr/share/locale/")) and name.count("/") > 3
     ]
+    programs = [name for name in found if name.startswith(("bin/", "sbin/", "usr/bin/", "usr/sbin/"))]
+    assert programs == ["usr/bin/python3", "usr/bin/python3.11"], "no shell, no package manager"
     if bytecode.interpreter(rootfs.MINOR):
         assert "usr/lib/python3.11/asyncio/__pycache__/__init__.cpython-311.pyc" in found
+
+
+@pytest.mark.mmdebstrap
+def test_the_base_says_what_is_in_it_and_nothing_of_this_machine(debian):
+    with tarfile.open(debian) as archive:
+        kept = archive.extractfile("./var/lib/dpkg/status.d/libssl3").read().decode()
+        assert archive.extractfile("./usr/lib/os-release").read().startswith(b'PRETTY_NAME="Debian')
+        assert [archive.getmember(f"./etc/{name}").size for name in ("hostname", "resolv.conf")] == [0, 0]
+    assert {"Package: libssl3", "Architecture: amd64"} <= set(kept.splitlines())
+
+
+@pytest.mark.mmdebstrap
+def test_all_of_the_standard_library_that_a_server_may_need_loads(debian, tmp_path):
+    if os.geteuid() != 0:
+        pytest.skip("needs root for chroot")
+    with tarfile.open(debian) as archive:
+        archive.extractall(tmp_path, filter="tar")
+    code = (
+        "import importlib, sys\n"
+        "for name in sorted(sys.stdlib_module_names - {'antigravity', 'this'}):\n"
+        "    try: importlib.import_module(name)\n"
+        "    except ImportError as error: print(name, error)\n"
+    )
+    command = ["chroot", str(tmp_path), "/usr/bin/python3.11", "-W", "ignore", "-c", code]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert "libsqlite3" not in "".join(told)
+    assert not [line for line in told if "No module named" not in line], "a library is missing"
+    missing = {line.partition(" ")[0] for line in told}
+    assert missing >= {"turtle", "readline", "_sqlite3"}
+    assert not missing & {"asyncio", "ssl", "_ssl", "ctypes", "decimal", "lzma", "bz2", "uuid", "zoneinfo", "unittest"}
 
 
 @pytest.mark.mmdebstrap

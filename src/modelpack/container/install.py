@@ -24,6 +24,7 @@ _TRIM = (
     # type stubs, sources of compiled modules, headers and static libraries
     "*.pyi", "*.pyx", "*.pxd", "*.pxi", "*.c", "*.h", "*.a", "*.pc", "*/py.typed",
     "*/tests/*", "*/test/*", "numpy/_pyinstaller/*", "numpy/f2py/*", "numpy/distutils/*", "numpy/_core/include/*",
+    "numpy/_core/_simd.*", "numpy/_core/*_tests.*",
     # the engine's second copy: Python uses the one inside the binding module
     "onnxruntime/capi/libonnxruntime.so*",
     "onnxruntime/tools/*", "onnxruntime/transformers/*", "onnxruntime/quantization/*", "onnxruntime/datasets/*",

@@ -1,7 +1,7 @@
 """A small Debian base with Python, for machines without a registry: ``python -m modelpack.container.rootfs base.tar``.
 
-mmdebstrap extracts the packages and nothing else: no shell's start-up files, no package manager's scripts are run. The
-same packages give the same bytes.
+mmdebstrap extracts the packages and nothing else: no shell's start-up files, no package manager's scripts are run. What
+no server needs of them is left out. The same packages give the same bytes.
 """
 
 from __future__ import annotations
@@ -25,12 +25,39 @@ from modelpack.errors import MissingError, ModelpackError, StageError
 SUITE = "bookworm"
 MINOR = 11
 """Minor version of that release's Python 3."""
-PACKAGES = ("python3", "ca-certificates", "libstdc++6")
+PACKAGES = ("python3", "ca-certificates", "libstdc++6", "base-files")
 _LIBRARY = f"usr/lib/python3.{MINOR}/"
 _EXCLUDED = (
     "/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*", "/usr/share/lintian/*",
     "/usr/share/perl5/*", "/usr/share/gdb/*", "/usr/share/bug/*", "/usr/lib/*/gconv/*",
+    # programs, all but Python: a package manager, an archiver, openssl's command
+    "/bin/*", "/sbin/*", "/usr/bin/*", "/usr/sbin/*",
+    # of the standard library what needs a terminal or a teacher, tests, databases, and encodings of East Asia
+    *(f"/usr/lib/python3.*/{name}" for name in (
+        "test/*", "pydoc_data/*", "turtle.py", "curses/*", "dbm/*", "sqlite3/*", "lib-dynload/_curses*",
+        "lib-dynload/readline.*", "lib-dynload/_dbm.*", "lib-dynload/_sqlite3.*", "lib-dynload/nis.*",
+        "lib-dynload/_test*", "lib-dynload/_ctypes_test*", "lib-dynload/_xxtest*", "lib-dynload/xxlimited*",
+        "lib-dynload/_codecs_*",
+    )),
+    # and the libraries that nothing else of it loads
+    *(f"{root}/lib/*/{name}" for root in ("", "/usr") for name in (
+        "libsqlite3.so*", "libdb-5*", "libreadline.so*", "libhistory.so*", "libncurses*", "libtinfo.so*", "libtic.so*",
+        "libform*", "libmenu*", "libpanel*", "libexpatw*", "libnsl.so*", "libtirpc.so*", "libkrb5*", "libk5crypto*",
+        "libgssapi_krb5*", "libkeyutils*", "libcom_err*", "krb5/*", "libzstd.so*", "libpcre2*", "libselinux*",
+        "libacl.so*", "libattr.so*", "libmd.so*", "libmvec.so*", "ossl-modules/*", "engines-3/*", "libmemusage*",
+        "libc_malloc_debug*",
+    )),
 )  # fmt: skip
+_INCLUDED = ("/usr/bin/python3*",)
+_HOOK = """
+mkdir -p "$1/var/lib/dpkg/status.d"
+for package in "$1"/var/cache/apt/archives/*.deb; do
+    dpkg-deb --field "$package" > "$1/var/lib/dpkg/status.d/$(dpkg-deb --field "$package" Package)"
+done
+: > "$1/etc/hostname"
+: > "$1/etc/resolv.conf"
+"""
+"""Keeps what packages say of themselves, for lists of what is in an image, and nothing of this machine's network."""
 
 
 def make(output: Path, architecture: str, mirror: str = "") -> bool:
@@ -67,6 +94,8 @@ def _bootstrap(output: Path, architecture: str, mirror: str) -> None:
             f"--architectures={architecture}",
             f"--include={','.join(PACKAGES)}",
             *(f"--dpkgopt=path-exclude={pattern}" for pattern in _EXCLUDED),
+            *(f"--dpkgopt=path-include={pattern}" for pattern in _INCLUDED),
+            f"--extract-hook={_HOOK}",
             SUITE,
             str(output),
             *([mirror] if mirror else []),
