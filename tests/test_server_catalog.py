@@ -110,10 +110,103 @@ def test_a_new_version_is_loaded_and_rolled_back(root):
             answers.append(await ask(catalog, "scale"))
         with pytest.raises(Invalid, match="no version before '2'"):
             await catalog.rollback("scale")
-        await catalog.load("scale")
-        return [*answers, await ask(catalog, "scale")]
+        return answers
 
-    assert play(root, scene) == [10, 11, 10, 2, 11]
+    assert play(root, scene) == [10, 11, 10, 2]
+
+
+def test_a_rollback_holds_until_the_directory_wants_something_new(root):
+    """Whoever reads the directory again, for a new token or another model, does not undo it."""
+
+    async def scene(catalog):
+        answers = []
+
+        async def told():
+            await catalog.load("scale")
+            await catalog.refresh()
+            answers.append(await ask(catalog, "scale"))
+
+        async def back():
+            await catalog.rollback("scale")
+            await told()
+
+        await back()  # from 10 to 2
+        scaled(root / "other", 5)
+        await told()
+        scaled(root / "scale" / "11", 11)
+        await told()
+        await back()  # to 2, which was current before
+        scaled(root / "scale" / "11", 11.5)  # mended in place
+        await told()
+        await back()
+        (root / "scale" / "current").write_text("11")  # said once more
+        await told()
+        await back()
+        await catalog.unload("scale")
+        await told()
+        return answers
+
+    assert play(root, scene) == [2, 2, 11, 2, 11.5, 2, 11.5, 2, 11.5]
+
+
+def test_what_a_client_unloaded_stays_so_until_it_changes_or_is_loaded(root):
+    async def scene(catalog):
+        await catalog.unload("scale")
+        await catalog.refresh()
+        assert sorted(catalog.current) == ["pair"]
+        scaled(root / "scale" / "11", 11)
+        await catalog.refresh()
+        assert await ask(catalog, "scale") == 11
+        await catalog.unload("pair")
+        for file in (root / "pair").iterdir():
+            file.unlink()
+        await catalog.refresh()
+        return {entry["name"] for entry in catalog.index()}
+
+    assert play(root, scene) == {"scale"}, "what is gone from the directory too is not told of for ever"
+
+
+def test_a_directory_that_is_empty_for_a_moment_changes_nothing(root, caplog):
+    async def scene(catalog):
+        root.rename(root.with_name("away"))
+        await catalog.refresh()
+        root.mkdir()
+        await catalog.refresh()
+        return await ask(catalog, "scale")
+
+    assert play(root, scene) == 10
+    assert caplog.text.count("the models stay as they are: no model is left in") == 2
+
+
+def test_a_load_that_is_given_up_leaves_no_thread(root):
+    async def scene(catalog):
+        def running():
+            return {thread for thread in threading.enumerate() if thread.name.startswith("run-")}
+
+        before = running()
+        for version in (11, 12):
+            scaled(root / "scale" / str(version), version)
+        second, prepare = asyncio.Event(), catalog._prepare
+
+        async def held(model):
+            if model.version == "12":
+                second.set()
+                await asyncio.sleep(60)
+            await prepare(model)
+
+        catalog._prepare = held
+        loading = asyncio.create_task(catalog.load("scale"))
+        await second.wait()
+        assert running() > before
+        loading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await loading
+        async with asyncio.timeout(30):
+            while running() - before:
+                await asyncio.sleep(0.01)
+        return await ask(catalog, "scale")
+
+    assert play(root, scene) == 10
 
 
 def test_files_that_changed_in_place_are_read_again(root):

@@ -1,8 +1,6 @@
-"""The models that are served, by name and version: found in a directory, exchanged while requests run, rolled back.
+"""The models that are served, by name and version: exchanged while requests run, rolled back.
 
-A directory is one model (`signature.json` lies in it), or holds models as `NAME/signature.json` or
-`NAME/VERSION/signature.json`. Without a version a request gets the current one: the one that the file `NAME/current`
-names, else the highest. Names that begin with a dot are drafts and not looked at: one rename publishes a version.
+Without a version a request gets the current one: what the directory wants to be current, or what a client chose.
 """
 
 from __future__ import annotations
@@ -10,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import directory
+from .directory import Shelf
 from .faults import Invalid, StartError, Unknown
-from .model import Model, read_card, stamp
+from .model import Model, stamp
 from .signature import quote
 from .statistics import Ledger
 
@@ -26,15 +26,6 @@ if TYPE_CHECKING:
     from .settings import Settings
 
 _log = logging.getLogger("modelpack.server")
-
-
-@dataclass(frozen=True)
-class Shelf:
-    """The versions of one model: the current one, and those that were current before it, oldest first."""
-
-    versions: Mapping[str, Model]
-    current: str
-    before: tuple[str, ...] = ()
 
 
 class Catalog:
@@ -61,7 +52,8 @@ class Catalog:
         self._settings, self._card, self._observe = settings, card, observe
         self.ledger = ledger or Ledger()
         self._changing = asyncio.Lock()
-        self._unloaded: dict[str, str] = {}
+        self._unloaded: dict[str, Shelf] = {}  # by clients
+        self._shelves: dict[str, Shelf] = {}
         self._shelves = {name: self._shelf(name, found) for name, found in self._scan().items()}
 
     @property
@@ -106,7 +98,7 @@ class Catalog:
     def versions(self, name: str) -> list[str]:
         """Give the versions of a model, oldest first."""
         shelf = self._shelves.get(name)
-        return sorted(shelf.versions, key=_age) if shelf else []
+        return sorted(shelf.versions, key=directory.age) if shelf else []
 
     def chosen(self, name: str = "", version: str = "") -> list[Model]:
         """Give the models that a name and a version leave; all without a name, all versions without a version.
@@ -125,8 +117,8 @@ class Catalog:
             for model in self.models
         ]
         away = [
-            {"name": name, "version": version, "state": "UNAVAILABLE", "reason": "unloaded"}
-            for name, version in self._unloaded.items()
+            {"name": name, "version": shelf.current, "state": "UNAVAILABLE", "reason": "unloaded"}
+            for name, shelf in self._unloaded.items()
         ]
         return served + away
 
@@ -160,19 +152,19 @@ class Catalog:
             return shelf.versions[shelf.current]
 
     async def unload(self, name: str) -> Model:
-        """Serve a model no longer; gives what was current.
+        """Serve a model no longer, until it is loaded or changes in the directory; gives what was current.
 
         Raises:
             Unknown: When there is no such model.
         """
         async with self._changing:
-            model = self.find(name)
+            model, shelf = self.find(name), self._shelves[name]
             self._put(name, None)
-            self._unloaded[name] = model.version
+            self._unloaded[name] = replace(shelf, versions={})
             return model
 
     async def rollback(self, name: str) -> Model:
-        """Make current again what was current before, until the model is loaded again.
+        """Make current again what was current before, until the directory wants something new.
 
         Raises:
             Unknown: When there is no such model.
@@ -197,9 +189,20 @@ class Catalog:
             return
         for name in [*found, *(set(self._shelves) - set(found))]:
             try:
-                await (self.load(name) if name in found else self.unload(name))
+                if name not in found:
+                    await self.unload(name)
+                elif not self._away(name, found[name]):
+                    await self.load(name)
             except (Invalid, Unknown) as fault:
                 _log.error("model %s stays as it is: %s", name, fault.message)
+            except (StartError, OSError) as error:
+                _log.error("model %s stays as it is: %s", name, error)
+        self._unloaded = {name: shelf for name, shelf in self._unloaded.items() if name in found}
+
+    def _away(self, name: str, found: Mapping[str, Path]) -> bool:
+        """Say whether a client unloaded a model, and the directory wants nothing new since."""
+        shelf = self._unloaded.get(name)
+        return shelf is not None and shelf.wish == directory.wish(self.root, name, found)
 
     def close(self) -> None:
         """End all threads."""
@@ -207,14 +210,14 @@ class Catalog:
             model.close(1.0)
 
     def _scan(self) -> dict[str, dict[str, Path]]:
-        """Find names and versions; a directory that is one model has the name and version of its card."""
+        """Find names and versions."""
         if not (self.root / "signature.json").exists():
-            found = {folder.name: _versions(folder) for folder in _folders(self.root)}
-            found = {name: versions for name, versions in found.items() if versions}
+            found = directory.several(self.root)
             if found or self._settings.allow_loading:  # what may be loaded later need not be there yet
                 return found
-        card = {"name": "model", "version": "1", **(read_card(self.root) if self._card is None else self._card)}
-        return {str(card["name"]): {str(card["version"]): self.root}}
+            if self._shelves:
+                raise StartError(f"no model is left in {self.root}")
+        return directory.one(self.root, self._card)
 
     def _shelf(self, name: str, found: Mapping[str, Path], old: Shelf | None = None) -> Shelf:
         """Describe a model as its directory has it, with what is loaded already where no file changed."""
@@ -227,22 +230,24 @@ class Catalog:
                     folder, self._settings, self.ledger, name=name, version=version, card=card, observe=self._observe
                 )
             versions[version] = kept
-        apart = self.root not in found.values()  # a directory that is one model has one version
-        current = _current(self.root / name, versions) if apart else next(iter(versions))
+        wish = directory.wish(self.root, name, found)
+        current = old.current if old and old.wish == wish and old.current in versions else wish[0]
         before = old.before if old else ()
         if old and old.current != current:
             before = (*(version for version in before if version != old.current), old.current)
-        return Shelf(versions, current, before)
+        return Shelf(versions, current, wish, before)
 
     async def _fill(self, shelf: Shelf) -> None:
         fresh = [model for model in shelf.versions.values() if not model.ready]
         try:
             for model in fresh:
                 await self._prepare(model)
-        except StartError as error:
+        except BaseException as error:  # cancelled, too: a client may leave while it waits
             for model in fresh:
                 model.close(0.0)
-            raise Invalid(str(error)) from None
+            if isinstance(error, StartError):
+                raise Invalid(str(error)) from None
+            raise
 
     async def _prepare(self, model: Model) -> None:
         await model.load()
@@ -261,30 +266,3 @@ class Catalog:
         _log.info(
             "serving: %s", ", ".join(f"{each} {model.version}" for each, model in self.current.items()) or "nothing"
         )
-
-
-def _folders(root: Path) -> list[Path]:
-    return sorted(each for each in root.iterdir() if each.is_dir() and each.name[0] != ".") if root.is_dir() else []
-
-
-def _versions(folder: Path) -> dict[str, Path]:
-    if (folder / "signature.json").exists():
-        return {str(read_card(folder).get("version", "1")): folder}
-    return {each.name: each for each in _folders(folder) if (each / "signature.json").exists()}
-
-
-def _current(folder: Path, versions: Mapping[str, Model]) -> str:
-    try:
-        named = (folder / "current").read_text("utf-8").strip()
-    except (FileNotFoundError, NotADirectoryError):
-        return max(versions, key=_age)
-    except (OSError, ValueError) as error:
-        raise StartError(f"{folder / 'current'} cannot be read: {error}") from None
-    if named not in versions:
-        raise StartError(f"{folder / 'current'} names version {named!r}, and there is {quote(versions)}")
-    return named
-
-
-def _age(version: str) -> tuple[int, int, str]:
-    """Order versions: whole numbers by value, above any other text."""
-    return (1, int(version), version) if version.isdecimal() else (0, 0, version)

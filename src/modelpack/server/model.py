@@ -201,9 +201,13 @@ class _Options:
     terminate = False
 
 
-def stamp(folder: Path) -> tuple[tuple[int, int, int], ...]:
-    """Tell one state of a folder from another without reading its files."""
-    found = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+Stamp = tuple[tuple[int, int, int], ...]
+
+
+def stamp(folder: Path, only: str = "") -> Stamp:
+    """Tell one state of the files in a folder, or of only one of them, from another without reading them."""
+    files = folder.iterdir() if folder.is_dir() else ()
+    found = sorted(path for path in files if path.is_file() and only in ("", path.name))
     return tuple((each.st_ino, each.st_size, each.st_mtime_ns) for each in (path.stat() for path in found))
 
 
