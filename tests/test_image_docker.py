@@ -21,6 +21,7 @@ from modelpack.container import engine, plan
 from modelpack.container import registry as registries
 from modelpack.container.base import open_base
 from modelpack.container.deliver import deliver
+from modelpack.container.proof.examine import examine
 from modelpack.container.reference import BaseRef
 from modelpack.errors import StageError, UsageError
 from modelpack.stages.build import build
@@ -218,10 +219,12 @@ def test_images_of_both_builders_are_pushed_and_pulled_as_bases(place, written, 
     told: list[str] = []
     deliver(written[0], None, f"{registry}/small/oci:1", told.append)
     deliver(built, tmp_path / "saved.tar", f"{registry}/small/docker:1", told.append)
+    attached = "attached 2 documents to it"
     assert [line.split("@")[0] for line in told] == [
-        f"pushed {registry}/small/oci:1", f"wrote {tmp_path / 'saved.tar'}", f"pushed {registry}/small/docker:1"
+        f"pushed {registry}/small/oci:1", attached,
+        f"wrote {tmp_path / 'saved.tar'}", f"pushed {registry}/small/docker:1", attached,
     ]  # fmt: skip
-    for line, path in zip((told[0], told[2]), ("oci", "docker"), strict=True):
+    for line, path in zip((told[0], told[3]), ("oci", "docker"), strict=True):
         base = open_base(
             BaseRef.parse(f"docker://{registry}/small/{path}:1"), "linux/amd64", cache=tmp_path, scratch=tmp_path
         )
@@ -238,6 +241,13 @@ def test_images_of_both_builders_are_pushed_and_pulled_as_bases(place, written, 
     assert registries.push(upon.file("image.tar"), f"{registry}/small/upon").startswith(
         f"{registry}/small/upon:latest@"
     )
+
+
+def test_images_of_both_builders_prove_themselves(written, built, tmp_path):
+    for image in (written[0], built):
+        path = image.file("image.tar")
+        report = examine(BaseRef("oci-archive", path.name, path), None, tmp_path)
+        assert {row.check: row.verdict for row in report.rows if row.verdict != "ok"} == {"signature": "not checked"}
 
 
 def test_an_image_that_the_engine_lost_comes_back_under_its_id(place, model):

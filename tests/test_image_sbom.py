@@ -192,6 +192,11 @@ def test_what_dpkg_and_distributions_say_is_read():
     ("lines", "licence", "written"),
     [
         ("License-Expression: MIT OR Apache-2.0\n", "MIT OR Apache-2.0", {"expression": "MIT OR Apache-2.0"}),
+        (
+            "License-Expression: MPL-2.0 AND (MIT OR 0BSD)\n",
+            "MPL-2.0 AND (MIT OR 0BSD)",
+            {"expression": "MPL-2.0 AND (MIT OR 0BSD)"},
+        ),
         ("License: BSD\n", "BSD", {"license": {"name": "BSD"}}),
         (
             "License: x\nClassifier: License :: OSI Approved :: MIT License\n",

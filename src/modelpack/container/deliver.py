@@ -47,9 +47,9 @@ def deliver(
         tell(f"wrote {output}" + (", signed" if key else ""))
     if push is not None:
         with _signed(archive, key, push) as source:
-            pushed = registry.push(source, push)
+            tell(f"pushed {registry.push(source, push)}")
             count = remote.publish(source, push)
-        tell(f"pushed {pushed} with {count} documents attached" + (", signed" if key else ""))
+        tell(f"attached {count} documents to it" + (", signed" if key else ""))
 
 
 @contextlib.contextmanager

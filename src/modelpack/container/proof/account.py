@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import zipfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelpack.container import install
+from modelpack.container.blob import Blob
 from modelpack.container.oci import MANIFEST
 from modelpack.container.order import ingredients
 from modelpack.container.plan import timestamp
@@ -15,7 +17,6 @@ from modelpack.errors import StageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from modelpack.artifact import Artifact
     from modelpack.container.archive import Attached
@@ -47,7 +48,7 @@ def account(
     Raises:
         StageError: When a layer of the base cannot be read.
     """
-    below = look([layer.blob for layer in base.layers], str(base.ref))
+    below = look(_system(image, order, base), str(base.ref))
     made = sbom.Ingredients(
         tag=order.tag,
         digest=image.digest,
@@ -76,6 +77,13 @@ def account(
     how = provenance.provenance(made, recipe=text, asked=asked, builder=order.builder, tools=tools)
     subject = referrers.Subject(MANIFEST, image.digest, len(image.manifest))
     return referrers.plain(subject, sbom.bom(made), how)
+
+
+def _system(image: Image, order: Order, base: Base) -> list[Blob]:
+    """Give the layers in which a system's packages can be: a template's own steps may have added some."""
+    if order.builder == "oci":
+        return [layer.blob for layer in base.layers]
+    return [Blob(layer.content, layer.size) for layer in image.layers if isinstance(layer.content, Path)]
 
 
 def _described(path: Path) -> Distribution:

@@ -6,7 +6,6 @@ model card, and with what it was made from as its pedigree.
 
 from __future__ import annotations
 
-import re
 import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -25,7 +24,6 @@ TYPE = "application/vnd.cyclonedx+json"
 PREDICATE = "https://cyclonedx.org/bom"
 SCHEMA = "http://cyclonedx.org/schema/bom-1.6.schema.json"
 _SYSTEMS = {"debian": "deb/debian", "ubuntu": "deb/ubuntu"}
-_EXPRESSION = re.compile(r"[A-Za-z0-9.+-]+(?: (?:AND|OR|WITH) [A-Za-z0-9.+-]+)*")
 
 
 @dataclass(frozen=True)
@@ -133,7 +131,7 @@ def _wheel(item: Distribution, digest: str) -> dict[str, Any]:
 
 
 def _licence(text: str) -> dict[str, Any]:
-    return {"expression": text} if _EXPRESSION.fullmatch(text) and _is_spdx(text) else {"license": {"name": text}}
+    return {"expression": text} if _is_spdx(text) else {"license": {"name": text}}
 
 
 def _is_spdx(text: str) -> bool:

@@ -147,7 +147,7 @@ def signature(found: Found, key: Verifier | None) -> str:
     """Look for a signature of the key over the image's digest."""
     signatures = list(_signatures(found))
     if key is None:
-        text = f"it has {len(signatures)} signatures" if signatures else "it has no signature"
+        text = "it is signed, and nobody asked by whom" if signatures else "it has no signature"
         raise NotCheckedError(text, then=_NO_KEY if signatures else UNSIGNED)
     if not signatures:
         raise StageError("it has no signature")
