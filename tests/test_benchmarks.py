@@ -6,11 +6,14 @@ import gzip
 import hashlib
 import importlib.util
 import io
+import itertools
 import json
 import re
 import shutil
+import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +24,7 @@ from onnx import helper
 from modelpack import recipe, usercode
 from modelpack.numerics import graph
 from onnx_support import graph_of, weights
+from serving import linear as linear_model
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -192,6 +196,66 @@ def test_paragraphs_that_all_pages_share_come_once_and_last(monkeypatch):
     pages = {"one": "### One\n\ntable 1\n\nHow.", "two": "### Two\n\ntable 2\n\nHow."}
     monkeypatch.setattr(docs, "measured", pages.get)
     assert docs.together(["one", "two"]) == "### One\n\ntable 1\n\n### Two\n\ntable 2\n\nHow."
+
+
+# Servers side by side
+
+
+def test_an_answer_is_whole_when_its_length_has_arrived(module):
+    answer = module("serving_wire").Answer()
+    data = b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 3\r\nConnection: close\r\n\r\nabc"
+    assert [answer.take(data[at : at + 1]) for at in range(len(data))] == [False] * (len(data) - 1) + [True]
+    assert (answer.status, answer.body, answer.closes) == (429, b"abc", True)
+
+
+def test_a_server_is_asked_through_a_balancer_and_told_what_it_costs(module, tmp_path):
+    servers, wire = module("serving_servers"), module("serving_wire")
+    request, front = servers.OURS.request(np.ones((1, 4))), servers.free_port()
+    with servers.Server(servers.OURS, linear_model(tmp_path / "model"), tmp_path / "scratch", max_batch=1) as server:
+        assert server.await_answer(request) > 0
+        before = server.cpu()
+        command = [sys.executable, BENCHMARKS / "serving_balancer.py", str(front), str(server.port)]
+        balancer = subprocess.Popen(command, stdout=subprocess.PIPE)
+        try:
+            assert balancer.stdout.readline() == b"listening\n"
+            server.await_answer(request)
+            assert len(eventually(lambda: wire.load(front, request, 40, 4))) == 40
+            with wire.Wire(front) as one:
+                assert servers.OURS.read(one.exchange(request)[1]).shape == (3,)
+            assert server.stop() == 0
+            with pytest.raises(OSError, match=r"ended|reset"), wire.Wire(front) as one:
+                one.exchange(request)
+        finally:
+            balancer.kill()
+            balancer.wait()
+            balancer.stdout.close()
+    assert before > 0
+
+
+def eventually(work):
+    """Do it as soon as the balancer has seen that its server is ready."""
+    for _ in range(100):
+        try:
+            return work()
+        except (OSError, AssertionError):
+            time.sleep(0.05)
+    return work()
+
+
+def test_every_peer_of_the_server_has_a_program_and_pinned_requirements(module):
+    peers, folder = module("serving_servers").PEERS, BENCHMARKS / "serving_peers"
+    assert set(module("serving").CASES) == set(module("serving").ROUNDS)
+    for name in peers:
+        assert (folder / f"with_{name}.py").is_file()
+        assert all("==" in line for line in (folder / f"{name}.txt").read_text().split())
+
+
+def test_clients_that_behave_badly_are_the_same_again(module):
+    abuse = module("serving_abuse")
+    first, again = ([*itertools.islice(abuse.abuses(7, ["/predict"]), 50)] for _ in range(2))
+    assert first == again
+    assert first != [*itertools.islice(abuse.abuses(8, ["/predict"]), 50)]
+    assert abuse.wrong([200, 400, 500, 501, 503, 504]) == [500, 501]
 
 
 @pytest.mark.parametrize("path", sorted((BENCHMARKS / "results").glob("*.json")), ids=lambda path: path.stem)
