@@ -224,6 +224,23 @@ def test_layers_that_keep_their_weights_are_named(tmp_path):
     assert any(getattr(event, "text", "").startswith("not fitted: up (") for event in events)
 
 
+def test_rows_that_come_one_by_one_are_halved_too():
+    torch.manual_seed(0)
+    module = nets.cnn().eval()
+    columns = images(8).columns["image"]
+    layers = [moments.Layer("down.weight", (module.down,))]
+    reads = [[columns], [columns[:3], columns[3:4], columns[4:]], [columns[at : at + 1] for at in range(8)]]
+    whole, uneven, single = (
+        moments.gather(
+            module, layers, Reading(lambda read=read: [{"image": x} for x in read], None, "cpu"), whole=True, parts=2
+        )
+        for read in reads
+    )
+    for other in (uneven, single):
+        assert torch.allclose(other["down.weight"], whole["down.weight"], atol=1e-4)
+    assert whole["down.weight"].diagonal(dim1=-2, dim2=-1).sum(-1).min() > 0
+
+
 def test_what_does_not_hold_for_other_rows_is_not_taken(tmp_path):
     source = imported(tmp_path, "cnn", nets.IMAGE)
     plain = models.load(run_stage(tmp_path / "plain", prune, {"macs": 0.5}, model=source))

@@ -58,7 +58,7 @@ def gather(
         layers: Whose inputs are looked at.
         reading: The rows.
         whole: Whether moments are matrices, or only their diagonals.
-        parts: How many sums there are; the rows that a layer is applied to at once are dealt out to them in turn.
+        parts: How many sums there are; rows are dealt out to them in turn.
 
     Returns:
         Name of a layer → moments, ``(parts, groups, inputs, inputs)`` or ``(parts, groups, inputs)``, float64; layers
@@ -68,12 +68,16 @@ def gather(
         StageError: When an input holds NaN or infinity.
     """
     sums: dict[str, Tensor] = {}
-    real: list[NDArray[np.bool_] | None] = [None]
+    real: NDArray[np.bool_] | None = None
+    before = 0  # rows of earlier feeds
 
     def add(layer: Layer, user: nn.Module, values: Tensor) -> None:
-        for part in range(min(parts, len(values))):
-            mask = real[0][part::parts] if real[0] is not None else None
-            for piece in _pieces(user, _real(user, values[part::parts], mask)):
+        for part in range(parts):
+            mine = slice((part - before) % parts, None, parts)
+            if mine.start >= len(values):
+                continue
+            mask = real[mine] if real is not None else None
+            for piece in _pieces(user, _real(user, values[mine], mask)):
                 rows = inputs(user, piece).float()
                 found = (rows.mT @ rows if whole else rows.square().sum(1)).double()
                 if not bool(found.isfinite().all()):
@@ -88,9 +92,10 @@ def gather(
 
     with torch.no_grad(), _watched(layers, add):
         for feed in reading.read():
-            real[0] = reading.real(feed)
+            real = reading.real(feed)
             with models.blamed("the model fails on the rows"):
                 call(module, models.tensors(feed, reading.device))
+            before += len(next(iter(feed.values())))
     return sums
 
 
