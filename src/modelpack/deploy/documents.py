@@ -56,7 +56,7 @@ def to_yaml(head: str, *documents: Any) -> str:
         d: []
     """
     parts = ["\n".join(_lines(document)) for document in documents]
-    return "".join(f"{line}\n" for line in _comment(head)) + "\n---\n".join(parts) + "\n"
+    return "".join(f"{line}\n" for line in _comment(head) if head) + "\n---\n".join(parts) + "\n"
 
 
 def to_json(document: Any) -> str:
@@ -66,7 +66,8 @@ def to_json(document: Any) -> str:
 
 def _comment(text: str) -> list[str]:
     """Wrap a comment; its own line breaks stay."""
-    lines = [wrapped for line in text.splitlines() for wrapped in textwrap.wrap(line, _WIDTH - 2) or [""]]
+    plain = "".join(char if char.isprintable() or char == "\n" else " " for char in text)
+    lines = [wrapped for line in plain.split("\n") for wrapped in textwrap.wrap(line, _WIDTH - 2) or [""]]
     return [f"# {line}".rstrip() for line in lines]
 
 

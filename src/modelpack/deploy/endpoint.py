@@ -223,7 +223,7 @@ def connect(name: str, limit: float, tell: Callable[[str], None]) -> Endpoint:
     try:
         client = boto3.client("sagemaker")
     except NoRegionError as error:
-        raise UsageError("no region of AWS is chosen", then="set AWS_REGION, or `aws configure`") from error
+        raise UsageError("no region of AWS is chosen", then="set AWS_DEFAULT_REGION, or `aws configure`") from error
     except (BotoCoreError, ValueError) as error:
         raise UsageError(str(error), where="AWS", then="`aws configure` writes settings that can be read") from error
     return Endpoint(client, name, limit, tell)

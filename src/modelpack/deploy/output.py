@@ -80,7 +80,7 @@ def _read(path: Path) -> Mapping[str, Mapping[str, str]]:
         sound = found["schema"] == 1 and not any(
             ".." in Path(name).parts for names in targets.values() for name in names
         )
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
@@ -94,12 +94,14 @@ def _read(path: Path) -> Mapping[str, Mapping[str, str]]:
 def _found(directory: Path, name: str) -> str:
     """Give the hash of what is there: empty for nothing, a word for what is no file."""
     path = directory / name
-    if path.is_symlink() or (path.exists() and not path.is_file()):
-        return "no file"
-    blocked = next((parent for parent in path.parents if parent.exists() and not parent.is_dir()), None)
-    if blocked is not None:
-        raise UsageError("this is a file, a directory is expected", where=str(blocked), then="name another --output")
     try:
+        blocked = next((parent for parent in path.parents if parent.exists() and not parent.is_dir()), None)
+        if blocked is not None:
+            raise UsageError(
+                "this is a file, a directory is expected", where=str(blocked), then="name another --output"
+            )
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            return "no file"
         return _digest(path) if path.exists() else ""
     except OSError as error:
         raise UsageError(f"cannot read: {error.strerror}", where=str(path)) from error

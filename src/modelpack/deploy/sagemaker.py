@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 GIB = 1024
 MACHINES = {
     "amd64": {
-        "ml.c6i.large": (2, 4 * GIB), "ml.m6i.large": (2, 8 * GIB), "ml.r6i.large": (2, 16 * GIB),
-        "ml.c6i.xlarge": (4, 8 * GIB), "ml.m6i.xlarge": (4, 16 * GIB), "ml.r6i.xlarge": (4, 32 * GIB),
-        "ml.c6i.2xlarge": (8, 16 * GIB), "ml.m6i.2xlarge": (8, 32 * GIB), "ml.c6i.4xlarge": (16, 32 * GIB),
-        "ml.m6i.4xlarge": (16, 64 * GIB),
+        "ml.c5.large": (2, 4 * GIB), "ml.m5.large": (2, 8 * GIB), "ml.r5.large": (2, 16 * GIB),
+        "ml.c5.xlarge": (4, 8 * GIB), "ml.m5.xlarge": (4, 16 * GIB), "ml.r5.xlarge": (4, 32 * GIB),
+        "ml.c5.2xlarge": (8, 16 * GIB), "ml.m5.2xlarge": (8, 32 * GIB), "ml.c5.4xlarge": (16, 32 * GIB),
+        "ml.m5.4xlarge": (16, 64 * GIB),
     },
     "arm64": {
-        "ml.c7g.large": (2, 4 * GIB), "ml.m7g.large": (2, 8 * GIB), "ml.c7g.xlarge": (4, 8 * GIB),
-        "ml.m7g.xlarge": (4, 16 * GIB), "ml.c7g.2xlarge": (8, 16 * GIB), "ml.m7g.2xlarge": (8, 32 * GIB),
+        "ml.c7g.large": (2, 4 * GIB), "ml.m6g.large": (2, 8 * GIB), "ml.c7g.xlarge": (4, 8 * GIB),
+        "ml.m6g.xlarge": (4, 16 * GIB), "ml.c7g.2xlarge": (8, 16 * GIB), "ml.m6g.2xlarge": (8, 32 * GIB),
         "ml.c7g.4xlarge": (16, 32 * GIB),
     },
 }  # fmt: skip

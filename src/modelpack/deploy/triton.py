@@ -6,10 +6,11 @@ Source: Triton's model configuration (model_config.proto), "Model Configuration"
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from modelpack.artifact import MODEL_FILE, Kind
-from modelpack.errors import StageError
+from modelpack.errors import StageError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,14 +22,24 @@ TYPES = {
     "int16": "INT16", "int32": "INT32", "int64": "INT64", "float16": "FP16", "bfloat16": "BF16", "float32": "FP32",
     "float64": "FP64", "string": "STRING",
 }  # fmt: skip
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 ROWS = 32
 """Rows in one run, as the server in the image has them."""
 _DYNAMIC = b"DynamicQuantizeLinear"
 
 
 def files(facts: Facts, wish: Wish) -> Files:
-    """Give the repository: configuration, and version 1 with the model's files."""
+    """Give the repository: configuration, and version 1 with the model's files.
+
+    Raises:
+        UsageError: For a name that no directory should have.
+        StageError: For a type of tensor that Triton does not have.
+    """
     name = wish.name or facts.name
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"'{name}' is no name for a model's directory", where="--name", then="write letters and digits"
+        )
     copied = {f"{name}/1/{part}": path for part, path in facts.payload.items()}
     return {f"{name}/config.pbtxt": _config(facts, name), **copied}
 

@@ -44,7 +44,13 @@ def files(facts: Facts, wish: Wish) -> Files:
 def _model(facts: Facts, name: str) -> dict[str, Any]:
     def probe(path: str, period: int, failures: int) -> dict[str, Any]:
         asked = {"path": path, "port": serving.PORT}
-        return {"httpGet": asked, "periodSeconds": period, "timeoutSeconds": 2, "failureThreshold": failures}
+        # Unlike Kubernetes, Vertex AI wants the time-out to be longer than the period.
+        return {
+            "httpGet": asked,
+            "periodSeconds": period,
+            "timeoutSeconds": period + 1,
+            "failureThreshold": failures,
+        }
 
     container = {
         "imageUri": facts.served.reference,

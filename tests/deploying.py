@@ -1,0 +1,97 @@
+"""What the tests of `deploy` share: facts of a model, and the schemas that platforms read their files by."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from modelpack import canonical, deploy
+from modelpack.artifact import Artifact, Kind
+from modelpack.deploy.facts import Bench, Facts, Files, Image, Wish
+from modelpack.store import Store
+
+DIGEST = "sha256:" + "1a" * 32
+ARTIFACT = "c0ffee" + "0" * 58
+ROLE = "arn:aws:iam::123456789012:role/serving"
+ECR = "123456789012.dkr.ecr.eu-west-1.amazonaws.com/digits:1.0"
+IMAGE = Image(
+    f"registry.example.com/team/digits:1.0@{DIGEST}", "digits:1.0", True, ("linux/amd64",), False, 150_000_000
+)
+BENCH = Bench(2, 8, 0.25, 32_000.0, 40 * 2**20, "Some Processor")
+FACTS = Facts(
+    "digits",
+    "1.0",
+    ARTIFACT,
+    {"image": {"shape": ["batch", 1, 8, 8], "dtype": "float32", "range": [0.0, 1.0]}},
+    {"scores": {"shape": ["batch", 10], "dtype": "float32"}},
+    size=3 * 2**20,
+    image=IMAGE,
+    bench=BENCH,
+    recipe="digits",
+)
+WISH = Wish(role=ROLE)
+
+
+def pulled_from_ecr(facts: Facts = FACTS, reference: str = f"{ECR}@{DIGEST}") -> Facts:
+    assert facts.image is not None
+    return replace(facts, image=replace(facts.image, reference=reference))
+
+
+def with_payload(folder: Path, facts: Facts = FACTS, content: bytes = b"an onnx file") -> Facts:
+    path = folder / "model.onnx"
+    path.write_bytes(content)
+    return replace(facts, payload={"model.onnx": path})
+
+
+def rendered(target: str, facts: Facts = FACTS, wish: Wish = WISH) -> Files:
+    return deploy.render(target, pulled_from_ecr(facts) if target == "sagemaker" and facts.image else facts, wish)
+
+
+def read(files: Files, name: str) -> Any:
+    """Read one file as its platform does."""
+    text = files[name]
+    assert isinstance(text, str)
+    return json.loads(text) if name.endswith(".json") else yaml.safe_load(text)
+
+
+def vendored(name: str) -> dict[str, Any]:
+    """Give a schema of the JSON Schema Store, as check-jsonschema carries it."""
+    folder = resources.files("check_jsonschema") / "builtin_schemas" / "vendor"
+    return json.loads((folder / f"{name}.json").read_text("utf-8"))
+
+
+def google(api: str, message: str) -> dict[str, Any]:
+    """Give a message of a Google API as a JSON Schema that knows no other keys, from its discovery document."""
+    folder = resources.files("googleapiclient") / "discovery_cache" / "documents"
+    schemas = json.loads((folder / f"{api}.json").read_text("utf-8"))["schemas"]
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, list):
+            return [plain(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        found = {
+            key: plain(item) for key, item in value.items() if key not in ("format", "id", "required", "description")
+        }
+        if "$ref" in found:
+            return {"$ref": f"#/$defs/{found['$ref']}"}
+        if found.get("type") == "object" and "properties" in found:
+            found["additionalProperties"] = False
+        return found
+
+    return {"$ref": f"#/$defs/{message}", "$defs": {name: plain(schema) for name, schema in schemas.items()}}
+
+
+def plant_image(store: Store, model: Artifact, tag: str = "digits:1.0", **known: Any) -> Artifact:
+    """Put an image artifact into a store, as `build` would, without the image."""
+    summary = {"id": f"sha256:{'2b' * 32}", "digest": DIGEST, "tag": tag, "platform": "linux/amd64", "size": 9} | known
+    work = {"stage": "build", "config": {"grpc": False, "tag": tag}, "model": model.id}
+    with store.draft() as draft:
+        (draft.path / "image.json").write_bytes(canonical.encode({"schema": 1, "tag": tag}))
+        (draft.path / "image.tar").write_bytes(tag.encode())
+        return store.commit(draft, Kind.IMAGE, work, {"results": {"image": summary}, "finished": tag})
