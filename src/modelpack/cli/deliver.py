@@ -31,6 +31,8 @@ def build(
     platform: Annotated[
         str, typer.Option(metavar="OS/ARCH,…", help="linux/amd64, linux/arm64 or both; this machine's when absent.")
     ] = "",
+    device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Where the model runs; cuda adds 2 GB.")] = "",
+    grpc: Annotated[bool, typer.Option("--grpc", help="Speak gRPC too.")] = False,
     output: Annotated[
         str, typer.Option("--output", "-o", metavar="FILE.tar", help="Also write the archive here.")
     ] = "",
@@ -62,6 +64,8 @@ def build(
         "base": base,
         "builder": builder,
         "platform": platform,
+        "device": device,
+        "grpc": "true" if grpc else "",
         "output": output,
         "push": push,
         "sign": sign,
