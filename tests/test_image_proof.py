@@ -7,6 +7,8 @@ import random
 from urllib.request import Request, urlopen
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from image_support import PYTHON, little_wheels, onnx_artifact, registry, sha, tar_of, write_files, zipped
@@ -317,6 +319,64 @@ def test_documents_of_any_shape_fail_without_breaking_anything(signed, tmp_path,
         ]
 
     assert not look(changed(output, tmp_path / "odd.tar", edit), public).ok
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.sampled_from(["sha256", "model", "\0"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def spots(value, path=()):
+    """List where a JSON value has parts."""
+    yield path
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in parts:
+        yield from spots(part, (*path, key))
+
+
+def replaced(value, path, new):
+    """Put another value in place of a part."""
+    if not path:
+        return new
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[path[0]] = replaced(copy[path[0]], path[1:], new)
+    return copy
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_any_value_in_any_place_of_any_document_is_told_and_never_breaks_it(signed, tmp_path, data):
+    output, public = signed
+
+    def edited(text):
+        value = json.loads(text)
+        return canonical.encode(replaced(value, data.draw(st.sampled_from(list(spots(value)))), data.draw(JSON)))
+
+    def edit(image, attached):
+        target = data.draw(st.sampled_from([None, *range(len(attached))]))
+        if target is None:
+            config = edited(image.config)
+            manifest = json.loads(image.manifest)
+            manifest["config"] |= {"digest": sha(config), "size": len(config)}
+            image = Image(config, canonical.encode(manifest), image.layers, image.tag, image.platform)
+            return image, list(moved(image, attached))
+        item = attached[target]
+        if data.draw(st.booleans()):
+            number = data.draw(st.integers(1, len(item.blobs) - 1))
+            blobs = list(item.blobs)
+            blobs[number] = edited(blobs[number])
+            manifest = json.loads(item.manifest)
+            manifest["layers"][number - 1] |= {"digest": sha(blobs[number]), "size": len(blobs[number])}
+            changed_item = Attached(item.kind, canonical.encode(manifest), tuple(blobs))
+        else:
+            changed_item = Attached(item.kind, edited(item.manifest), item.blobs)
+        return image, [*attached[:target], changed_item, *attached[target + 1 :]]
+
+    report = look(changed(output, tmp_path / "fuzzed.tar", edit), public)
+    assert report.rows
+    assert all(row.verdict in ("ok", "failed", "not checked") for row in report.rows)
 
 
 def test_keys_are_read_as_openssl_writes_them(tmp_path, monkeypatch):

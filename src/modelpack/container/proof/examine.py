@@ -166,8 +166,9 @@ def _layers(image: Image, inside: list[Inside], where: str) -> str:
     wrong = [str(n + 1) for n, layer in enumerate(image.layers) if seen.diff_ids[n] != layer.diff_id]
     if wrong:
         raise StageError(f"layer {listed(wrong)} is not the one that the configuration names")
-    history = json.loads(image.config).get("history") or []
-    if sum(not mapping(item).get("empty_layer") for item in history) not in (0, len(image.layers)):
+    history = mapping(json.loads(image.config)).get("history")
+    told = [item for item in history if not mapping(item).get("empty_layer")] if isinstance(history, list) else []
+    if history and len(told) != len(image.layers):
         raise StageError("the configuration's history counts the layers differently")
     inside.append(seen)
     return "unpacked, they are what the configuration names"

@@ -83,4 +83,4 @@ def model_files(dependencies: Sequence[Any]) -> tuple[str, dict[str, str]]:
     identity, data = str(found[0]["digest"]["sha256"]), base64.b64decode(found[0]["content"], validate=True)
     if hashlib.sha256(data).hexdigest() != identity:
         raise ValueError("the model's description is not what its id is the hash of")
-    return identity, {item["name"]: item["sha256"] for item in json.loads(data)["files"]}
+    return identity, {str(item["name"]): str(item["sha256"]) for item in json.loads(data)["files"]}

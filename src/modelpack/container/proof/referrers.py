@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelpack import canonical
 from modelpack.container.archive import INDEX, Archive, Attached
+from modelpack.container.layout import mapping
 from modelpack.container.oci import CONFIG, MANIFEST, sha256
 from modelpack.container.proof import provenance, sbom, signature
 
@@ -109,14 +110,22 @@ def sealed(archive: Archive, repository: str, signer: Signer) -> Archive:
     for subject in subjects(archive)[: len(archive.images)]:
         statements = dict(_statements(archive, subject, repository))
         new += [attested(subject, statements, signer)] if statements else []
-    names = {(item.kind, json.loads(item.manifest)["subject"]["digest"]) for item in new}
+    names = {(item.kind, about(item)) for item in new}
     kept = [item for item in archive.attached if (item.kind, about(item)) not in names]
     return Archive(archive.images, archive.host, (*kept, *new))
 
 
 def about(item: Attached) -> str:
-    """Tell the digest of what a document is about."""
-    return str(json.loads(item.manifest).get("subject", {}).get("digest", ""))
+    """Tell the digest of what a document is about; empty where it does not say."""
+    return str(mapping(mapping(json.loads(item.manifest)).get("subject")).get("digest", ""))
+
+
+def parts(item: Attached) -> Iterator[Part]:
+    """Give the blobs of a document, as its manifest describes them."""
+    layers = mapping(json.loads(item.manifest)).get("layers")
+    for layer, data in zip(layers if isinstance(layers, list) else (), item.blobs[1:], strict=False):
+        notes = {key: str(value) for key, value in mapping(mapping(layer).get("annotations")).items()}
+        yield Part(str(mapping(layer).get("mediaType", "")), data, notes)
 
 
 def _statements(archive: Archive, subject: Subject, name: str) -> Iterator[tuple[str, bytes]]:

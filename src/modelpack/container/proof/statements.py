@@ -35,10 +35,13 @@ class NotCheckedError(StageError):
 def _documents(found: Found, digest: str, kind: str) -> Iterator[bytes]:
     """Give the parts of a media type in what is attached to a digest."""
     for item in found.archive.attached:
-        layers = json.loads(item.manifest).get("layers", ())
-        for layer, data in zip(layers, item.blobs[1:], strict=True):
-            if layer.get("mediaType") == kind and referrers.about(item) in ("", digest):
-                yield data
+        if referrers.about(item) in ("", digest):
+            yield from (part.data for part in referrers.parts(item) if part.media == kind)
+
+
+def _list(value: object) -> list[dict[str, Any]]:
+    """Take a JSON value that should be a list of objects; what is no object counts as an empty one."""
+    return [mapping(item) for item in value] if isinstance(value, list) else []
 
 
 def _read(data: bytes) -> dict[str, Any]:
@@ -65,10 +68,7 @@ def _statement(found: Found, image: Image) -> dict[str, Any]:
 
 
 def _same_subject(statement: Mapping[str, Any], digest: str) -> None:
-    subjects = statement.get("subject")
-    named = (
-        [mapping(mapping(item).get("digest")).get("sha256") for item in subjects] if isinstance(subjects, list) else []
-    )
+    named = [mapping(item.get("digest")).get("sha256") for item in _list(statement.get("subject"))]
     if named != [digest.removeprefix("sha256:")]:
         raise StageError("it is about another image")
 
@@ -95,11 +95,11 @@ def model(found: Found, image: Image, inside: Inside) -> str:
     """Compare the model's files in the image with the hashes that its artifact's id is made of."""
     definition = mapping(mapping(_statement(found, image).get("predicate")).get("buildDefinition"))
     try:
-        identity, files = stated.model_files(definition.get("resolvedDependencies") or ())
-    except (ValueError, KeyError, TypeError) as error:
+        identity, files = stated.model_files(_list(definition.get("resolvedDependencies")))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise StageError(f"the provenance describes no model: {error}") from error
     labels = mapping(mapping(json.loads(image.config).get("config")).get("Labels"))
-    if {labels.get(_REVISION), inside.card.get("artifact")} != {identity}:
+    if [labels.get(_REVISION), inside.card.get("artifact")] != [identity] * 2:
         raise StageError("the label, the model card and the provenance name different models")
     strange = sorted(name for name, digest in inside.model.items() if files.get(name) != digest)
     if strange:
@@ -117,9 +117,9 @@ def contents(found: Found, image: Image, inside: Inside, key: Verifier | None) -
     if len(read) != 1:
         raise StageError("nothing lists what is in it" if not read else f"{len(read)} documents list what is in it")
     bom = read[0]
-    parts = [mapping(item) for item in bom.get("components") or ()]
+    parts = _list(bom.get("components"))
     about = mapping(mapping(bom.get("metadata")).get("component"))
-    digests = [mapping(item).get("content") for item in about.get("hashes") or ()]
+    digests = [item.get("content") for item in _list(about.get("hashes"))]
     if digests != [image.digest.removeprefix("sha256:")]:
         raise StageError("the list is about another image")
     models = [item.get("version") for item in parts if item.get("type") == "machine-learning-model"]
@@ -159,7 +159,7 @@ def signature(found: Found, key: Verifier | None) -> str:
 
 def _signatures(found: Found) -> Iterator[tuple[bytes, str]]:
     for item in found.archive.attached:
-        layers = json.loads(item.manifest).get("layers", ())
-        for layer, data in zip(layers, item.blobs[1:], strict=True):
-            if layer.get("mediaType") == signing.SIMPLE and referrers.about(item) in ("", found.digest):
-                yield data, str(mapping(layer.get("annotations")).get(signing.ANNOTATION, ""))
+        if referrers.about(item) in ("", found.digest):
+            for part in referrers.parts(item):
+                if part.media == signing.SIMPLE:
+                    yield part.data, part.annotations.get(signing.ANNOTATION, "")
