@@ -7,7 +7,7 @@ import logging
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from . import logs, openapi, protocols
+from . import logs, openapi, protocols, spans
 from .exchange import Refused, Request, Response, as_json, respond
 from .faults import Disconnected, Failed, Fault, Unknown, Unproven, Unready
 from .router import Place, Protocol, Route, Router
@@ -45,6 +45,8 @@ class App:
         found, request.parts = self.router.find(request.path)
         place, metrics = found or _NOWHERE, self.service.metrics
         metrics.inflight.inc()
+        if self.service.spans:
+            self.service.spans.open()
         status = 499
         try:
             response = await self._answer(request, place)
@@ -60,6 +62,9 @@ class App:
         metrics.inflight.dec()
         metrics.count(place.protocol.name, place.name, status)
         metrics.time(place.protocol.name, place.name, seconds)
+        if self.service.spans and not place.open:
+            done = spans.http(request, place.name, status, seconds)
+            self.service.spans.tell(request.trace, request.header("tracestate"), done)
         if self.service.settings.log_requests:
             where = {"protocol": place.protocol.name, "route": place.name, "path": request.path[:256]}
             about = {**request.ids, **where, "method": request.method, "seconds": round(seconds, 6)}

@@ -129,6 +129,21 @@ class Request:
         return bool(self._scope.get("modelpack.certified"))
 
     @property
+    def scheme(self) -> str:
+        """`http` or `https`."""
+        return str(self._scope["scheme"])
+
+    @property
+    def version(self) -> str:
+        """Of HTTP."""
+        return str(self._scope["http_version"])
+
+    @property
+    def client(self) -> str:
+        """The address at the other end of the connection."""
+        return str(self._scope["client"][0]) if self._scope.get("client") else ""
+
+    @property
     def trace(self) -> tracing.Trace:
         """Where it belongs in its caller's trace, or the trace that begins with it."""
         if self._trace is None:

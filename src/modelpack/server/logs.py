@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .settings import Settings
 
 _log = logging.getLogger("modelpack.server")
-_SOURCES = ("modelpack.server", "uvicorn", "asyncio")
+_SOURCES = ("modelpack.server", "uvicorn", "asyncio", "opentelemetry")
 _PLAIN = re.compile(r"[\w./:{}+-]+")
 
 

@@ -7,7 +7,7 @@ import logging
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from . import tls
+from . import spans, tls
 from .access import Access
 from .board import Board
 from .catalog import Catalog
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .settings import Settings
 
 _log = logging.getLogger("modelpack.server")
+_LAST_SPANS = 3.0  # seconds
 READY, LOADING, DRAINING = "ready", "loading", "draining"
 
 
@@ -49,6 +50,7 @@ class Service:
         self.access = Access(settings)
         self.patience = Patience(settings.body_timeout)
         self.tls = tls.load(settings)
+        self.spans = spans.begin()
         board = board or Board()
         self.metrics, self.ledger = Metrics(board, worker), Ledger(board, worker)
         self.catalog = Catalog(settings, card, self._ran, self.ledger)
@@ -89,6 +91,8 @@ class Service:
     def close(self) -> None:
         """End the threads."""
         self.catalog.close()
+        if self.spans:
+            self.spans.close(min(_LAST_SPANS, self.settings.drain_timeout))
 
     async def infer(
         self, model: Model, feed: Mapping[str, np.ndarray], arrived: float, gone: Callable[[], bool]
@@ -107,6 +111,8 @@ class Service:
         left = self.settings.deadline - (perf_counter() - arrived)
         answer = await model.infer(feed, asyncio.get_running_loop().time() + left, gone)
         self.metrics.queue.observe(answer.queued)
+        if self.spans:
+            self.spans.ran(model, answer)
         return answer
 
     def _ran(self, run: Run) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import contextmanager
+from functools import cached_property
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from .. import logs, tracing
+from .. import logs, spans, tracing
 from ..exchange import STATUSES, identity
 from ..faults import Disconnected, Failed, Fault, Forbidden, Full, Invalid, Late, Unknown, Unproven, Unready
 from . import schema
@@ -36,6 +37,7 @@ CODES = {
     Late: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 """What each fault is called in gRPC."""
+_NAMES = {200: "OK", 499: "CANCELLED", **{STATUSES[fault]: code.name for fault, code in CODES.items()}}
 OPEN = (f"{schema.HEALTH}.", f"{schema.INFERENCE}.ServerLive", f"{schema.INFERENCE}.ServerReady")
 """With what methods begin that are answered without a token."""
 _STOPPED = "the server stopped before the answer was there"
@@ -73,8 +75,12 @@ class Call:
     @property
     def ids(self) -> dict[str, str]:
         """What the log calls it."""
-        given = [str(value) for key, value in self.metadata if key == "traceparent"]
-        return {"request_id": self.id, **tracing.continued(given).ids}
+        return {"request_id": self.id, **self.trace.ids}
+
+    @cached_property
+    def trace(self) -> tracing.Trace:
+        """Where it belongs in its caller's trace, or the trace that begins with it."""
+        return tracing.continued([str(value) for key, value in self.metadata if key == "traceparent"])
 
     @contextmanager
     def idle(self) -> Iterator[None]:
@@ -179,6 +185,8 @@ class Calls:
         began, status = call.arrived, 499
         self.running.add(task)
         self.service.metrics.inflight.inc()
+        if self.service.spans:
+            self.service.spans.open()
         try:
             done = await self._tried(call, route, work)
             status = STATUSES[type(done)] if isinstance(done, Fault) else 200
@@ -212,6 +220,9 @@ class Calls:
         metrics.inflight.dec()
         metrics.count("grpc", route, status)
         metrics.time("grpc", route, seconds)
+        if self.service.spans and not route.startswith(OPEN):
+            done = spans.rpc(route, _NAMES.get(status, "UNKNOWN"), seconds, failed=status >= 500)
+            self.service.spans.tell(call.trace, call.given("tracestate"), done)
         if self.service.settings.log_requests:
             about = {**call.ids, "protocol": "grpc", "route": route, "seconds": round(seconds, 6)}
             logs.answered(f"{route} {status}", status, about)
