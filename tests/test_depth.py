@@ -40,7 +40,7 @@ def test_the_block_that_does_least_goes_first_and_the_model_stays_what_it_was():
     rows = {row["block"]: row for row in found.table}
     assert rows["1.2"]["change"] == pytest.approx(0, abs=1e-9)
     assert rows["1.2"]["influence"] == pytest.approx(0, abs=1e-6)
-    assert sorted(row["removed"] for row in found.table) == [0, 0, 0, 1, 2]
+    assert sorted(row["order"] or 0 for row in found.table) == [0, 0, 0, 1, 2]
     assert [len(found.module[stage]) for stage in (1, 2)] == [2, 2]
 
 
@@ -202,7 +202,7 @@ def test_the_stage_leaves_half_the_layers_out_and_reports_them(tmp_path, with_da
     assert 0.4 < pruned.metrics["macs"] < 0.6
     assert models.parameter_count(module) == pruned.metrics["parameters"]
     results = pruned.manifest.record["results"]
-    gone = sorted((row for row in results["blocks"] if row["removed"]), key=lambda row: row["removed"])
+    gone = sorted((row for row in results["blocks"] if row["order"]), key=lambda row: row["order"])
     assert [row["type"] for row in gone] == ["EncoderLayer"] * 2
     told = [getattr(event, "text", "") for event in events]
     assert f"left 2 of 4 blocks out: {gone[0]['block']}, {gone[1]['block']}" in told

@@ -455,7 +455,7 @@ def test_whole_blocks_are_left_out_on_a_gpu(tmp_path):
         for name, device in (("1", "cpu"), ("2", "cuda:0"), ("3", "cuda:0"))
     )
     assert there.id == again.id
-    gone = [[row["removed"] for row in item.manifest.record["results"]["blocks"]] for item in (here, there)]
+    gone = [[row["order"] for row in item.manifest.record["results"]["blocks"]] for item in (here, there)]
     assert gone[0] == gone[1]
     feed = feed_for(source, 8)
     one, two = (outputs(models.load(item), feed)["output"] for item in (here, there))

@@ -135,7 +135,7 @@ def test_settings_that_were_left_open_say_what_they_came_to():
 
 def test_layers_and_blocks_are_listed_with_whatever_is_told_of_them():
     layers = [{"layer": "fc", "count": 512, "sqnr_db_after": 30.0}, {"layer": "head", "count": 8}]
-    blocks = [{"block": "layers.1", "type": "Layer", "change": 0.25, "removed": 1}]
+    blocks = [{"block": "layers.1", "type": "Layer", "change": 0.25, "order": 1}]
     found = read(about(layers=layers, blocks=blocks))
     assert "Pruning" in found.text
     for told in ("count", "512", "30.0 dB", "layers.1", "0.25"):

@@ -180,7 +180,7 @@ class _State:
         return change if change == change else float("inf")  # noqa: PLR0124  NaN would look like the least change
 
     def table(self, gone: Sequence[str]) -> list[dict[str, Any]]:
-        """Give one line a block."""
+        """Give one line a block: what it does, and as which it went, if it did."""
         return [
             {
                 "block": block.path,
@@ -188,7 +188,7 @@ class _State:
                 "influence": self.influence[block.path],
                 "cost": self.costs[block.path],
                 "change": self.change.get(block.path),
-                "removed": gone.index(block.path) + 1 if block.path in gone else 0,
+                "order": gone.index(block.path) + 1 if block.path in gone else None,
             }
             for block in self.found.blocks
         ]
