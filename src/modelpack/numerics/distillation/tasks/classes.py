@@ -88,7 +88,8 @@ def counted(logits: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
     logits, classes = logits[counts], classes[counts]
     if classes.numel() and not 0 <= int(classes.min()) <= int(classes.max()) < logits.shape[1]:
         raise StageError(
-            f"the labels run from {int(classes.min())} to {int(classes.max())}, the model has {logits.shape[1]} classes",
+            f"the labels run from {int(classes.min())} to {int(classes.max())}, "
+            f"the model has {logits.shape[1]} classes",
             then="name the column of the truth as `target`, or the output that it is about as `output`",
         )
     return logits, classes
