@@ -73,7 +73,7 @@ CASES: Mapping[str, Case] = {
         peers=by_heads(0.5, ""),
         gather=lambda _recipe, rows: materials.sentences(rows),
         note=(
-            "All learn from 12,000 passages, a sixth of what `recipes/minilm-thin.yaml` has. Cosine: of embeddings of "
+            "All learn from 6,000 passages, a twelfth of what `recipes/minilm-thin.yaml` has. Cosine: of embeddings of "
             "news from another country."
         ),
         judgement=CLOSENESS,

@@ -30,7 +30,7 @@ LONGEST, CUTS = 8, 2
 """Sentences of a passage, at most; and how often a text that runs on is cut."""
 APART, HELD = 80, 300
 """Texts that are kept apart to test on, and how many of their passages."""
-FEW = 12_000
+FEW = 6_000
 """Passages to compare ways of learning by."""
 
 JOINED = re.compile(r"\s+([.,;:?!)']|n't|'s)|([(])\s+")
