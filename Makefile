@@ -63,7 +63,7 @@ $(BASE): $(VENV)/.demo
 system-deps:  ## install, on Debian, what the marked tests need beyond pip
 	apt-get update
 	DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends \
-		docker.io iptables docker-registry mmdebstrap chromium prometheus strace fonts-dejavu-core dataset-fashion-mnist \
+		docker.io docker-compose iptables docker-registry mmdebstrap chromium prometheus strace fonts-dejavu-core dataset-fashion-mnist \
 		tuxpaint-stamps-default
 
 clean:  ## remove what the other targets made

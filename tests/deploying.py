@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import urllib.request
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
+from image_support import free_port, program
 from modelpack import canonical, deploy
 from modelpack.artifact import Artifact, Kind
 from modelpack.deploy.facts import Bench, Facts, Files, Image, Wish
@@ -95,3 +100,51 @@ def plant_image(store: Store, model: Artifact, tag: str = "digits:1.0", **known:
         (draft.path / "image.json").write_bytes(canonical.encode({"schema": 1, "tag": tag}))
         (draft.path / "image.tar").write_bytes(tag.encode())
         return store.commit(draft, Kind.IMAGE, work, {"results": {"image": summary}, "finished": tag})
+
+
+def docker_run(service: dict[str, Any]) -> list[str]:
+    """Say what Compose would ask of the engine for one service, on the host's network: the engine of tests has no other."""
+    options = {
+        "--user": service["user"],
+        "--cpus": service["cpus"],
+        "--memory": service["mem_limit"],
+        "--memory-swap": service["mem_limit"],
+        "--pids-limit": service["pids_limit"],
+        "--stop-timeout": service["stop_grace_period"].removesuffix("s"),
+        "--network": "host",
+    }
+    lists = {"--cap-drop": service["cap_drop"], "--security-opt": service["security_opt"]}
+    lists["--env"] = [f"{name}={value}" for name, value in service["environment"].items()]
+    words = [f"{name}={value}" for name, value in options.items()]
+    words += [f"{name}={value}" for name, values in lists.items() for value in values]
+    return [*words, *(["--read-only"] if service["read_only"] else [])]
+
+
+def seen_by_prometheus(files: Files, folder: Path, address: str) -> dict[str, str]:
+    """Let Debian's Prometheus scrape a server as the files say, and give the labels that it sees the server under."""
+    if shutil.which("prometheus") is None:
+        pytest.skip("needs Debian's prometheus")
+    for name, text in files.items():
+        if name.startswith("prometheus/"):
+            assert isinstance(text, str)
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text(text.replace("model:8080", address))
+    config, port = folder / "prometheus" / "prometheus.yml", free_port()
+    subprocess.run(["promtool", "check", "config", config], check=True, capture_output=True)
+    command = ["prometheus", f"--config.file={config}", f"--storage.tsdb.path={folder}/data",
+               f"--web.listen-address=127.0.0.1:{port}"]  # fmt: skip
+    found: list[dict[str, str]] = []
+
+    def answered() -> bool:
+        try:
+            with urllib.request.urlopen(
+                f"http://127.0.0.1:{port}/api/v1/query?query=modelpack_ready==1", timeout=5
+            ) as told:
+                found[:] = [item["metric"] for item in json.load(told)["data"]["result"]]
+        except OSError:
+            return False
+        return bool(found)
+
+    with program(command, folder / "prometheus.log", answered, 60) as process:
+        assert process is not None, (folder / "prometheus.log").read_text()
+    return found[0]

@@ -287,6 +287,20 @@ def test_compose_is_what_compose_reads(facts):
     assert scrape == ["model:8080"]
 
 
+@pytest.mark.docker
+@pytest.mark.parametrize("facts", [FACTS, replace(FACTS, image=replace(IMAGE, reference="digits:1.0", named=False))])
+def test_compose_itself_reads_them(facts, tmp_path):
+    if shutil.which("docker-compose") is None:
+        pytest.skip("needs Debian's docker-compose")
+    for name, text in rendered("compose", facts).items():
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_text(text)
+    done = subprocess.run(["docker-compose", "config"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    understood = yaml.safe_load(done.stdout)["services"]["model"]
+    assert (understood["read_only"], understood["cap_drop"], understood["stop_grace_period"]) == (True, ["ALL"], "31s")
+
+
 def test_compose_takes_no_strangers_image():
     """A name that nobody pushed is the engine's own; pulling it would bring somebody else's from a public registry."""
     local = read(

@@ -21,7 +21,7 @@ def files(facts: Facts, wish: Wish) -> Files:
               "access": "proxy", "isDefault": True}  # fmt: skip
     provider = {"name": "modelpack", "type": "file", "options": {"path": "/var/lib/grafana/dashboards"}}
     return {
-        "compose.yaml": _compose(facts, name),
+        "compose.yaml": _compose(facts),
         "prometheus/prometheus.yml": _scrape(name),
         "prometheus/alerts.yml": shipped.alerts(),
         "grafana/datasources/prometheus.yaml": to_yaml(
@@ -34,9 +34,8 @@ def files(facts: Facts, wish: Wish) -> Files:
     }
 
 
-def _compose(facts: Facts, name: str) -> str:
+def _compose(facts: Facts) -> str:
     document = {
-        "name": name,
         "services": {
             "model": _model(facts),
             "prometheus": {
