@@ -23,7 +23,6 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
     "--hide-scrollbars",
-    "--remote-debugging-pipe",
 )
 
 
@@ -36,7 +35,7 @@ class Browser:
             pytest.skip("needs Debian's chromium")
         theirs_in, self._out = os.pipe()
         ours_in, theirs_out = os.pipe()
-        command = [program, *FLAGS, f"--user-data-dir={folder}", "about:blank"]
+        command = [program, *FLAGS, "--remote-debugging-pipe", f"--user-data-dir={folder}", "about:blank"]
         self._process = subprocess.Popen(
             ["bash", "-c", f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}', "bash", *command],
             pass_fds=(theirs_in, theirs_out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

@@ -245,7 +245,7 @@ def test_a_browser_draws_the_page_in_both_themes(tmp_path):
         pytest.skip("needs Debian's chromium")
     from PIL import Image
 
-    from test_server_browser import FLAGS
+    from browser import FLAGS
 
     (tmp_path / "page.html").write_text(page.render(about(history=HISTORY, front=FRONT, sensitivity=SENSITIVITY)))
     darkness = []
