@@ -31,18 +31,14 @@ _SHAPES = 256  # that are remembered
 class Run:
     """One run of the model for one job or several; times in seconds by `perf_counter`."""
 
-    __slots__ = ("ended", "jobs", "joined", "options", "split", "started")
+    __slots__ = ("ended", "jobs", "joined", "options", "rows", "split", "started")
 
     def __init__(self, jobs: Sequence[Job], options: Any) -> None:
         self.jobs, self.options = jobs, options
+        self.rows = sum([job.rows for job in jobs])
         self.started = self.joined = self.ended = self.split = 0.0
         for job in jobs:
             job.run = self
-
-    @property
-    def rows(self) -> int:
-        """Rows of all its jobs."""
-        return sum(job.rows for job in self.jobs)
 
 
 class Job:
@@ -53,7 +49,7 @@ class Job:
     def __init__(self, feed: Tensors, rows: int, gone: Callable[[], bool]) -> None:
         self.feed, self.rows, self.gone = feed, rows, gone
         self.shapes = tuple([array.shape for array in feed.values()])
-        self.future: asyncio.Future[tuple[Run, dict[str, np.ndarray]]] = asyncio.get_running_loop().create_future()
+        self.future: asyncio.Future[tuple[Run, dict[str, np.ndarray]]]  # of those that wait for a thread
         self.queued, self.over = perf_counter(), False
         self.run: Run | None = None
 
@@ -143,6 +139,7 @@ class Pool:
         job = Job(feed, rows, gone)
         if self._short and self._means.get(job.shapes, 1.0) < _SHORT and not self._busy and not self._jobs:
             return self._at_once(job)
+        job.future = self._loop.create_future()
         with self._lock:
             if len(self._jobs) >= self._limit + self._workers - self._busy:
                 raise Full(f"{self._limit} requests wait already: try again later")
@@ -158,7 +155,7 @@ class Pool:
             timer.cancel()
 
     def _at_once(self, job: Job) -> tuple[Job, Run, dict[str, np.ndarray]]:
-        run = Run([job], self._options())
+        run = Run([job], None)  # nobody can stop what the event loop itself waits for
         run.started = perf_counter()
         (part,) = self._compute(run)
         self._ended(run)
