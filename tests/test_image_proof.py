@@ -173,6 +173,21 @@ def test_what_proves_an_image_is_pushed_with_it_and_found_again(image, registry,
 
 
 @pytest.mark.registry
+def test_two_signers_keep_each_others_signatures(image, registry, tmp_path):
+    keys_of = [pair(tmp_path, name) for name in ("first", "second")]
+    for private, _ in keys_of:
+        deliver(image, None, f"{registry}/a/small:2", print, key=private)
+    digest = image.manifest.record["results"]["image"]["digest"]
+    manifest = served(f"http://{registry}/v2/a/small/manifests/sha256-{digest[7:]}.sig")
+    assert len(manifest["layers"]) == 2
+    config = json.loads(urlopen(f"http://{registry}/v2/a/small/blobs/{manifest['config']['digest']}").read())
+    assert config["rootfs"]["diff_ids"] == [layer["digest"] for layer in manifest["layers"]]
+    for _, public in keys_of:
+        ref = BaseRef("docker", f"{registry}/a/small:2")
+        assert examine.examine(ref, keys.verifier(public), tmp_path / "cache").ok
+
+
+@pytest.mark.registry
 def test_an_image_that_another_tool_signed_is_checked_too(image, registry, tmp_path):
     """Cosign's tag alone, no referrers."""
     private, public = pair(tmp_path)

@@ -69,6 +69,7 @@ def account(
         "base": base.ref.label,
         "labels": dict(order.labels),
         "grpc": order.grpc,
+        "opentelemetry": order.opentelemetry,
         "device": order.device,
         "epoch": order.epoch,
     }

@@ -86,7 +86,7 @@ def signed(subject: Subject, repository: str, signer: Signer) -> Attached:
     payload = signature.simple(repository, subject.digest)
     made = base64.b64encode(signer.sign(payload)).decode()
     part = Part(signature.SIMPLE, payload, {signature.ANNOTATION: made})
-    return attach(SIGNATURE, subject, [part], _configuration([part]))
+    return attach(SIGNATURE, subject, [part], configuration([sha256(payload)]))
 
 
 def attested(subject: Subject, statements: Mapping[str, bytes], signer: Signer) -> Attached:
@@ -95,12 +95,12 @@ def attested(subject: Subject, statements: Mapping[str, bytes], signer: Signer) 
         Part(signature.ENVELOPE, signature.envelope(text, signer), {signature.ANNOTATION: "", _PREDICATE: kind})
         for kind, text in sorted(statements.items())
     ]
-    return attach(ATTESTATION, subject, parts, _configuration(parts))
+    return attach(ATTESTATION, subject, parts, configuration([sha256(part.data) for part in parts]))
 
 
-def _configuration(parts: Sequence[Part]) -> Part:
-    """Write the image configuration that cosign's own signatures have."""
-    rootfs = {"type": "layers", "diff_ids": [sha256(part.data) for part in parts]}
+def configuration(digests: Sequence[str]) -> Part:
+    """Write the image configuration that cosign's own signatures have, for layers of these digests."""
+    rootfs = {"type": "layers", "diff_ids": list(digests)}
     return Part(CONFIG, canonical.encode({"architecture": "", "config": {}, "os": "", "rootfs": rootfs}), {})
 
 

@@ -7,6 +7,8 @@ A registry of OCI distribution 1.1 lists them itself; for an older one the list 
 from __future__ import annotations
 
 import json
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelpack import canonical
@@ -16,14 +18,13 @@ from modelpack.container.blob import Blob
 from modelpack.container.download import download, keep, place
 from modelpack.container.http import Registry
 from modelpack.container.oci import MANIFEST, sha256
-from modelpack.container.proof.referrers import TAGS
+from modelpack.container.proof.referrers import TAGS, configuration
 from modelpack.container.reference import DIGEST, ImageName
-from modelpack.container.upload import put, scopes
+from modelpack.container.upload import put, scopes, upload
 from modelpack.errors import StageError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
 
 def publish(archive: Path, target: str) -> int:
@@ -61,12 +62,32 @@ def _publish(connection: Registry, item: Mapping[str, Any], find: Callable[[str]
     data = find(item["digest"]).read()
     subject = str(json.loads(data)["subject"]["digest"])
     if item["artifactType"] in TAGS:
-        put(connection, f"{_name(subject)}.{TAGS[item['artifactType']]}", data, MANIFEST)
+        tag = f"{_name(subject)}.{TAGS[item['artifactType']]}"
+        put(connection, tag, _joined(connection, tag, data), MANIFEST)
     if _listed(connection, subject) is None:
         known = _tagged(connection, _name(subject))
         kept = [other for other in known if other.get("digest") != item["digest"]]
         body = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [*kept, dict(item)]}
         put(connection, _name(subject), canonical.encode(body), INDEX)
+
+
+def _joined(connection: Registry, tag: str, data: bytes) -> bytes:
+    """Keep what others signed: their layers, which the repository has, before ours."""
+    try:
+        known = layout.document(registry.manifest(connection, tag), str(connection.name)).get("layers")
+    except UsageError:
+        return data
+    mine = json.loads(data)
+    theirs = [layer for layer in known if layer not in mine["layers"]] if isinstance(known, list) else []
+    if not theirs:
+        return data
+    layers = [*theirs, *mine["layers"]]
+    config = configuration([str(layout.mapping(layer).get("digest")) for layer in layers])
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(config.data)
+        file.flush()
+        upload(connection, Blob(Path(file.name), len(config.data), digest=sha256(config.data)))
+    return canonical.encode({**mine, "config": config.to_json(), "layers": layers})
 
 
 def _name(digest: str) -> str:

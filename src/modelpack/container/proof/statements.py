@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from modelpack.container.proof.inside import Inside
     from modelpack.container.proof.keys import Verifier
 
-UNSTATED = "build the image again: `modelpack build` writes it and attaches it"
+UNSTATED = "copy the image with what is attached to it (oras cp -r), or build it again: `modelpack build` writes both"
 UNSIGNED = "sign it: modelpack build --sign modelpack.key --output image.tar, or --push REF"
 _NO_KEY = "name the public key with --key"
 _REVISION = "org.opencontainers.image.revision"

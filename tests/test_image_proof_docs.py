@@ -1,0 +1,58 @@
+"""The commands of the section 'What proves it' in docs/images.md work as they stand there."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from commands import write_recipe
+from image_support import PYTHON, little_wheels, tar_of
+
+__all__ = ["little_wheels"]
+PAGE = (Path(__file__).parents[1] / "docs" / "images.md").read_text("utf-8")
+SECTION = PAGE.partition("## What proves it\n")[2].partition("\n## ")[0]
+RECIPE = """\
+name: quickstart
+model: {onnx: tiny.onnx}
+stages:
+  - build: {base: "rootfs:base.tar", platform: linux/amd64}
+"""
+STAND_IN = """\
+import sys
+from pathlib import Path
+
+from modelpack import cli
+from modelpack.container import wheels
+
+wheels.LOCK = Path("wheels.json")  # two small wheels in place of the server's, which are large
+sys.argv += ["--base", "rootfs:base.tar", "--platform", "linux/amd64"] if sys.argv[1] == "build" else []
+cli.main()
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a shell")
+def test_every_command_of_the_section_succeeds(tmp_path, little_wheels):
+    (tmp_path / "base.tar").write_bytes(tar_of(PYTHON))
+    (tmp_path / "modelpack.py").write_text(STAND_IN)
+    recipe = write_recipe(tmp_path, RECIPE)
+    commands = "".join(re.findall(r"```bash\n(.*?)```", SECTION, re.DOTALL))
+    assert commands.count("modelpack ") == 2
+    python = f'{sys.executable} -P "{tmp_path}/modelpack.py"'
+    script = f'modelpack() {{ {python} "$@"; }}\nmodelpack compress {recipe.name}\n{commands}'
+    done = subprocess.run(
+        ["bash", "-euc", script], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**os.environ, "MODELPACK_KEY_PASSWORD": "an example", "MODELPACK_STORE": str(tmp_path / "store")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "oci-archive:digits.tar: 7 ok"
+
+
+def test_the_section_names_every_row_and_option():
+    from modelpack.container.proof.keys import PASSWORD
+    from test_image_proof import CHECKS
+
+    assert re.findall(r"^\| `(\w+)` \|", SECTION, re.MULTILINE) == CHECKS
+    assert PASSWORD in SECTION
