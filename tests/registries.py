@@ -27,7 +27,7 @@ class Handler(BaseHTTPRequestHandler):
     """Serves ``answers`` by path, and takes uploads; with ``password`` only to who brings the token that it buys.
 
     ``busy`` lists statuses and headers that come before any real answer, ``cuts`` after how many bytes of a body the
-    connection breaks, ``moved`` where a path has gone.
+    connection breaks, ``moved`` where a path has gone, ``held`` which one stops in the middle.
     """
 
     protocol_version = "HTTP/1.1"
@@ -74,12 +74,24 @@ class Handler(BaseHTTPRequestHandler):
             status, headers = 206, {"Content-Range": f"bytes {begin[1]}-{len(data) - 1}/{len(data)}"}
             data = data[int(begin[1]) :]
             headers["Content-Length"] = str(len(data))
+        if self.command == "GET" and self.path == state["held"]:
+            return self.hold(state, data)
         if self.command == "GET" and "/blobs/" in self.path and state["cuts"]:
             data = data[: state["cuts"].pop(0)]
             self.close_connection = True
         self.reply(status, data, headers)
-        if state["promised"]:
-            self.close_connection = True
+        self.close_connection = self.close_connection or bool(state["promised"])
+        return None
+
+    def hold(self, state, data):
+        """Send half of a body, and the rest only when told to."""
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data[: len(data) // 2])
+        self.wfile.flush()
+        state["release"].wait(60)
+        return self.wfile.write(data[len(data) // 2 :])
 
     def upload(self, state, parts):
         """Keep what arrives, byte by byte, as the specification of uploads in chunks says."""
@@ -135,7 +147,7 @@ def serving():
     server.state = {
         "answers": {}, "seen": [], "headers": [], "bodies": [], "password": "", "scope": "repository:a/b:pull",
         "realm": "", "expires": 300, "promised": 0, "busy": [], "cuts": [], "moved": {}, "ranges": True, "keeps": True,
-        "mountable": (), "upload": bytearray(),
+        "mountable": (), "upload": bytearray(), "held": "", "release": threading.Event(),
     }  # fmt: skip
     thread = threading.Thread(target=lambda: server.serve_forever(poll_interval=0.01))
     thread.start()
@@ -221,7 +233,7 @@ class Line:
     """
 
     def __init__(self, target: str) -> None:
-        self.sent, self.breaks = 0, []
+        self.sent, self.breaks, self._ends = 0, [], []
         self._target = target.rpartition(":")
         self._door = socket.create_server(("127.0.0.1", 0))
         self.host = f"127.0.0.1:{self._door.getsockname()[1]}"
@@ -231,6 +243,9 @@ class Line:
     def close(self) -> None:
         self._door.shutdown(socket.SHUT_RDWR)
         self._door.close()
+        for end in self._ends:  # a client may keep its connection for later
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
         self._thread.join()
 
     def _accept(self):
@@ -242,6 +257,7 @@ class Line:
                 break
             server = socket.create_connection((self._target[0], int(self._target[2])))
             limit = self.breaks.pop(0) if self.breaks else None
+            self._ends += [client, server]
             for arguments in ((client, server, limit, True), (server, client, None, False)):
                 calls.append(threading.Thread(target=self._carry, args=arguments))
                 calls[-1].start()

@@ -330,6 +330,8 @@ def test_json_documents_come_from_every_command(tmp_path, capsys, monkeypatch):
         "bench": ("tiny", "--rounds", "10", "--seconds", "1"),
         "build": ("tiny", "--base", "rootfs:nowhere.tar"),
         "serve": ("tiny:cpoy",),
+        "push": ("tiny", "--output", "tiny.tar"),
+        "pull": ("oci-archive:tiny.tar",),
         "deploy": ("triton", "tiny", "--output", "triton"),
         "rollback": ("tiny", "1"),
         "gc": ("--keep", "1"),

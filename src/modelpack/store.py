@@ -138,10 +138,13 @@ class Store:
         with drafts.opened(self.root / "tmp", self.root) as draft:
             yield draft
 
-    def commit(self, draft: Draft, kind: Kind, work: Mapping[str, Any], record: Mapping[str, Any]) -> Artifact:
+    def commit(
+        self, draft: Draft, kind: Kind, work: Mapping[str, Any], record: Mapping[str, Any], *, cached: bool = True
+    ) -> Artifact:
         """Seal a draft: hash, sync, write the manifest last, point the cache at it, publish with one rename.
 
-        The same id committed twice keeps the first copy, unless that one is damaged.
+        The same id committed twice keeps the first copy, unless that one is damaged. What was not made here is not
+        `cached`: no step shall take somebody else's word for its result.
 
         Raises:
             StoreError: When the draft holds a link or something that is no plain file, or cannot be written.
@@ -158,7 +161,8 @@ class Store:
             place = self._place(manifest.id)
             place.parent.mkdir(exist_ok=True)
             # The reference first: one that leads nowhere is no result, but an artifact nobody knows of is lost work.
-            write_atomic(self.root / "cache" / manifest.fingerprint, manifest.id.encode())
+            if cached:
+                write_atomic(self.root / "cache" / manifest.fingerprint, manifest.id.encode())
             if place.exists() and not _intact(place):
                 place.rename(draft.path.with_name(f"{draft.path.name}-damaged"))
             try:

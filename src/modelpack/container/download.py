@@ -73,7 +73,6 @@ def download(registry: Registry, descriptor: Any, cache: Path) -> Blob:
         with _alone(path, size) as part:
             if part is not None:
                 _fill(_Draft(part, size), registry, str(digest))
-                part.flush()
                 os.fsync(part.fileno())
                 path.with_name(f"{path.name}.part").replace(path)
     return Blob(path, size, digest=str(digest))
@@ -118,6 +117,7 @@ class _Draft:
         if self.done <= self.size:
             self._hash.update(piece)
             self._stream.write(piece)
+            self._stream.flush()  # kept if the process is killed now
 
     def intact(self, digest: str) -> bool:
         """Whether it is the whole blob."""

@@ -131,17 +131,7 @@ def oci(root: Path, platform: str, tag: str, *, archive: bool) -> Raw:
         UsageError: When it does not hold exactly one fitting image.
     """
     where = str(root)
-    named = index_archive(root) if archive else None
-
-    def file(name: str) -> Blob:
-        if named is not None:
-            if name not in named:
-                raise StageError(f"has no '{name}'", where=where)
-            return Blob(root, named[name].size, named[name].offset)
-        path = root / name
-        if not path.is_file():
-            raise StageError(f"has no '{name}'", where=where)
-        return Blob(path, path.stat().st_size)
+    file = opener(root, archive=archive)
 
     def find(digest: str) -> Blob:
         return file(f"blobs/sha256/{digest.removeprefix('sha256:')}")
@@ -155,6 +145,27 @@ def oci(root: Path, platform: str, tag: str, *, archive: bool) -> Raw:
         digest = str(entry.get("digest"))
         manifest = document(described(entry, find, where).read(), f"{where}: {digest}")
     return manifest_image(manifest, digest, find, where)
+
+
+def opener(root: Path, *, archive: bool) -> Callable[[str], Blob]:
+    """Give what opens the files of an OCI layout, which is a directory or an archive, by name.
+
+    Raises:
+        StageError: When the archive is damaged; what it gives raises it for a file that is not there.
+    """
+    named = index_archive(root) if archive else None
+
+    def file(name: str) -> Blob:
+        if named is not None:
+            if name not in named:
+                raise StageError(f"has no '{name}'", where=str(root))
+            return Blob(root, named[name].size, named[name].offset)
+        path = root / name
+        if not path.is_file():
+            raise StageError(f"has no '{name}'", where=str(root))
+        return Blob(path, path.stat().st_size)
+
+    return file
 
 
 def manifest_image(manifest: Mapping[str, Any], digest: str, find: Callable[[str], Blob], where: str) -> Raw:

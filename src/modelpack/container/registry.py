@@ -135,7 +135,7 @@ def push(archive: Path, target: str) -> str:
 
 def publish(
     registry: Registry, entry: Mapping[str, Any], find: Callable[[str], Blob], reference: str, source: str = ""
-) -> None:
+) -> int:
     """Upload what a descriptor means, the blobs it names first, so that nothing half-sent is ever served.
 
     Args:
@@ -145,19 +145,24 @@ def publish(
         reference: Tag or digest to serve it under.
         source: Repository of the same registry that blobs may be mounted from.
 
+    Returns:
+        Bytes of the blobs that were sent.
+
     Raises:
         MissingError: When the registry does not answer or refuses.
         StageError: When the registry serves something else in the end.
     """
     data = find(entry["digest"]).read()
     body = layout.document(data, str(entry["digest"]))
+    sent = 0
     for item in body.get("manifests", ()):
-        publish(registry, item, find, item["digest"], source)
+        sent += publish(registry, item, find, item["digest"], source)
     for item in (body["config"], *body["layers"]) if "layers" in body else ():
-        upload(registry, find(item["digest"]), source)
+        sent += upload(registry, find(item["digest"]), source)
     put(registry, reference, data, str(entry["mediaType"]))
     if manifest(registry, reference) != data:
         raise StageError(f"the registry serves another image than {entry['digest']}", where=str(registry.name))
+    return sent
 
 
 def _source(entry: Mapping[str, Any], find: Callable[[str], Blob], name: ImageName) -> str:

@@ -38,6 +38,7 @@ class TarMember:
         kind: ``file``, ``link`` (hard), ``symlink``, ``directory`` or ``other``.
         target: Where a link points, as written.
         head: The first bytes of a regular file, where the reader was asked for them.
+        absolute: Whether its name was written with a leading ``/``.
     """
 
     name: str
@@ -47,6 +48,7 @@ class TarMember:
     target: str
     offset: int
     head: bytes = b""
+    absolute: bool = False
 
 
 _KINDS = {b"0": "file", b"\0": "file", b"7": "file", b"1": "link", b"2": "symlink", b"5": "directory"}
@@ -164,14 +166,16 @@ def members(stream: Hashing, where: str, *, heads: str = "") -> Iterator[TarMemb
             raise StageError(f"a sparse member is not supported: {name!r}", where=where)
         size = _decimal(extra["size"], where) if "size" in extra else size
         start = stream.count
-        path = clean(extra.get("path", name), where)
+        written = extra.get("path", name)
+        path = clean(written, where)
         wanted = heads and _KINDS.get(kind) == "file" and path.rpartition("/")[2].startswith(heads)
         kept = min(size, 64) if wanted else 0
         head = stream.exactly(kept)
         stream.skip(size - kept + -size % BLOCK)
         target = extra.get("linkpath", _text(block[157:257]))
         extra = {}
-        yield TarMember(path, _KINDS.get(kind, "other"), size, _number(block[100:108], where), target, start, head)
+        mode, absolute = _number(block[100:108], where), written.startswith("/")
+        yield TarMember(path, _KINDS.get(kind, "other"), size, mode, target, start, head, absolute)
     raise StageError(f"holds more than {MAX_MEMBERS} members", where=where)
 
 

@@ -144,8 +144,8 @@ class _Sending:
             return True
         self.done = 0
         if self._place:
-            answer = self._registry.send("GET", self._place, allow=(204, *_LOST), again=False)
-            reached = _reached(answer, 0)
+            with self._registry.send("GET", self._place, allow=(204, *_LOST), again=False) as answer:
+                reached = _reached(answer, 0)
             if answer.status_code == 204 and reached <= self._blob.size:
                 self._place, self.done = answer.headers.get("Location", self._place), reached
                 return False
