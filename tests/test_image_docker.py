@@ -15,7 +15,9 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from deploying import docker_run, read, seen_by_prometheus
 from image_support import debian, dockerd, free_port, onnx_artifact, registry
+from modelpack import deploy
 from modelpack.container import build as container
 from modelpack.container import engine, plan
 from modelpack.container import registry as registries
@@ -23,6 +25,8 @@ from modelpack.container.base import open_base
 from modelpack.container.deliver import deliver
 from modelpack.container.proof.examine import examine
 from modelpack.container.reference import BaseRef
+from modelpack.deploy.facts import Wish, facts
+from modelpack.deploy.facts import image as described
 from modelpack.errors import StageError, UsageError
 from modelpack.stages.build import build
 from support import run_stage
@@ -120,6 +124,43 @@ def test_sealed_it_answers_what_onnxruntime_answers(written, built, model, tag):
         assert docker("inspect", "--format={{.State.ExitCode}}", running) == "0"
     finally:
         docker("rm", "--force", running)
+
+
+ASK = """
+import json, urllib.request
+body = json.dumps({"instances": [[1, 2, 3, 4]] * 100}).encode()
+request = urllib.request.Request("http://127.0.0.1:8080/predict", body, {"Content-Type": "application/json"})
+for _ in range(50):
+    answer = json.load(urllib.request.urlopen(request, timeout=10))
+print(len(answer["predictions"]), sum(b"/sh" in open(f"/proc/{n}/cmdline", "rb").read() for n in (1,)))
+"""
+
+
+def test_it_serves_without_network_shell_rights_or_much_memory(written):
+    running = docker(
+        "run", "--detach", "--network=none", "--read-only", "--user=12345:54321", "--cap-drop=ALL",
+        "--security-opt=no-new-privileges", "--memory=128m", "--memory-swap=128m", "small:oci",
+    )  # fmt: skip
+    python = "/usr/bin/python3.11"
+    try:
+        for _ in range(100):
+            check = ["docker", "exec", running, python, "-m", "modelpack_server", "--healthcheck"]
+            if not subprocess.run(check, capture_output=True, check=False).returncode:
+                break
+            time.sleep(0.1)
+        assert docker("exec", running, python, "-c", ASK) == "100 0"
+        peak = "print(max(int(open(f'/proc/{n}/status').read().split('VmHWM:')[1].split()[0]) for n in (1,)))"
+        assert int(docker("exec", running, python, "-c", peak)) < 100_000, "kB of memory at its highest"
+        docker("stop", "--time=30", running)
+        state = json.loads(docker("inspect", "--format={{json .State}}", running))
+        assert (state["ExitCode"], state["OOMKilled"]) == (0, False)
+    finally:
+        docker("rm", "--force", running)
+    shell = subprocess.run(
+        ["docker", "run", "--rm", "--network=none", "--entrypoint=/bin/sh", "small:oci", "-c", "true"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (shell.returncode, "no such file" in shell.stderr) == (127, True)
 
 
 def test_byte_code_is_used_as_it_is(written):
@@ -271,3 +312,22 @@ def test_two_builds_on_a_real_base_are_the_same_bytes(place, model, written, tmp
     assert again.file("image.tar").stat().st_ino != written[0].file("image.tar").stat().st_ino
     assert again.id == written[0].id
     assert Path(again.file("image.tar")).read_bytes() == written[0].file("image.tar").read_bytes()
+
+
+@pytest.mark.prometheus
+def test_it_runs_as_compose_says_and_is_seen_by_prometheus(written, model, tmp_path):
+    files = deploy.render("compose", facts(model, "small", "oci", image=described(written[0])), Wish())
+    service = read(files, "compose.yaml")["services"]["model"]
+    port = free_port()
+    running = docker("run", "--detach", *docker_run(service), f"--env=MODELPACK_PORT={port}", service["image"])
+    try:
+        url = f"http://127.0.0.1:{port}"
+        wait_until_ready(url, running)
+        rows = np.zeros((4000, 4)).tolist()
+        assert np.shape(ask(f"{url}/predict", {"instances": rows})["predictions"]) == (4000, 3)
+        seen = seen_by_prometheus(files, tmp_path, f"127.0.0.1:{port}")
+        assert seen["job"] == "small"
+        docker("stop", running)
+        assert docker("inspect", "--format={{.State.ExitCode}} {{.State.OOMKilled}}", running) == "0 false"
+    finally:
+        docker("rm", "--force", running)
