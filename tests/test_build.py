@@ -146,7 +146,7 @@ def test_layers_hold_the_model_the_server_and_byte_code(tmp_path, rootfs, little
 
 
 def test_grpc_is_in_the_image_only_when_asked_for(tmp_path, rootfs, little_wheels, monkeypatch):
-    monkeypatch.setattr(wheels, "OPTIONAL", {"beta": "grpc"})
+    monkeypatch.setattr(wheels, "OPTIONAL", {"beta": {"grpc"}})
     model, found = onnx_artifact(tmp_path), {}
     for asked in (False, True):
         files = blobs(made(tmp_path / str(asked), tmp_path, model, grpc=asked).file("image.tar"))

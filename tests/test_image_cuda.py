@@ -31,7 +31,7 @@ LIBRARY = b"\x7fELF\x02\x01" + bytes(50) + b"\x38\0\1\0" + bytes(100) + b"behind
 def test_for_cuda_one_onnxruntime_stands_in_for_the_other(minor):
     plain = {item.name for item in wheels.select(Target(minor, "amd64"))}
     cuda = {item.name: item.file for item in wheels.select(Target(minor, "amd64"), {"cuda"})}
-    added = {name for name, kind in wheels.OPTIONAL.items() if kind == "cuda"}
+    added = {name for name, kinds in wheels.OPTIONAL.items() if "cuda" in kinds}
     assert set(cuda) == (plain - {"onnxruntime"}) | added
     assert f"-cp3{minor}-" in cuda["onnxruntime-gpu"]
     assert wheels.requirements()["onnxruntime-gpu"] == wheels.requirements()["onnxruntime"]
@@ -46,8 +46,10 @@ def test_there_is_no_cuda_for_arm(platform):
 
 
 def test_an_order_for_cuda_asks_for_its_wheels():
-    config = BuildConfig.model_validate({"device": "cuda", "platform": "linux/amd64", "grpc": "true"})
-    assert config.order("x").kinds == {"cuda", "grpc"}
+    config = BuildConfig.model_validate(
+        {"device": "cuda", "platform": "linux/amd64", "grpc": "true", "opentelemetry": "true"}
+    )
+    assert config.order("x").kinds == {"cuda", "grpc", "opentelemetry"}
     assert BuildConfig.model_validate({}).order("x").kinds == frozenset()
 
 

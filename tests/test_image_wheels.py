@@ -27,11 +27,14 @@ def test_the_lock_names_what_the_server_requires():
 @pytest.mark.parametrize("minor", SUPPORTED)
 @pytest.mark.parametrize("machine", wheels.MACHINES)
 def test_every_supported_python_and_machine_has_every_wheel(minor, machine):
-    chosen = wheels.select(Target(minor, machine), ("image", "text", "grpc"))
-    cuda = {name for name, kind in wheels.OPTIONAL.items() if kind == "cuda"}
+    chosen = wheels.select(Target(minor, machine), ("image", "text", "grpc", "opentelemetry"))
+    cuda = {name for name, kinds in wheels.OPTIONAL.items() if "cuda" in kinds}
     assert {item.name for item in chosen} == set(wheels.requirements()) - cuda
     plain = {item.name for item in wheels.select(Target(minor, machine))}
     assert plain == set(wheels.requirements()) - set(wheels.OPTIONAL)
+    telling = {item.name for item in wheels.select(Target(minor, machine), ("opentelemetry",))} - plain
+    assert {"opentelemetry-sdk", "requests", "protobuf", "typing-extensions"} <= telling
+    assert "grpcio" not in telling
     native = next(item.file for item in chosen if item.name == "onnxruntime")
     assert f"-cp3{minor}-" in native
     assert wheels.MACHINES[machine] in native

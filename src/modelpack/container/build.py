@@ -137,7 +137,7 @@ def _image(
 ) -> oci.Image:
     cache = wheels.cache_directory()
     kinds = plan.kinds(artifact)
-    for name in sorted(wheel.name for wheel in files if wheels.OPTIONAL.get(wheel.name) in kinds):
+    for name in sorted(wheel.name for wheel in files if wheels.OPTIONAL.get(wheel.name, frozenset()) & kinds):
         _compare(name, tell)
     program = bytecode.interpreter(base.python.minor)
     if program is None:

@@ -35,6 +35,7 @@ class Order:
         offline: Use what is in the caches only.
         grpc: Speak gRPC too.
         device: Where the model runs: ``cpu`` or ``cuda``.
+        opentelemetry: Be able to send spans.
     """
 
     name: str
@@ -48,11 +49,13 @@ class Order:
     offline: bool = False
     grpc: bool = False
     device: str = "cpu"
+    opentelemetry: bool = False
 
     @property
     def kinds(self) -> frozenset[str]:
         """What the image is for, whatever its model: words of `wheels.OPTIONAL`."""
-        return frozenset(({"grpc"} if self.grpc else set()) | ({"cuda"} if self.device == "cuda" else set()))
+        asked = {"grpc": self.grpc, "cuda": self.device == "cuda", "opentelemetry": self.opentelemetry}
+        return frozenset(kind for kind, wanted in asked.items() if wanted)
 
 
 def full_tag(tag: str | None, name: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -31,12 +32,27 @@ REQUIREMENTS = Path(__file__).parent.parent / "server" / "requirements.txt"
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 CUDA = "nvidia-"
 """What the names of distributions begin with that hold CUDA's own libraries."""
-OPTIONAL = {
-    "pillow": "image", "tokenizers": "text", "grpcio": "grpc", "protobuf": "grpc", "typing-extensions": "grpc",
-    "onnxruntime-gpu": "cuda", "nvidia-cublas": "cuda", "nvidia-cuda-nvrtc": "cuda", "nvidia-cuda-runtime": "cuda",
-    "nvidia-cudnn-cu13": "cuda", "nvidia-cufft": "cuda", "nvidia-curand": "cuda", "nvidia-nvjitlink": "cuda",
+_KINDS = {
+    "image": ("pillow",),
+    "text": ("tokenizers",),
+    "grpc": ("grpcio", "protobuf", "typing-extensions"),
+    "opentelemetry": (
+        "opentelemetry-api", "opentelemetry-sdk", "opentelemetry-semantic-conventions", "opentelemetry-proto",
+        "opentelemetry-exporter-otlp-proto-http", "opentelemetry-exporter-otlp-proto-common",
+        "opentelemetry-exporter-otlp-common", "opentelemetry-exporter-http-transport", "googleapis-common-protos",
+        "protobuf", "typing-extensions", "requests", "certifi", "charset-normalizer", "idna", "urllib3",
+    ),
+    "cuda": (
+        "onnxruntime-gpu", "nvidia-cublas", "nvidia-cuda-nvrtc", "nvidia-cuda-runtime", "nvidia-cudnn-cu13",
+        "nvidia-cufft", "nvidia-curand", "nvidia-nvjitlink",
+    ),
 }  # fmt: skip
-"""Distributions only in images that need them: whose model takes images or texts, which speak gRPC, which use CUDA."""
+OPTIONAL = {
+    name: frozenset(kind for kind, names in _KINDS.items() if name in names)
+    for name in itertools.chain.from_iterable(_KINDS.values())
+}
+"""Distributions only in images that need them, with what for: models that take images or texts, gRPC, OpenTelemetry,
+CUDA."""
 _REPLACED = {"onnxruntime": "cuda"}
 """Distributions that one of `OPTIONAL` stands in for."""
 _ONLY = {"cuda": "amd64"}
@@ -108,8 +124,8 @@ def select(target: Target, kinds: Collection[str] = ()) -> tuple[Wheel, ...]:
     rank = {tag: position for position, tag in enumerate(target.tags())}
     chosen = []
     for item in json.loads(LOCK.read_bytes()):
-        kind = OPTIONAL.get(item["name"])
-        if (kind and kind not in kinds) or _REPLACED.get(item["name"]) in kinds:
+        needs = OPTIONAL.get(item["name"])
+        if (needs and not needs & set(kinds)) or _REPLACED.get(item["name"]) in kinds:
             continue
         ranked = sorted(
             (min(rank[tag] for tag in tags), file)
@@ -226,7 +242,7 @@ def lock() -> list[dict[str, Any]]:
 
 def _made(name: str, target: Target) -> bool:
     """Tell whether a distribution exists for an architecture."""
-    return _ONLY.get(OPTIONAL.get(name, ""), target.architecture) == target.architecture
+    return all(_ONLY.get(kind, target.architecture) == target.architecture for kind in OPTIONAL.get(name, ()))
 
 
 if __name__ == "__main__":

@@ -180,7 +180,8 @@ def begin() -> Spans | None:
         made = Spans()
     except ImportError as error:
         _log.warning(
-            "%s is set, and this server has no OpenTelemetry (%s), so no spans are sent: install modelpack[otel]",
+            "%s is set, and this server has no OpenTelemetry (%s), so no spans are sent: build the image with "
+            "'opentelemetry: true', or install modelpack[otel]",
             named, error,
         )  # fmt: skip
         return None

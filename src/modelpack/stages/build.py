@@ -75,6 +75,9 @@ class BuildConfig(StageConfig):
     )
     offline: bool = Field(False, description="Download nothing: wheels and registry bases come from the cache.")
     grpc: bool = Field(False, description="Speak gRPC too, on port 8081; the image grows by 20 MB.")
+    opentelemetry: bool = Field(
+        False, description="Be able to send spans to an OpenTelemetry collector; the image grows by 6 MB."
+    )
     device: Literal["cpu", "cuda"] = Field(
         "cpu",
         description="Where the model runs; 'cuda' brings CUDA 13 and cuDNN 9 along, 2 GB, and is for linux/amd64.",
@@ -116,7 +119,7 @@ class BuildConfig(StageConfig):
         template = self.template.path if self.template else None
         return Order(
             name, full_tag(self.tag, name), self.base, self.platform, self.builder, self.epoch, self.labels, template,
-            self.offline, self.grpc, self.device,
+            self.offline, self.grpc, self.device, self.opentelemetry,
         )  # fmt: skip
 
 
@@ -149,7 +152,7 @@ def _effect(config: BuildConfig, artifact: Artifact, job: Job) -> None:
 
 
 @stage(
-    version=2,
+    version=3,
     accepts={Kind.ONNX},
     produces=Kind.IMAGE,
     named=True,
