@@ -1,5 +1,6 @@
 """The commands of the section 'What proves it' in docs/images.md work as they stand there."""
 
+import json
 import os
 import re
 import subprocess
@@ -8,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from commands import write_recipe
+from commands import install_copy, write_recipe
 from image_support import PYTHON, little_wheels, tar_of
+from modelpack.container.proof import sbom
+from test_build import blobs
 
 __all__ = ["little_wheels"]
 PAGE = (Path(__file__).parents[1] / "docs" / "images.md").read_text("utf-8")
@@ -18,6 +21,7 @@ RECIPE = """\
 name: quickstart
 model: {onnx: tiny.onnx}
 stages:
+  - copy: {drop: 0.002}
   - build: {base: "rootfs:base.tar", platform: linux/amd64}
 """
 STAND_IN = """\
@@ -44,10 +48,22 @@ def test_every_command_of_the_section_succeeds(tmp_path, little_wheels):
     script = f'modelpack() {{ {python} "$@"; }}\nmodelpack compress {recipe.name}\n{commands}'
     done = subprocess.run(
         ["bash", "-euc", script], cwd=tmp_path, capture_output=True, text=True, check=False,
-        env={**os.environ, "MODELPACK_KEY_PASSWORD": "an example", "MODELPACK_STORE": str(tmp_path / "store")},
+        env={**os.environ, "PYTHONPATH": str(install_copy(tmp_path / "plugin")), "MODELPACK_KEY_PASSWORD": "an example", "MODELPACK_STORE": str(tmp_path / "store")},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "oci-archive:digits.tar: 7 ok"
+    (model,) = (item for item in listed(tmp_path / "digits.tar") if item["type"] == "machine-learning-model")
+    assert [item["name"] for item in model["pedigree"]["ancestors"]] == ["onnx_model"]
+
+
+def listed(archive) -> list:
+    """Read the components that an image's list names."""
+    files = blobs(archive)
+    for entry in json.loads(files["index.json"])["manifests"]:
+        if entry.get("artifactType") == sbom.TYPE:
+            (layer,) = json.loads(files[f"blobs/sha256/{entry['digest'][7:]}"])["layers"]
+            return json.loads(files[f"blobs/sha256/{layer['digest'][7:]}"])["components"]
+    raise AssertionError
 
 
 def test_the_section_names_every_row_and_option():
