@@ -5,17 +5,21 @@ import os
 import re
 import shlex
 import subprocess
+import urllib.request
 from dataclasses import replace
 
 import jsonschema
 import pytest
 
+from commands import RECIPE, Shell, install_copy, write_recipe
 from deploying import FACTS, IMAGE, read, rendered, vendored
+from image_support import little_wheels, registry, rootfs
 from modelpack.cli.command import CONTENTS, Group
 from modelpack.container import login
 from modelpack.deploy.facts import Image, Wish
 from modelpack.errors import UsageError
 
+__all__ = ["little_wheels", "registry", "rootfs"]
 BUILDING = replace(FACTS, builds="build")
 LOCAL = replace(FACTS, image=replace(IMAGE, reference="digits:1.0", named=False))
 HUB = replace(FACTS, image=Image("me/digits:1.0", named=True))
@@ -148,3 +152,28 @@ def test_groovys_brackets_are_closed(files):
 def test_a_model_of_no_recipe_has_no_pipeline():
     with pytest.raises(UsageError, match="a pipeline runs a recipe"):
         rendered("ci", replace(FACTS, recipe=""))
+
+
+@pytest.mark.registry
+def test_what_a_pipeline_pushes_is_what_deploy_then_names(
+    tmp_path, capsys, monkeypatch, rootfs, little_wheels, registry
+):
+    """Every command of a pipeline run as it stands there, and the digest that `deploy` writes asked of the registry."""
+    monkeypatch.chdir(tmp_path)
+    shell = Shell(tmp_path / "store", [install_copy(tmp_path / "copy")], capsys, monkeypatch)
+    build = f"  - build: {{base: 'rootfs:{rootfs}', tag: 'tiny:1.0', platform: linux/amd64}}\n"
+    write_recipe(tmp_path, RECIPE + build)
+    assert shell("compress", "tiny.yaml").code == 0
+    assert shell("deploy", "ci", "--output", ".", "--image", f"{registry}/team/tiny").code == 0
+    files = {name: (tmp_path / name).read_text() for name in (GITHUB, GITLAB, JENKINS)}
+    script = scripts(files)["gitlab"].replace("$IMAGE", f"{registry}/team/tiny").replace("$CI_COMMIT_SHA", "f00")
+    for line in script.splitlines():
+        if line.strip().startswith("modelpack "):
+            done = shell(*shlex.split(line)[1:])
+            assert done.code == 0, (line, done.err)
+    assert (tmp_path / "report.html").is_file()
+    told = shell("deploy", "kubernetes", "--image", f"{registry}/team/tiny:f00", "--json").json
+    wanted = {"Accept": "application/vnd.oci.image.manifest.v1+json"}
+    pushed = urllib.request.Request(f"http://{registry}/v2/team/tiny/manifests/f00", headers=wanted)
+    with urllib.request.urlopen(pushed) as answer:
+        assert told["image"] == f"{registry}/team/tiny:f00@{answer.headers['Docker-Content-Digest']}"
