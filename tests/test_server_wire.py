@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 
 import pytest
+from onnx import helper
 
-from serving import Server, answers, linear, patient, receive_all, wait_for
+from serving import Server, answers, linear, patient, receive_all, wait_for, write_model
 
 BODY = b'{"instances": [[1,2,3,4]]}'
 LENGTH = b"Content-Length: %d\r\n" % len(BODY)
@@ -256,3 +258,33 @@ def test_one_connection_too_many_is_503(tmp_path):
         for connection in held:
             connection.close()
         wait_for(lambda: server.ask("GET", "/livez")[0] == 200)
+
+
+def test_who_takes_nothing_of_an_answer_is_cut_off_and_who_takes_it_slowly_is_not(tmp_path):
+    size = 16 * 2**20  # more than a socket holds
+    echo = write_model(
+        tmp_path,
+        [helper.make_node("Identity", ["x"], ["y"])],
+        {"x": (["batch", "n"], "uint8")},
+        {"y": (["batch", "n"], "uint8")},
+    )
+    head = (
+        f"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: application/octet-stream\r\nX-Shape: 1,{size}\r\n"
+        f"Accept: application/octet-stream\r\nContent-Length: {size}\r\n\r\n"
+    ).encode()
+    with Server(echo, body_timeout=2, max_body=size) as server:
+        with socket.socket() as silent, socket.socket() as slow:
+            for connection in (silent, slow):
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)
+                connection.connect(("127.0.0.1", server.port))
+                connection.sendall(head + bytes(size))
+            got = 0
+            for part in range(1, 6):
+                while got < part * size / 5:
+                    taken = len(slow.recv(2**20))
+                    assert taken, "whoever takes some, now and then, gets all"
+                    got += taken
+                time.sleep(0.6)
+            wait_for(lambda: server.metric("modelpack_inflight_requests") == 1)
+            assert len(receive_all(silent)) < size, "what the kernel held, and then the end"
+        assert server.metric('modelpack_requests_total{code="200",protocol="native",route="/predict"}') == 2

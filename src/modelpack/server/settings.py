@@ -60,7 +60,7 @@ class Settings:
     max_head: int = _limit(16384, 256, "bytes of a request line with its headers")
     max_connections: int = _limit(1024, 1, "open connections")
     head_timeout: float = _limit(10.0, 0.05, "seconds for a client to send its request line and headers")
-    body_timeout: float = _limit(30.0, 0.05, "seconds for a client to send its body")
+    body_timeout: float = _limit(30.0, 0.05, "seconds for a client to send its body, and to take any of an answer")
     idle_timeout: int = _limit(75, 1, "seconds that an idle connection is kept")
     deadline: float = _limit(60.0, 0.001, "seconds from a request's arrival to its answer; later is 504")
     drain_delay: float = _limit(1.0, 0.0, "seconds after SIGTERM in which new work is still served")

@@ -11,6 +11,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from . import logs
+from .joined import Joined
 
 if TYPE_CHECKING:
     import asyncio
@@ -28,38 +29,6 @@ class WireFault(Exception):  # noqa: N818 - it becomes an answer
         self.status, self.message = status, message
 
 
-class Joined:
-    """A transport that sends the head of an answer with the first bytes of its body: one packet and one system call."""
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport, self._head = transport, b""
-        self.is_closing, self.get_extra_info = transport.is_closing, transport.get_extra_info
-        self.pause_reading, self.resume_reading = transport.pause_reading, transport.resume_reading
-
-    def write(self, data: bytes) -> None:
-        """Send, or hold the head of an answer whose body follows in the same step of the event loop.
-
-        Nothing is sent to a client that has left: the event loop would raise.
-        """
-        if self.is_closing():
-            self._head = b""
-        elif not self._head and data.startswith(b"HTTP/1.1 ") and data.endswith(b"\r\n\r\n") and data[9:12] != b"100":
-            self._head = data
-        else:
-            self._transport.write(self._head + data)
-            self._head = b""
-
-    def flush(self) -> None:
-        """Send a head that no body follows."""
-        if self._head:
-            self.write(b"")
-
-    def close(self) -> None:
-        """Send what is held, then close."""
-        self.flush()
-        self._transport.close()
-
-
 class Protocol(HttpToolsProtocol):
     """One connection.
 
@@ -67,11 +36,13 @@ class Protocol(HttpToolsProtocol):
     2. Framing that two parsers could read differently is refused: two lengths, a length beside chunks, unknown codings.
     3. Bytes that are no request are answered after the answers that are owed for the requests before them.
     4. An offer to upgrade is ignored, and the body that follows it is still a body.
+    5. Whoever takes nothing of an answer for as long as a body may take to arrive is cut off.
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock, or refuse one connection too many."""
-        super().connection_made(cast("asyncio.Transport", Joined(transport)))
+        self._joined = Joined(transport, self._watch)
+        super().connection_made(cast("asyncio.Transport", self._joined))
         self._app = cast("App", self.config.app)
         self._limits = self._app.service.settings
         self._certified = bool(transport.get_extra_info("peercert"))
@@ -82,6 +53,7 @@ class Protocol(HttpToolsProtocol):
         self._fault: WireFault | None = None
         self._ended = False
         self._timer: asyncio.TimerHandle | None = None
+        self._watching: asyncio.TimerHandle | None = None
         if len(self.connections) > self._limits.max_connections:
             self._end(WireFault(503, f"{self._limits.max_connections} connections are open already: try again later"))
         else:
@@ -93,10 +65,30 @@ class Protocol(HttpToolsProtocol):
         return not self._finished and not self._ended
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the clock."""
+        """Forget the clocks."""
         self._disarm()
+        self._unset_keepalive_if_required()
+        if self._watching is not None:
+            self._watching.cancel()
         self._ended = True
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Send no more until the client has taken some, and see that it does."""
+        super().pause_writing()
+        self._watch()
+
+    def _watch(self) -> None:
+        if self._watching is None:
+            seconds, taken = self._limits.body_timeout, self._joined.taken
+            self._watching = self.loop.call_later(seconds, self._look, taken)
+
+    def _look(self, taken: int) -> None:
+        self._watching = None
+        if self._joined.left and self._joined.taken == taken:
+            self._joined.abort()
+        elif self._joined.left:
+            self._watch()
 
     def data_received(self, data: bytes) -> None:
         """Parse what arrived; what cannot be parsed ends the connection."""
@@ -206,7 +198,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Answer what comes next, or, after the last owed answer, what could not be read."""
-        cast("Joined", self.transport).flush()
+        self._joined.flush()
         super().on_response_complete()
         self._owed -= 1
         if self._fault and not self._owed:
