@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 import shutil
 import subprocess
 
@@ -22,3 +25,22 @@ def pair(folder, name="signer", *protect):
     password = ["-passin", protect[-1]] if protect else []
     openssl("pkey", "-in", private, *password, "-pubout", "-out", public)
     return private, public
+
+
+def cosigns(private, password: bytes):
+    """Write a private key the way `cosign generate-key-pair` does."""
+    from nacl.secret import SecretBox
+
+    der, place = private.with_suffix(".der"), private.with_suffix(".cosign")
+    openssl("pkcs8", "-topk8", "-nocrypt", "-in", private, "-outform", "DER", "-out", der)
+    salt, nonce = bytes(range(32)), bytes(range(24))
+    key = hashlib.scrypt(password, salt=salt, n=65536, r=8, p=1, maxmem=1 << 28, dklen=32)
+    text = {
+        "kdf": {"name": "scrypt", "params": {"N": 65536, "r": 8, "p": 1}, "salt": base64.b64encode(salt).decode()},
+        "cipher": {"name": "nacl/secretbox", "nonce": base64.b64encode(nonce).decode()},
+        "ciphertext": base64.b64encode(SecretBox(key).encrypt(der.read_bytes(), nonce).ciphertext).decode(),
+    }
+    body = base64.encodebytes(json.dumps(text).encode()).decode()
+    kind = "ENCRYPTED SIGSTORE PRIVATE KEY"
+    place.write_text(f"-----BEGIN {kind}-----\n{body}-----END {kind}-----\n")
+    return place

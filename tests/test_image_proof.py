@@ -17,13 +17,13 @@ from modelpack.container.archive import ARCHIVE, INDEX, Archive, Attached
 from modelpack.container.deliver import deliver
 from modelpack.container.layers import Entry, chunks
 from modelpack.container.oci import MANIFEST, Image, Stored
-from modelpack.container.proof import examine, keys, provenance, referrers, sbom, seal, signature
+from modelpack.container.proof import box, examine, keys, provenance, referrers, sbom, seal, signature
 from modelpack.container.proof import found as finding
 from modelpack.container.reference import BaseRef
 from modelpack.errors import MissingError, StageError, UsageError
 from modelpack.stage import Outside
 from modelpack.stages.build import BuildConfig, build
-from signing import openssl, pair
+from signing import cosigns, openssl, pair
 from support import run_stage
 from test_build import blobs
 from test_image_platforms import rooms
@@ -415,11 +415,43 @@ def test_keys_are_read_as_openssl_writes_them(tmp_path, monkeypatch):
     keys._password.cache_clear()
 
 
+def test_keys_of_cosign_sign_too(tmp_path, monkeypatch):
+    private, public = pair(tmp_path)
+    place = cosigns(private, b"open sesame")
+    monkeypatch.setenv(keys.PASSWORD, "open sesame")
+    keys._password.cache_clear()
+    assert keys.verifier(public).accepts(keys.signer(place).sign(b"text"), b"text")
+    monkeypatch.setenv(keys.PASSWORD, "wrong")
+    keys._password.cache_clear()
+    with pytest.raises(StageError, match="cannot be decrypted"):
+        keys.signer(place)
+    place.write_text(place.read_text().replace("e", "E", 3))
+    with pytest.raises(StageError, match="cannot be decrypted"):
+        keys.signer(place)
+    keys._password.cache_clear()
+
+
+@pytest.mark.parametrize("text", [b"{}", b"[]", b"7", b'{"kdf":7}', b"?",
+    b'{"kdf":{"name":"scrypt","params":{"N":1099511627776,"r":8,"p":1},"salt":""},"cipher":{"name":"nacl/secretbox"}}',
+    b'{"kdf":{"name":"pbkdf","params":{}},"cipher":{"name":"nacl/secretbox"}}'])  # fmt: skip
+def test_a_box_that_is_none_is_refused(text):
+    with pytest.raises(ValueError, match=r"."):
+        box.opened(base64.b64encode(text), b"password")
+
+
+def test_a_box_that_another_program_made_is_opened():
+    """A vector of The Update Framework's Go implementation, whose form cosign's keys have."""
+    text = {"kdf": {"name": "scrypt", "params": {"N": 32768, "r": 8, "p": 1}, "salt": "N9a7x5JFGbrtB2uBR81jPwp0eiLR4A7FV3mjVAQrg1g="},
+            "cipher": {"name": "nacl/secretbox", "nonce": "2h8HxMmgRfuYdpswZBQaU3xJ1nkA/5Ik"},
+            "ciphertext": "SEW6sUh0jf2wfdjJGPNS9+bkk2uB+Cxamf32zR8XkQ=="}  # fmt: skip
+    assert box.opened(base64.b64encode(json.dumps(text).encode()), b"supersecret") == b"reallyimportant"
+
+
 def test_what_is_no_fitting_key_is_told(tmp_path):
     (tmp_path / "text").write_text("hello")
     openssl("genpkey", "-algorithm", "RSA", "-out", tmp_path / "rsa")
     for path in (tmp_path / "text", tmp_path / "rsa"):
-        with pytest.raises(UsageError, match=r"P-256|no private key") as caught:
+        with pytest.raises(UsageError, match=r"P-256|no private key in PEM") as caught:
             keys.signer(path)
         assert "openssl genpkey" in caught.value.then
     with pytest.raises(UsageError, match="no public key"):

@@ -1,6 +1,6 @@
-"""Keys that sign and check: ECDSA on P-256 in PEM files, as `openssl` writes them and cosign reads them.
+"""Keys that sign and check: ECDSA on P-256 in PEM files, as openssl and cosign write them.
 
-A private key may be encrypted (PKCS #8); its password comes from an environment variable or is asked for, never from
+A private key may be encrypted; its password comes from an environment variable or is asked for, never from
 the command line.
 """
 
@@ -12,6 +12,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from modelpack.container.proof import box
 from modelpack.errors import MissingError, StageError, UsageError
 
 if TYPE_CHECKING:
@@ -65,14 +66,17 @@ def signer(path: Path) -> Signer:
         StageError: When the password is wrong.
         UsageError: When the file holds no such key.
     """
-    load, data = _library().load_pem_private_key, _read(path)
-    encrypted = b"ENCRYPTED" in data
+    library, data = _library(), _read(path)
+    body, encrypted = box.boxed(data), b"ENCRYPTED" in data
     try:
-        key = load(data, _password(path) if encrypted else None)
+        if body is not None:
+            key = library.load_der_private_key(box.opened(body, _password(path)), None)
+        else:
+            key = library.load_pem_private_key(data, _password(path) if encrypted else None)
     except (ValueError, TypeError) as error:
-        if encrypted and b"SIGSTORE" not in data and b"COSIGN" not in data:
+        if encrypted:
             raise StageError(f"the key cannot be decrypted: is {PASSWORD} right?", where=str(path)) from error
-        raise UsageError("no private key in PEM that this reads", where=str(path), then=_ADVICE) from error
+        raise UsageError("no private key in PEM", where=str(path), then=_ADVICE) from error
     return Signer(_fitting(key, "EllipticCurvePrivateKey", path))
 
 
