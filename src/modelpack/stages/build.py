@@ -76,7 +76,7 @@ class BuildConfig(StageConfig):
     offline: bool = Field(False, description="Download nothing: wheels and registry bases come from the cache.")
     grpc: bool = Field(False, description="Speak gRPC too, on port 8081; the image grows by 20 MB.")
     opentelemetry: bool = Field(
-        False, description="Be able to send spans to an OpenTelemetry collector; the image grows by 6 MB."
+        False, description="Be able to send spans to an OpenTelemetry collector; the image grows by 11 MB."
     )
     device: Literal["cpu", "cuda"] = Field(
         "cpu",
