@@ -5,11 +5,15 @@ import os
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import pytest
+from hypothesis import settings
 
 from modelpack import device, registry
 from tiny import folder, tiny
 
 __all__ = ["folder", "tiny"]
+
+settings.register_profile("unhurried", settings.default, deadline=None)  # a busy machine is no fault
+settings.load_profile("unhurried")
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ from modelpack.server.grpc.contents import FIELDS, read, write
 from modelpack.server.model import Answer
 from modelpack.server.open_inference import DATATYPES, NAMES, Asked
 from modelpack.server.signature import Signature, Tensor
-from serving import Server, linear
+from serving import Server, linear, wait_for
 
 REFLECT = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
 TEXTS = ["good film", "very very bad film", "odd"]
@@ -105,6 +105,25 @@ def test_who_watches_health_sees_the_drain_and_is_let_go(tmp_path):
             next(watching)
         assert found.value.code() is grpc.StatusCode.UNAVAILABLE
         assert own.process.wait(timeout=30) == 0
+
+
+def test_streams_that_only_wait_leave_room_for_work(tmp_path):
+    with (
+        Server(linear(tmp_path), grpc_port=0, max_connections=4) as own,
+        grpc.insecure_channel(own.grpc_address) as opened,
+    ):
+        watch = opened.unary_stream("/grpc.health.v1.Health/Watch")
+        waiting = [watch(b"") for _ in range(2)]
+        for each in waiting:
+            assert next(each) == b"\x08\x01"
+        wait_for(lambda: own.metric("modelpack_inflight_requests") == 3)  # the scrape is one
+        with pytest.raises(grpc.RpcError, match="2 streams wait for their clients already") as found:
+            next(watch(b""))
+        assert found.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert opened.unary_unary("/grpc.health.v1.Health/Check")(b"") == b"\x08\x01"
+        waiting[0].cancel()
+        wait_for(lambda: own.metric("modelpack_inflight_requests") == 2)
+        assert next(watch(b"")) == b"\x08\x01"
 
 
 def reflected(channel, *questions, path=REFLECT):

@@ -88,9 +88,12 @@ class Call:
 
         Raises:
             Unready: When it is stopping already.
+            Full: When half of the calls that there may be at once do so: the rest is for those that have work.
         """
         if self._calls.stopped:
             raise Unready(_STOPPED)
+        if len(self._calls.idle) >= self._calls.most:
+            raise Full(f"{self._calls.most} streams wait for their clients already: try again later")
         task = asyncio.current_task()
         self._calls.idle.add(task)
         try:
@@ -114,6 +117,7 @@ class Calls:
         running: The tasks of calls that are not answered yet.
         idle: Those of them that only wait for their clients.
         stopped: Whether the server ends, and cancels calls for that.
+        most: How many may be idle.
     """
 
     def __init__(self, service: Service) -> None:
@@ -121,6 +125,7 @@ class Calls:
         self.running: set[asyncio.Task[Any] | None] = set()
         self.idle: set[asyncio.Task[Any] | None] = set()
         self.stopped = False
+        self.most = max(1, service.settings.max_connections // 2)
 
     def end(self, tasks: set[asyncio.Task[Any] | None]) -> None:
         """Cut calls short; their clients are told that they may try elsewhere."""
