@@ -205,7 +205,7 @@ def test_headers_paths_and_compression_are_the_standard_ones(monkeypatch, tmp_pa
 
 @pytest.mark.parametrize("kind", ["failing", "hanging", "gone"])
 def test_a_collector_that_does_not_take_them_costs_no_answer_and_holds_up_no_end(monkeypatch, tmp_path, kind):
-    short = {"OTEL_BSP_MAX_QUEUE_SIZE": "8", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "4"}
+    short = {"OTEL_BSP_MAX_QUEUE_SIZE": "8", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "4", "OTEL_EXPORTER_OTLP_TIMEOUT": "60"}
     with Collector(503) as failing, socket.create_server(("127.0.0.1", 0)) as other:
         address = failing.address if kind == "failing" else f"http://127.0.0.1:{other.getsockname()[1]}"
         if kind == "gone":
@@ -214,7 +214,7 @@ def test_a_collector_that_does_not_take_them_costs_no_answer_and_holds_up_no_end
             assert {server.ask("POST", "/predict", ROW, JSON)[0] for _ in range(30)} == {200}
             began = time.monotonic()
             assert server.stop() == 0
-            assert time.monotonic() - began < 10
+            assert time.monotonic() - began < 30, "the exporter would try for a minute"
         failing.shutdown()
 
 

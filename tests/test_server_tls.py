@@ -63,7 +63,7 @@ def predicted(server: Server, **headers: str) -> int:
 
 
 def waited(condition) -> None:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.05)
@@ -143,6 +143,14 @@ def test_whoever_shows_no_certificate_is_told_so_in_the_words_of_each_protocol(s
 def test_what_is_served_is_told_to_nobody_else(strangers, path):
     assert strangers.ask("GET", path)[0] == 403
     assert strangers.ask("HEAD", path)[0] == 403
+
+
+def test_the_description_says_where_a_certificate_is_needed(mutual):
+    document = json.loads(mutual.ask("GET", "/openapi.json")[2])
+    assert document["components"]["securitySchemes"] == {"certificate": {"type": "mutualTLS"}}
+    assert document["paths"]["/predict"]["post"]["security"] == [{"certificate": []}]
+    assert "403" in document["paths"]["/predict"]["post"]["responses"]
+    assert "security" not in document["paths"]["/readyz"]["get"]
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
@@ -301,7 +309,7 @@ def test_idle_connections_and_half_handshakes_do_not_hold_up_the_end(ours, host,
         with server.connect() as silent:
             began = time.monotonic()
             assert server.stop() == 0
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < 15, "the drain lasts 25 seconds when somebody holds it up"
             assert receive_all(silent) == b""
         idle.close()
 
@@ -329,7 +337,7 @@ def test_handshakes_are_limited_in_number_and_time(ours, host, model):
             each.settimeout(10)
             assert receive_all(each) == b""
             each.close()
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 30
         waited(lambda: let_in(server, ours.trusted()))
 
 
@@ -354,6 +362,13 @@ def test_what_is_no_certificate_prevents_a_start(ours, theirs, host, tmp_path):
     ]:
         with pytest.raises(StartError, match=message):
             Tls(Settings(tls_cert=str(cert), tls_key=str(key), tls_client_ca=str(clients)))
+
+
+def test_serving_from_python_speaks_tls_where_the_environment_says_so(ours, host, model):
+    """As `modelpack serve` does."""
+    code = "import sys, pathlib, modelpack.server; sys.exit(modelpack.server.serve(pathlib.Path(sys.argv[2]), port=0))"
+    with Server(model, command=[sys.executable, "-c", code], trusting=ours.trusted(), **files(host)) as server:
+        assert predicted(server) == 200
 
 
 @pytest.mark.parametrize("given", [("CERT",), ("KEY",), ("CLIENT_CA",), ("KEY", "CLIENT_CA"), ("CERT", "CLIENT_CA")])

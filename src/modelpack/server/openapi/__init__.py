@@ -39,16 +39,29 @@ def describe(protocols: Iterable[Protocol], models: Mapping[str, Model], setting
                 }  # fmt: skip
                 schemas |= more
     info = _info([model.card for model in models.values()])
-    schemes = {"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}} if settings.guarded else {}
-    return {"openapi": "3.1.0", "info": info, "paths": paths, "components": {"schemas": schemas, **schemes}}
+    components = {"schemas": schemas, **({"securitySchemes": schemes} if (schemes := _schemes(settings)) else {})}
+    return {"openapi": "3.1.0", "info": info, "paths": paths, "components": components}
+
+
+def _schemes(settings: Settings) -> dict[str, Any]:
+    """Say what clients may have to show."""
+    token = {"token": {"type": "http", "scheme": "bearer"}} if settings.guarded else {}
+    return token | ({"certificate": {"type": "mutualTLS"}} if settings.tls_client_ca else {})
 
 
 def _guard(route: Route, operation: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
-    """Say that an operation asks for a token, where it does."""
-    if route.open or not settings.guarded:
+    """Say that an operation asks for a token or a client's certificate, where it does."""
+    schemes = _schemes(settings)
+    if route.open or not schemes:
         return {}
-    refused = {"description": "The request shows no token, or an unknown one.", "content": {JSON: {}}}
-    return {"security": [{"token": []}], "responses": {**operation["responses"], "401": refused}}
+    told = {
+        "401": ("token", "The request shows no token, or an unknown one."),
+        "403": ("certificate", "The connection has shown no certificate."),
+    }
+    refused = {
+        code: {"description": text, "content": {JSON: {}}} for code, (kind, text) in told.items() if kind in schemes
+    }
+    return {"security": [{kind: [] for kind in schemes}], "responses": {**operation["responses"], **refused}}
 
 
 def _operations(
