@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import random
+import sys
 from urllib.request import Request, urlopen
 
 import pytest
@@ -23,12 +24,13 @@ from modelpack.container.reference import BaseRef
 from modelpack.errors import MissingError, StageError, UsageError
 from modelpack.stage import Outside
 from modelpack.stages.build import BuildConfig, build
+from registries import small
 from signing import cosigns, openssl, pair
 from support import run_stage
 from test_build import blobs
 from test_image_platforms import rooms
 
-__all__ = ["little_wheels", "registry", "rooms"]
+__all__ = ["little_wheels", "registry", "rooms", "small"]
 
 
 @pytest.fixture
@@ -201,6 +203,35 @@ def test_an_image_that_another_tool_signed_is_checked_too(image, registry, tmp_p
     put(f"{index}{digest[7:]}", json.dumps(listed).encode(), listed["mediaType"])
     report = examine.examine(BaseRef("docker", name), keys.verifier(public), tmp_path / "cache")
     assert verdicts(report)["signature"] == "ok"
+
+
+def test_a_registry_that_lists_documents_itself_is_asked(signed, small, tmp_path):
+    output, public = signed
+    state, host = small
+    files = blobs(output)
+    for name, data in files.items():
+        if name.startswith("blobs/"):
+            for kind in ("blobs", "manifests"):
+                state["answers"][f"/v2/a/b/{kind}/sha256:{name.rpartition('/')[2]}"] = (200, data)
+    image, *documents = json.loads(files["index.json"])["manifests"]
+    state["answers"]["/v2/a/b/manifests/1"] = state["answers"][f"/v2/a/b/manifests/{image['digest']}"]
+    listed = json.dumps({"schemaVersion": 2, "manifests": documents}).encode()
+    state["answers"][f"/v2/a/b/referrers/{image['digest']}"] = (200, listed)
+    report = examine.examine(BaseRef("docker", f"{host}/a/b:1"), keys.verifier(public), tmp_path / "cache")
+    assert verdicts(report) == dict.fromkeys(CHECKS[1:], "ok")
+    assert f"/v2/a/b/manifests/sha256-{image['digest'][7:]}" not in [path for _, path in state["seen"]]
+    for odd in (b"{}", b'{"manifests":7}', b'{"manifests":[7,{}]}', b"?"):
+        state["answers"][f"/v2/a/b/referrers/{image['digest']}"] = (200, odd)
+        assert not examine.examine(BaseRef("docker", f"{host}/a/b:1"), None, tmp_path / "cache").ok
+
+
+def test_without_the_extra_it_says_what_to_install(signed, monkeypatch):
+    _, public = signed
+    for name in ("cryptography.hazmat.primitives", "cryptography.hazmat.primitives.serialization"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(MissingError, match="signing needs 'cryptography'") as caught:
+        keys.verifier(public)
+    assert caught.value.then == "pip install 'modelpack[sign]'"
 
 
 def put(url, data, kind):

@@ -145,9 +145,21 @@ def fetch(text: str, cache: Path) -> tuple[dict[str, Any], Callable[[str], Blob]
         documents: dict[str, dict[str, Any]] = {}
         for subject in about:
             for item in _attached(connection, subject):
-                found = _manifest(connection, str(item.get("digest")), cache)
+                found = _listed_document(connection, str(item.get("digest")), cache)
                 documents[found["digest"]] = {key: value for key, value in found.items() if key != "below"}
     return {"manifests": [image, *documents.values()]}, find
+
+
+def _listed_document(connection: Registry, digest: str, cache: Path) -> dict[str, Any]:
+    """Fetch a document that a registry says it has.
+
+    Raises:
+        StageError: When it has not.
+    """
+    try:
+        return _manifest(connection, digest, cache)
+    except UsageError as error:
+        raise StageError(f"the registry lists {digest}, which it has not", where=str(connection.name)) from error
 
 
 def _attached(connection: Registry, subject: str) -> list[dict[str, Any]]:
