@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import subprocess
 import tarfile
 import time
 from pathlib import Path
@@ -76,6 +77,21 @@ def test_a_model_is_written_without_a_registry_and_read_again(shell, tmp_path):
         pulled = shell("pull", place, "--store", "other", "--json")
         assert pulled.json["artifact"] == written["artifact"], pulled.err
     assert "wrote" in shell("push", "tiny@1", "--output", "tiny.tar").out
+
+
+@pytest.mark.registry
+@pytest.mark.skipif(shutil.which("skopeo") is None, reason="needs skopeo (apt-get install skopeo)")
+def test_another_tool_carries_it_from_file_to_registry_to_file(shell, registry, tmp_path):
+    first = shell("push", "tiny", "--output", "tiny.tar", "--json").json
+    copy = ["skopeo", "copy", "--src-tls-verify=false", "--dest-tls-verify=false"]
+    for source, target in (
+        ("oci-archive:tiny.tar", f"docker://{registry}/a:1"),
+        (f"docker://{registry}/a:1", "oci:b:1"),
+    ):
+        subprocess.run([*copy, source, target], check=True, capture_output=True)
+    pulled = shell("pull", "oci:b:1", "--store", "other", "--json")
+    assert (pulled.json["artifact"], pulled.json["digest"]) == (first["artifact"], first["digest"]), pulled.err
+    assert shell("pull", f"{registry}/a:1", "--store", "third", "--json").json["digest"] == first["digest"]
 
 
 @pytest.mark.parametrize(

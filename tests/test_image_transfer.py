@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import multiprocessing
 import re
 import threading
 
@@ -70,6 +69,21 @@ def test_a_blob_goes_in_chunks_and_is_not_sent_again(small, tmp_path, monkeypatc
     assert state["bodies"] == [4000, 4000, 2240]
     assert send(host, blob_of(tmp_path)) == 0
     assert state["bodies"] == [4000, 4000, 2240]
+
+
+@pytest.mark.parametrize("cuts", [[], [4000, 1500], [100, 100]])
+def test_every_byte_is_told_of_once(small, tmp_path, monkeypatch, cuts):
+    state, host = small
+    monkeypatch.setattr(upload, "CHUNK", 4000)
+    for action in (upload.upload, lambda there, _: download.download(there, {"digest": sha(DATA), "size": len(DATA)}, tmp_path)):  # fmt: skip
+        told = []
+        state["cuts"] = list(cuts)
+        for _ in range(2):
+            with Registry(ImageName.parse(f"{host}/a/b:1"), moved=told.append) as there:
+                there.send("HEAD", "blobs/x", allow=(404,))
+                action(there, blob_of(tmp_path))
+        assert sum(told) == 2 * len(DATA)
+        assert min(told) >= 0
 
 
 def test_a_small_blob_goes_in_one_piece(small, tmp_path):
@@ -247,28 +261,6 @@ def test_two_that_want_the_same_blob_share_one_download(small, tmp_path):
         thread.join()
     assert found == [DATA] * 4
     assert sum(verb == "GET" for verb, _ in state["seen"]) == 1
-
-
-def test_kill_9_in_the_middle_leaves_nothing_that_counts(small, tmp_path):
-    state, host = small
-    offer(state, data := DATA * 200)
-    state["promised"] = 1 << 20  # the body never ends
-    child = multiprocessing.get_context("fork").Process(target=_wait_for_more, args=(host, tmp_path, data))
-    child.start()
-    place = download.place(tmp_path, sha(data))
-    part = place.with_name(f"{place.name}.part")
-    while not part.is_file():
-        pass
-    child.kill()
-    child.join()
-    assert not place.exists()
-    state["promised"] = 0
-    assert fetch(host, tmp_path, data).read() == data
-
-
-def _wait_for_more(host, cache, data):
-    fetch(host, cache, data)
-    threading.Event().wait()
 
 
 def requests_of(host, tmp_path) -> list[tuple[str, str]]:

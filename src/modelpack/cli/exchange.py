@@ -15,7 +15,10 @@ from modelpack.cli.tables import facts
 from modelpack.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from modelpack.artifact import Artifact
+    from modelpack.events import Emit
     from modelpack.subjects import Subject
 
 
@@ -25,7 +28,7 @@ def push(
         list[str] | None,
         typer.Argument(
             metavar="[RUN] REF",
-            help="A run (NAME or NAME@7), a step of it (NAME:STEP) or an artifact; and where to: [registry/]name:tag.",
+            help="A run (NAME or NAME@7), a step of it (NAME:STEP) or an artifact; and where to: registry/name:tag.",
             show_default="RUN: the current run of the newest recipe",
             autocompletion=complete_run,
         ),
@@ -69,9 +72,16 @@ def push(
             pack.write(bundle, output, about.version)
             document |= {"written": str(output)}
         if reference:
-            name, sent = pack.push(bundle, reference)
+            with call.listen() as emit:
+                name, sent = pack.push(bundle, reference, _told(emit, "push"))
             document |= {"reference": name, "sent": sent}
     call.result(document, lambda: _pushed(document))
+
+
+def _told(emit: Emit, word: str) -> Callable[[int, int], None]:
+    from modelpack.events import Progress
+
+    return lambda done, total: emit(Progress(word, "kB", done // 1000, total // 1000))
 
 
 def _title(found: Subject, reference: str) -> tuple[str, str]:
@@ -106,7 +116,7 @@ def pull(
         str,
         typer.Argument(
             metavar="REF",
-            help="[registry/]name:tag, oci:DIR or oci-archive:FILE.tar.",
+            help="registry/name:tag, oci:DIR or oci-archive:FILE.tar.",
             show_default=False,
         ),
     ],
@@ -135,7 +145,8 @@ def pull(
     from modelpack.container.bundle.unpack import unpack
     from modelpack.container.wheels import cache_directory
 
-    found = finding.find(reference, cache_directory())
+    with call.listen() as emit:
+        found = finding.find(reference, cache_directory(), _told(emit, "pull"))
     document: dict[str, Any] = {"reference": found.where, "digest": found.digest}
     if output is None:
         artifact = exchange.adopt(call.store, found)

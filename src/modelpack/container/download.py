@@ -9,6 +9,7 @@ import os
 import re
 from typing import IO, TYPE_CHECKING, Any
 
+from modelpack.container import layout
 from modelpack.container.blob import Blob
 from modelpack.container.http import received
 from modelpack.container.patience import BrokenError, persist
@@ -16,7 +17,7 @@ from modelpack.container.reference import DIGEST
 from modelpack.errors import MissingError, StageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from modelpack.container.http import Registry
@@ -61,21 +62,37 @@ def download(registry: Registry, descriptor: Any, cache: Path) -> Blob:
         BrokenError: When the connection breaks again and again.
         StageError: When the descriptor is malformed, or the bytes differ from it.
     """
-    where = str(registry.name)
-    digest = descriptor.get("digest") if isinstance(descriptor, dict) else None
-    size = descriptor.get("size") if isinstance(descriptor, dict) else None
-    named = isinstance(digest, str) and DIGEST.fullmatch(digest)
-    if not named or isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= MAX_BLOB:
-        raise StageError("the manifest describes a blob without a usable digest and size", where=where)
-    path = place(cache, str(digest))
+    digest, size = _meant(descriptor, str(registry.name))
+    path, told = place(cache, digest), 0
+
+    def tell(done: int) -> None:
+        nonlocal told
+        registry.moved(max(0, min(done, size) - told))
+        told = max(told, min(done, size))
+
     if not path.is_file() or path.stat().st_size != size:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _alone(path, size) as part:
             if part is not None:
-                _fill(_Draft(part, size), registry, str(digest))
+                _fill(_Draft(part, size, tell), registry, digest)
                 os.fsync(part.fileno())
                 path.with_name(f"{path.name}.part").replace(path)
-    return Blob(path, size, digest=str(digest))
+    tell(size)
+    return Blob(path, size, digest=digest)
+
+
+def _meant(descriptor: Any, where: str) -> tuple[str, int]:
+    """Read the digest and the size that a descriptor promises.
+
+    Raises:
+        StageError: When they cannot be right.
+    """
+    described = layout.mapping(descriptor)
+    digest, size = described.get("digest"), described.get("size")
+    named = isinstance(digest, str) and DIGEST.fullmatch(digest)
+    if not named or isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= MAX_BLOB:
+        raise StageError("the manifest describes a blob without a usable digest and size", where=where)
+    return str(digest), size
 
 
 @contextlib.contextmanager
@@ -96,8 +113,8 @@ def _alone(path: Path, size: int) -> Iterator[IO[bytes] | None]:
 class _Draft:
     """A blob of `size` bytes as far as it has come."""
 
-    def __init__(self, stream: IO[bytes], size: int) -> None:
-        self._stream, self.size = stream, size
+    def __init__(self, stream: IO[bytes], size: int, tell: Callable[[int], None]) -> None:
+        self._stream, self.size, self._tell = stream, size, tell
         self._hash = hashlib.sha256()
         self.done = 0
         stream.seek(0)
@@ -114,6 +131,7 @@ class _Draft:
     def add(self, piece: bytes) -> None:
         """Append; more than the size is counted, not written."""
         self.done += len(piece)
+        self._tell(self.done)
         if self.done <= self.size:
             self._hash.update(piece)
             self._stream.write(piece)

@@ -16,7 +16,7 @@ from modelpack.container.token import TIMEOUT, Challenge, Token, buy
 from modelpack.errors import MissingError, ModelpackError, StageError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Mapping
+    from collections.abc import Callable, Generator, Iterable, Mapping
 
     import requests
 
@@ -28,25 +28,31 @@ _HOSTS = {"docker.io": "registry-1.docker.io"}
 _MOVED = (301, 302, 303, 307, 308)
 _METHOD_STAYS = (307, 308)
 _REDIRECTS = 5
-_ADVICE = (
-    "check the network and HTTPS_PROXY; or take the base from a file (oci-archive:, docker-archive:, rootfs: from "
-    "`make base`); or use --offline if this base was used before"
-)
+ADVICE = "check the network and HTTPS_PROXY"
 
 
 class Registry:
     """One repository of one registry; plain HTTP is spoken to this machine, and to those that `PLAIN` names."""
 
-    def __init__(self, name: ImageName, scopes: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        name: ImageName,
+        scopes: Iterable[str] = (),
+        *,
+        advice: str = ADVICE,
+        moved: Callable[[int], None] = lambda _: None,
+    ) -> None:
         """Prepare a connection; nothing is sent yet.
 
         Args:
             name: Which repository.
             scopes: Rights that will be needed, so that one token has them all; more are asked for as needed.
+            advice: What to do when it does not answer.
+            moved: Told of every so many bytes of blobs that are there now.
         """
         import requests
 
-        self.name = name
+        self.name, self.moved, self._advice = name, moved, advice
         self._plain = name.loopback or name.registry in os.environ.get(PLAIN, "").replace(" ", "").split(",")
         scheme = "http" if self._plain else "https"
         self._root = f"{scheme}://{_HOSTS.get(name.registry, name.registry)}/v2/{name.repository}/"
@@ -171,11 +177,8 @@ class Registry:
         except requests.RequestException as error:
             if self._reached:
                 raise _broken(error, str(self.name)) from error
-            raise MissingError(
-                f"the registry {self.name.registry} does not answer: {_short(error)}",
-                where=str(self.name),
-                then=_ADVICE,
-            ) from error
+            told = f"the registry {self.name.registry} does not answer: {_short(error)}"
+            raise MissingError(told, where=str(self.name), then=self._advice) from error
 
     def _same_host(self, url: str) -> bool:
         return urlsplit(url)[:2] == urlsplit(self._root)[:2]
@@ -232,7 +235,7 @@ def limited(response: requests.Response, limit: int, where: str) -> bytes:
 
 
 def _broken(error: Exception, where: str) -> BrokenError:
-    return BrokenError(f"the connection to the registry broke: {_short(error)}", where=where, then=_ADVICE)
+    return BrokenError(f"the connection to the registry broke: {_short(error)}", where=where, then=ADVICE)
 
 
 def _told(response: requests.Response) -> str:

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
+_ADVICE = (
+    "check the network and HTTPS_PROXY; or take the base from a file (oci-archive:, docker-archive:, rootfs: from "
+    "`make base`); or use --offline if this base was used before"
+)
 _ACCEPT = {"Accept": ", ".join((*layout.MANIFESTS, *layout.INDEXES))}
 
 
@@ -39,7 +43,7 @@ def pull(text: str, platform: str, cache: Path, *, offline: bool = False) -> lay
     name = ImageName.parse(text)
     known = _remembered(name, platform, cache)
     if not offline and not (name.digest and known):
-        with Registry(name) as registry:
+        with Registry(name, advice=_ADVICE) as registry:
             known = _fetch(registry, platform, cache)
         note = _note(name, platform, cache)
         note.parent.mkdir(parents=True, exist_ok=True)

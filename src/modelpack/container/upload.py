@@ -48,14 +48,17 @@ def upload(registry: Registry, blob: Blob, source: str = "") -> int:
         StageError: When the blob is damaged.
     """
     if registry.send("HEAD", f"blobs/{blob.digest}", allow=(200, 404)).status_code == 200:
+        registry.moved(blob.size)
         return 0
     for _ in blob.chunks():
         pass  # a damaged blob is found here, not by the registry
     place = _begin(registry, blob.digest, source)
     if not place:
+        registry.moved(blob.size)
         return 0
     sending = _Sending(registry, blob, place)
     persist(sending.attempt, lambda: sending.done)
+    registry.moved(blob.size - sending.told)
     return blob.size
 
 
@@ -89,12 +92,12 @@ def _location(answer: requests.Response, registry: Registry) -> str:
 
 
 class _Sending:
-    """One upload on its way: the address where it goes on, and how many bytes are there."""
+    """One upload on its way: the address where it goes on, how many bytes are there, and how many were told of."""
 
     def __init__(self, registry: Registry, blob: Blob, place: str) -> None:
         self._registry, self._blob, self._place = registry, blob, place
         self._broken = False
-        self.done = 0
+        self.done = self.told = 0
 
     def attempt(self) -> None:
         """Send what is missing.
@@ -120,6 +123,8 @@ class _Sending:
         if not self.done < reached <= self._blob.size:
             raise BrokenError("the registry does not keep what it is sent", where=str(self._registry.name))
         self.done = reached
+        self._registry.moved(max(0, self.done - self.told))
+        self.told = max(self.told, self.done)
 
     def _send(self, method: str, place: str, size: int) -> requests.Response:
         piece = Blob(self._blob.path, size, self._blob.offset + self.done)

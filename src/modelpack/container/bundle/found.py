@@ -59,12 +59,13 @@ class Found:
     layers: tuple[Layer, ...]
 
 
-def find(text: str, cache: Path) -> Found:
+def find(text: str, cache: Path, tell: Callable[[int, int], None] = lambda _done, _total: None) -> Found:
     """Fetch or open a model artifact.
 
     Args:
         text: Registry reference, ``oci:DIR[:TAG]`` or ``oci-archive:FILE[:TAG]``.
         cache: Directory of downloads; what is there is not fetched again.
+        tell: Receives how many bytes of how many are there.
 
     Raises:
         MissingError: When the registry does not answer or refuses.
@@ -73,7 +74,7 @@ def find(text: str, cache: Path) -> Found:
     """
     ref = BaseRef.parse(text)
     if ref.scheme == "docker":
-        return _fetched(ImageName.parse(ref.name), cache)
+        return _fetched(ImageName.parse(ref.name), cache, tell)
     if ref.path is None or ref.scheme not in {"oci", "oci-archive"}:
         raise UsageError("a model artifact is expected", where=text, then="name REF, oci:DIR or oci-archive:FILE")
     file = layout.opener(ref.path, archive=ref.scheme == "oci-archive")
@@ -106,12 +107,21 @@ def _chosen(index: Mapping[str, Any], tag: str, where: str) -> dict[str, Any]:
     return chosen[0]
 
 
-def _fetched(name: ImageName, cache: Path) -> Found:
-    with Registry(name) as connection:
+def _fetched(name: ImageName, cache: Path, tell: Callable[[int, int], None]) -> Found:
+    done = total = 0
+
+    def moved(size: int) -> None:
+        nonlocal done
+        done += size
+        tell(done, total)
+
+    with Registry(name, moved=moved) as connection:
         data = registry.manifest(connection, name.digest or name.tag)
         body = layout.document(data, str(name))
         check(body, str(name))
-        for item in (body.get("config"), *_layers(body, str(name))):
+        wanted = [body.get("config"), *_layers(body, str(name))]
+        total = sum(size for item in wanted if isinstance(size := layout.mapping(item).get("size"), int))
+        for item in wanted:
             download(connection, item, cache)
     keep(cache, sha256(data), data)
     return _read(data, str(name), lambda digest: cached(cache, digest))

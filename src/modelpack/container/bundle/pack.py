@@ -24,7 +24,7 @@ from modelpack.container.upload import scopes
 from modelpack.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from modelpack.artifact import Artifact
@@ -153,8 +153,13 @@ def _described(layer: _Layer, epoch: int) -> dict[str, Any]:
     }
 
 
-def push(bundle: Bundle, target: str) -> tuple[str, int]:
+def push(bundle: Bundle, target: str, tell: Callable[[int, int], None]) -> tuple[str, int]:
     """Send a bundle to a registry; what is there already is not sent again.
+
+    Args:
+        bundle: What to send.
+        target: Registry reference.
+        tell: Receives how many bytes of how many are there.
 
     Returns:
         The reference with its digest, and how many bytes were sent.
@@ -167,7 +172,15 @@ def push(bundle: Bundle, target: str) -> tuple[str, int]:
     name = ImageName.parse(target)
     if name.digest not in {"", bundle.digest}:
         raise UsageError(f"the artifact has the digest {bundle.digest}", where=target, then="write [registry/]name:tag")
-    with Registry(name, scopes(name)) as registry:
+    total = bundle.size - bundle.manifest.size
+    done = 0
+
+    def moved(size: int) -> None:
+        nonlocal done
+        done += size
+        tell(done, total)
+
+    with Registry(name, scopes(name), moved=moved) as registry:
         sent = publish(registry, bundle.descriptor(), bundle.blobs.__getitem__, name.tag or bundle.digest)
     return str(ImageName(name.registry, name.repository, name.tag, bundle.digest)), sent
 
