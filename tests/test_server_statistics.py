@@ -6,7 +6,6 @@ import http.client
 import json
 import os
 import signal
-import socket
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +13,7 @@ import pytest
 from modelpack.server.board import Board
 from modelpack.server.statistics import Ledger, Statistics
 from serving import JSON, scaled, wait_for
-from test_server_workers import children, several
+from test_server_workers import children, free_port, several
 
 
 def ran(rows=1, jobs=1, at=0.0):
@@ -70,8 +69,7 @@ def test_every_worker_tells_what_all_have_done(models):
     grpc = pytest.importorskip("grpc")
     from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
 
     def told(connection):
         connection.request("GET", "/v2/models/scale/stats")

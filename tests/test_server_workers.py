@@ -58,6 +58,11 @@ def ask(connection, method, path, body=None):
     return connection.getresponse().read()
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
+
+
 def children(server: Server) -> list[int]:
     process = server.process.pid
     return [int(text) for text in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
@@ -271,8 +276,7 @@ def test_workers_whose_starter_is_killed_end_too(tmp_path):
 
 def test_every_worker_speaks_grpc_at_one_port(tmp_path):
     grpc = pytest.importorskip("grpc")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     with several(linear(tmp_path), grpc_port=port, log_requests=1) as server:
         told: set[int] = set()
         for number in range(64):
@@ -291,6 +295,53 @@ def test_every_worker_speaks_grpc_at_one_port(tmp_path):
             )
         )
         assert server.stop() == 0
+
+
+def test_no_call_is_lost_when_all_workers_drain_and_clients_have_another_server(tmp_path):
+    """Each client has a connection to one worker of either server, and watches the health of both."""
+    grpc = pytest.importorskip("grpc")
+    from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+    patient(tmp_path / "m")
+    ports = [free_port(), free_port()]
+    choice = {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": ""}}
+    options = [("grpc.service_config", json.dumps(choice)), ("grpc.use_local_subchannel_pool", 1)]
+    request = service_pb2.ModelInferRequest(model_name="model")
+    request.inputs.add(name="steps", datatype="INT64", shape=[1]).contents.int64_contents.append(20)
+    counted = 'modelpack_requests_total{code="200",protocol="grpc",route="inference.GRPCInferenceService.ModelInfer"}'
+    lost, done = [], threading.Event()
+
+    def client():
+        with grpc.insecure_channel(f"ipv4:127.0.0.1:{ports[0]},127.0.0.1:{ports[1]}", options) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            while not done.is_set():
+                try:
+                    stub.ModelInfer(request, timeout=60)
+                except grpc.RpcError as error:
+                    lost.append(error)
+
+    def answered(server):
+        before = server.metric(counted)
+        return lambda: server.metric(counted) > before + 20
+
+    with (
+        several(tmp_path / "m", grpc_port=ports[0], drain_delay=2) as leaving,
+        several(tmp_path / "m", grpc_port=ports[1]) as staying,
+    ):
+        clients = [threading.Thread(target=client, daemon=True) for _ in range(6)]
+        for each in clients:
+            each.start()
+        for server in (leaving, staying):
+            wait_for(answered(server))
+        leaving.process.send_signal(signal.SIGTERM)
+        assert leaving.process.wait(60) == 0
+        wait_for(answered(staying))
+        done.set()
+        for each in clients:
+            each.join(60)
+        assert lost == []
+        assert staying.stop() == 0
+    assert "Traceback" not in "".join(leaving.log + staying.log)
 
 
 def test_ctrl_c_ends_all_with_130(tmp_path):
