@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import subprocess
 import sys
@@ -29,6 +30,11 @@ WORKERS = (1, 2)
 """Of each server."""
 KEPT, ONCE, CALLS = "HTTP, connections kept", "HTTP, a connection for each", "gRPC"
 THREADS = {KEPT: 6, ONCE: 3, CALLS: 3}
+BEHAVIOUR = (
+    "HTTP goes through a balancer for TCP that knows nothing of HTTP and asks each server for its readiness 20 times a "
+    "second. A client that keeps its connection opens another when an answer says `connection: close`; nobody ever "
+    "asks twice. gRPC clients know both servers, and watch their health (`round_robin` and `healthCheckConfig`)."
+)
 _HEALTH = {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": ""}}
 
 
@@ -125,65 +131,84 @@ def _message(row: Any) -> bytes:
     return request.SerializeToString()
 
 
-def rolling(options: Namespace) -> tuple[str, list[dict[str, str]], list[str]]:
-    """Replace one server after the other while clients ask, and count what fails."""
-    row = models.row("mlp")
-    request = post("/predict", row.tobytes(), "application/octet-stream", X_Shape=f"1,{row.size}")
-    ports, calls, front = [free_port(), free_port()], [free_port(), free_port()], free_port()
-    clients, codes = Clients(), []
-    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
+class Fleet:
+    """Two servers behind a balancer.
 
-        def start(which: int) -> Server:
-            settings = {"workers": WORKERS[which], "grpc_port": calls[which]}
-            server = Server(OURS, models.ready("mlp"), Path(scratch) / str(which), ports[which], **settings)
-            stack.callback(server.kill)
-            server.await_answer(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            return server
+    Args:
+        scratch: A folder for them.
+        stack: Ends them, whatever happens.
+    """
 
-        servers = [start(0), start(1)]
-        command = [sys.executable, str(BALANCER), str(front), *map(str, ports)]
+    def __init__(self, scratch: Path, stack: contextlib.ExitStack) -> None:
+        self._scratch, self._stack = scratch, stack
+        self._ports = [free_port() for _ in WORKERS]
+        self.calls = [free_port() for _ in WORKERS]
+        self.front = free_port()
+        self._servers = [self._start(which) for which in range(len(WORKERS))]
+        self.codes: list[int] = []
+        command = [sys.executable, str(BALANCER), str(self.front), *map(str, self._ports)]
         balancer = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE))
         stack.callback(balancer.kill)
         assert balancer.stdout is not None
         balancer.stdout.readline()
         time.sleep(SETTLED)
+
+    def _start(self, which: int) -> Server:
+        settings = {"workers": WORKERS[which], "grpc_port": self.calls[which]}
+        server = Server(OURS, models.ready("mlp"), self._scratch / str(which), self._ports[which], **settings)
+        self._stack.callback(server.kill)
+        server.await_answer(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        return server
+
+    def replace(self) -> None:
+        """Stop the one whose turn it is, and wait for the next in its place."""
+        which = len(self.codes) % len(WORKERS)
+        self.codes.append(self._servers[which].stop())
+        self._servers[which] = self._start(which)
+        time.sleep(SETTLED)
+
+    def stop(self) -> None:
+        """Stop all."""
+        self.codes += [server.stop() for server in self._servers]
+
+
+def rolling(options: Namespace) -> tuple[str, list[dict[str, str]], list[str]]:
+    """Replace one server after the other while clients ask, and count what fails."""
+    row = models.row("mlp")
+    request = post("/predict", row.tobytes(), "application/octet-stream", X_Shape=f"1,{row.size}")
+    clients = Clients()
+    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
+        fleet = Fleet(Path(scratch), stack)
         stack.callback(clients.stop)
-        for _ in range(THREADS[KEPT]):
-            clients.start(KEPT, Kept(front, request))
-        for _ in range(THREADS[ONCE]):
-            clients.start(ONCE, lambda: _once(front, request))
-        for number in range(THREADS[CALLS]):
-            clients.start(CALLS, _call(calls[::-1] if number % 2 else calls, _message(row)))
+        for name, count in THREADS.items():
+            for number in range(count):
+                addresses = fleet.calls[::-1] if number % 2 else fleet.calls
+                ask: Callable[[], str] = {
+                    KEPT: lambda: Kept(fleet.front, request),
+                    ONCE: lambda: functools.partial(_once, fleet.front, request),
+                    CALLS: lambda addresses=addresses: _call(addresses, _message(row)),
+                }[name]()
+                clients.start(name, ask)
         began = time.perf_counter()
-        while len(codes) < options.rounds or sum(clients.asked.values()) < LEAST:
-            which = len(codes) % 2
-            codes.append(servers[which].stop())
-            servers[which] = start(which)
-            time.sleep(SETTLED)
+        while len(fleet.codes) < options.rounds or sum(clients.asked.values()) < LEAST:
+            fleet.replace()
         clients.stop()
         seconds = time.perf_counter() - began
-        codes += [server.stop() for server in servers]
+        fleet.stop()
+    for name, wrong in clients.failed.items():
+        for text in sorted(set(wrong))[:10]:
+            print(f"{name}: {wrong.count(text)} times {text}", file=sys.stderr)
     rows = [
         {"clients": f"{THREADS[name]}, {name}", "requests": f"{asked:,}", "failed": str(len(clients.failed[name]))}
         for name, asked in clients.asked.items()
     ]
-    for name, wrong in clients.failed.items():
-        for text in sorted(set(wrong))[:10]:
-            print(f"{name}: {wrong.count(text)} x {text}", file=sys.stderr)
-    total = sum(clients.asked.values())
-    notes = [
-        (
-            f"{len(codes)} stops by SIGTERM, the servers taking turns, within {seconds:.0f} s and {total:,} "
-            f"requests; exit codes: {', '.join(map(str, sorted(set(codes))))}. At least {options.rounds} rounds, and "
-            f"{LEAST:,} requests. Two servers with the default drain delay of a second, with {WORKERS[0]} and "
-            f"{WORKERS[1]} workers, are replaced one after the other, each ready for half a second before the next "
-            "is stopped."
-        ),
-        (
-            "HTTP goes through a balancer for TCP that knows nothing of HTTP and asks each server for its readiness "
-            "20 times a second. A client that keeps its connection opens another when an answer says `connection: "
-            "close`; nobody ever asks twice. gRPC clients know both servers, and watch their health (`round_robin` "
-            "and `healthCheckConfig`)."
-        ),
-    ]
-    return "Rolling restarts", rows, notes
+    return "Rolling restarts", rows, [_told(fleet.codes, seconds, sum(clients.asked.values())), BEHAVIOUR]
+
+
+def _told(codes: list[int], seconds: float, total: int) -> str:
+    return (
+        f"{len(codes)} stops by SIGTERM within {seconds:.0f} s and {total:,} requests; exit codes: "
+        f"{', '.join(map(str, sorted(set(codes))))}. Two servers with the default drain delay of a second, with "
+        f"{WORKERS[0]} and {WORKERS[1]} workers, are replaced in turn, each ready for half a second before the other "
+        "is stopped."
+    )

@@ -28,6 +28,10 @@ Page = tuple[str, list[dict[str, str]], list[str]]
 CLIENTS = 16
 BINARY = "application/octet-stream"
 ALONE = "the model alone"
+SAME = (
+    "Each serves by one process or as its documentation begins, over the same onnxruntime session with one thread, "
+    "without a log of requests; every server's answer is, bit for bit, that of the model itself."
+)
 
 
 def kinds(options: Namespace) -> list[Kind]:
@@ -77,29 +81,24 @@ def overhead(options: Namespace) -> Page:
         {
             "server": name,
             "CPU, 1 client": milliseconds(cpu[name, 1]),
+            "against ours": ratio(cpu[name, 1], cpu[OURS.name, 1]),
             f"CPU, {CLIENTS} clients": milliseconds(cpu[name, CLIENTS]),
-            "against ours, 1 client": ratio(cpu[name, 1], cpu[OURS.name, 1]),
-            f"against ours, {CLIENTS} clients": ratio(cpu[name, CLIENTS], cpu[OURS.name, CLIENTS]),
+            "against ours ": ratio(cpu[name, CLIENTS], cpu[OURS.name, CLIENTS]),
             "latency, 1 client": f"{1000 * min(latency[name]):.2f}, {1000 * statistics.median(latency[name]):.2f} ms",
             "memory": f"{held[name] / 1e6:.0f} MB",
         }
         for name in servers
     ]
-    size = len(OURS.request(row)) / 1000
-    notes = [
-        (
-            f"A request of {size:.0f} kB of JSON to a model of 0.8 MB (784 numbers in, 10 out) that runs in some 15 "
-            "µs: what is measured is the server. CPU: user and system time of all its processes, per request; "
-            f"median and quartiles of {options.rounds} rounds of {options.requests} requests, in which the servers "
-            "take turns. Latency: the least and the median. Memory: what its processes hold, pages that they share "
-            "counted in each."
-        ),
-        (
-            "Each serves by one process or as its documentation begins, over the same onnxruntime session with one "
-            "thread, without a log of requests; every server's answer is, bit for bit, that of the model itself."
-        ),
-    ]
-    return "Serving a small model", rows, notes
+    return "Serving a small model", rows, [_told(len(OURS.request(row)), options), SAME]
+
+
+def _told(size: int, options: Namespace) -> str:
+    return (
+        f"A request of {size / 1000:.0f} kB of JSON to a model of 0.8 MB (784 numbers in, 10 out) that runs in some 15 "
+        "µs: what is measured is the server. CPU: user and system time of all its processes, per request; median and "
+        f"quartiles of {options.rounds} rounds of {options.requests} requests, in which the servers take turns. "
+        "Latency: the least and the median. Memory: what its processes hold, pages that they share counted in each."
+    )
 
 
 def added(options: Namespace) -> Page:
@@ -125,6 +124,11 @@ def added(options: Namespace) -> Page:
             if turn >= 200:
                 taken[""].append(ran)
     least, middle = min(taken[""]), statistics.median(taken[""])
+    note = (
+        "The time that one client waits for its answer, over a connection that is kept, less that of `session.run` in "
+        f"the client's own process ({1000 * least:.3f} ms at least, {1000 * middle:.3f} in the median); "
+        f"{options.rounds * options.requests} of each, in turn, on the loopback device. The client's own time is in it."
+    )
     rows = [
         {
             "request": name,
@@ -135,15 +139,7 @@ def added(options: Namespace) -> Page:
         for name, seconds in taken.items()
         if name
     ]
-    notes = [
-        (
-            "The time that one client waits for its answer, over a connection that is kept, less that of "
-            f"`session.run` in the client's own process ({1000 * least:.3f} ms at least, {1000 * middle:.3f} in the "
-            f"median); {options.rounds * options.requests} of each, in turn, on the loopback device. The client's "
-            "own time is in it."
-        ),
-    ]
-    return "What a server adds to the model", rows, notes
+    return "What a server adds to the model", rows, [note]
 
 
 def batching(options: Namespace) -> Page:
@@ -160,41 +156,41 @@ def batching(options: Namespace) -> Page:
             server = stack.enter_context(Server(OURS, folder, Path(scratch) / str(most), max_batch=most))
             server.await_answer(request)
             servers.append(server)
-        wires = [stack.enter_context(Wire(server.port)) for server in servers]
         for _ in range(options.rounds):
             for kept, server in zip(many, servers, strict=True):
                 kept.append(
                     options.requests / timed(lambda port=server.port: load(port, request, options.requests, 32))
                 )
-            for _ in range(options.requests // 4):
-                for kept, wire in zip(idle, wires, strict=True):
-                    kept.extend(alone(wire, request, 1))
+            with Wire(servers[0].port) as plain, Wire(servers[1].port) as batched:
+                for _ in range(options.requests // 4):
+                    idle[0].extend(alone(plain, request, 1))
+                    idle[1].extend(alone(batched, request, 1))
             one, eight = (timed(lambda rows=count: session.run(None, {"x": row.repeat(rows, 0)})) for count in (1, 8))
             grown.append(eight / one)
-    rows = [
-        {
-            "clients": "32",
-            "each for itself": f"{statistics.median(many[0]):.0f} requests/s",
-            "batched": f"{statistics.median(many[1]):.0f} requests/s",
-            "batched against each for itself": ratio(many[1], many[0]),
-        },
-        {
-            "clients": "1",
-            "each for itself": milliseconds(idle[0]),
-            "batched": milliseconds(idle[1]),
-            "batched against each for itself": ratio(idle[1], idle[0]),
-        },
-    ]
-    notes = [
-        (
-            "A network of 55 MB, most of whose time is reading its weights: 8 rows cost "
-            f"{statistics.median(grown):.1f} times one. Both servers are ours, with one thread each, one of them "
-            f"with `MODELPACK_MAX_BATCH=1`; raw tensors of one row; {options.rounds} rounds of {options.requests} "
-            f"requests by 32 clients and {options.requests // 4} by one, request by request in turn. Median and "
-            "quartiles."
-        ),
-    ]
-    return "Natural batching", rows, notes
+    note = (
+        "A network of 55 MB, most of whose time is reading its weights: 8 rows cost "
+        f"{statistics.median(grown):.1f} times one. Both servers are ours, with one thread each, one of them with "
+        f"`MODELPACK_MAX_BATCH=1`; raw tensors of one row; {options.rounds} rounds of {options.requests} requests by "
+        f"32 clients and {options.requests // 4} by one, request by request in turn. Median and quartiles."
+    )
+    return "Natural batching", [_compared("32", many, _rate), _compared("1", idle, milliseconds)], [note]
+
+
+def _compared(
+    clients: str, pair: tuple[list[float], list[float]], tell: Callable[[Sequence[float]], str]
+) -> dict[str, str]:
+    plain, batched = pair
+    times = ratio(batched, plain)
+    return {
+        "clients": clients,
+        "each for itself": tell(plain),
+        "batched": tell(batched),
+        "against each for itself": times,
+    }
+
+
+def _rate(values: Sequence[float]) -> str:
+    return f"{statistics.median(values):.0f} requests/s"
 
 
 def large(options: Namespace) -> Page:

@@ -98,8 +98,8 @@ def load(port: int, request: bytes, count: int, clients: int) -> list[float]:
         left = count - clients
         try:
             for wire in wires:
-                wire.socket.sendall(request)
                 selector.register(wire.socket, selectors.EVENT_READ, [time.perf_counter(), Answer()])
+                wire.socket.sendall(request)
             while len(taken) < count:
                 for key, _ in selector.select(60):
                     state = key.data
