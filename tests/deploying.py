@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import subprocess
@@ -64,12 +65,14 @@ def read(files: Files, name: str) -> Any:
     return json.loads(text) if name.endswith(".json") else yaml.safe_load(text)
 
 
+@functools.cache
 def vendored(name: str) -> dict[str, Any]:
     """Give a schema of the JSON Schema Store, as check-jsonschema carries it."""
     folder = resources.files("check_jsonschema") / "builtin_schemas" / "vendor"
     return json.loads((folder / f"{name}.json").read_text("utf-8"))
 
 
+@functools.cache
 def google(api: str, message: str) -> dict[str, Any]:
     """Give a message of a Google API as a JSON Schema that knows no other keys, from its discovery document."""
     folder = resources.files("googleapiclient") / "discovery_cache" / "documents"

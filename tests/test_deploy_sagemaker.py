@@ -84,7 +84,7 @@ def aws(server, monkeypatch):
     }.items():  # fmt: skip
         monkeypatch.setenv(key, value)
     reset = urllib.request.Request(f"{server}/moto-api/reset", b"", method="POST")
-    urllib.request.build_opener(urllib.request.ProxyHandler({})).open(reset, timeout=10).close()
+    urllib.request.build_opener(urllib.request.ProxyHandler({})).open(reset, timeout=120).close()
     CONTROL.clear()
     monkeypatch.setattr(endpoint, "POLL", 0.01)
     return server
@@ -96,7 +96,7 @@ def client(_address: str):
     return endpoint.connect("any", 1, lambda _text: None).client
 
 
-def open_endpoint(name="digits", limit=20.0):
+def open_endpoint(name="digits", limit=300.0):
     return endpoint.Endpoint(client(os.environ["AWS_ENDPOINT_URL"]), name, limit, lambda _text: None)
 
 
@@ -312,7 +312,7 @@ def test_no_two_endpoints_share_a_server(aws):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(300)
     asking = open_endpoint().client
     assert {asking.describe_endpoint(EndpointName=name)["EndpointStatus"] for name in ("one", "two")} == {"InService"}
     open_endpoint("one").delete()

@@ -357,6 +357,8 @@ def test_triton_has_tensors_without_sizes_and_odd_names(tmp_path):
     assert config.input[0].HasField("reshape")
     with pytest.raises(StageError, match="no type for complex64"):
         parsed(with_payload(tmp_path, replace(FACTS, outputs={"y": {"shape": [1], "dtype": "complex64"}})))
+    prepared = rendered("triton", with_payload(tmp_path, replace(FACTS, prepared=frozenset({"image"}))))
+    assert "of each image is not in Triton" in prepared["digits/config.pbtxt"]
     with pytest.raises(UsageError, match="is no name for a model's directory"):
         rendered("triton", FACTS, Wish("../up"))
 
