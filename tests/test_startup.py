@@ -43,7 +43,7 @@ def test_the_overview_loads_nothing_heavy(shell, arguments):
     assert not loaded(shell, *arguments) & (HEAVY | {"pydantic", "yaml"})
 
 
-@pytest.mark.parametrize("command", ["compress", "bench", "build", "serve", "doctor", "init"])
+@pytest.mark.parametrize("command", ["compress", "bench", "build", "serve", "deploy", "doctor", "init"])
 def test_help_of_a_command_loads_nothing_heavy(shell, command):
     assert not loaded(shell, command, "--help") & (HEAVY | {"yaml"})
 
