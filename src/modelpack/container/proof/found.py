@@ -139,7 +139,8 @@ def _chosen(index: Mapping[str, Any], ref: BaseRef) -> dict[str, Any]:
     items = [item for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
     documents = [item for item in items if "artifactType" in item]
     images = [item for item in items if "artifactType" not in item]
-    named = [item for item in images if not ref.tag or ref.tag in (_tag(item), _tag(item).rpartition(":")[2])]
+    called = [item for item in images if _tag(item)] or images
+    named = [item for item in called if not ref.tag or ref.tag in (_tag(item), _tag(item).rpartition(":")[2])]
     if len(named) != 1:
         names = ", ".join(sorted(filter(None, map(_tag, images))))
         if len(images) < 2:
