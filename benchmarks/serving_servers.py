@@ -24,7 +24,7 @@ HERE = Path(__file__).resolve().parent
 PROGRAMS = HERE / "serving_peers"
 HOME = HERE.parent / ".cache" / "serving"
 _CLOCK = 2  # of time on the processor (clock_getcpuclockid(3))
-PATIENCE = 60.0
+PATIENCE = 300.0
 """Seconds that a server has for its first answer."""
 
 
