@@ -115,6 +115,18 @@ def test_requests_have_no_lines_unless_asked_for(tmp_path):
     assert told == ["serving", "loaded:", "ready:", "stopped"]
 
 
+@given(st.text())
+def test_no_text_begins_a_line_of_the_plain_log(text):
+    """Neither a message nor what an exception says can look like a record, nor reach a terminal as a command."""
+    caught = (ValueError, ValueError(text), None)
+    record = logging.LogRecord("modelpack.server", logging.ERROR, "", 0, "failed: %s", (text,), caught)
+    first, *more = logs.TextLines({}).format(record).splitlines()
+    assert re.match(r"\d{4}-\d\d-\d\d .* ERROR failed: ", first)
+    assert more[0].startswith("  ValueError")
+    assert all(line.startswith("  ") for line in more)
+    assert not any("\x1b" in line for line in (first, *more))
+
+
 @pytest.fixture
 def fresh():
     """Loggers as they were, after a test that begins the log in this process."""
@@ -151,8 +163,8 @@ def test_a_line_of_text_has_its_fields_and_its_trace():
     )
     first, trace = text.split("\n")
     assert first.endswith(r'ERROR it failed worker=2 path="/a\nb" status=500')
-    assert trace == "ValueError: look for me"
-    assert json.loads(logs.JsonLines({}).format(record("x", fault=fault)))["exception"] == trace
+    assert trace == "  ValueError: look for me"
+    assert json.loads(logs.JsonLines({}).format(record("x", fault=fault)))["exception"] == trace.strip()
 
 
 @given(st.text(), st.text())

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("modelpack.server")
 _SOURCES = ("modelpack.server", "uvicorn", "asyncio", "opentelemetry")
+_ENDING = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # ends a line, or drives a terminal
 _PLAIN = re.compile(r"[\w./:{}+-]+")
 
 
@@ -51,10 +52,15 @@ class TextLines(Lines):
     """Time, level and message, with the fields as `name=value`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Write one record; a trace follows on lines of its own."""
+        """Write one record; a trace follows on lines that begin with spaces, and nothing else makes a new one."""
         fields = "".join(f" {name}={_plain(value)}" for name, value in self._fields(record).items())
-        line = f"{self.formatTime(record)} {record.levelname} {record.getMessage()}{fields}"
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        line = f"{self.formatTime(record)} {record.levelname} {_tame(record.getMessage())}{fields}"
+        trace = self.formatException(record.exc_info).splitlines() if record.exc_info else []
+        return "\n  ".join([line, *map(_tame, trace)])
+
+
+def _tame(text: str) -> str:
+    return _ENDING.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def _plain(value: object) -> str:
