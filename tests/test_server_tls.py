@@ -92,6 +92,7 @@ def test_clients_that_trust_the_authority_get_answers(ours, theirs, host, model)
     with Server(model, trusting=ours.trusted(), **files(host)) as server:
         assert predicted(server) == 200
         assert "holds until" in "".join(server.log)
+        assert 0 < server.metric("modelpack_tls_certificate_end_seconds") - time.time() < 3 * 86400
         server.trusting = theirs.trusted()
         with pytest.raises(ssl.SSLCertVerificationError):
             predicted(server)

@@ -87,6 +87,7 @@ class Metrics:
         self.batch = self._histogram("modelpack_batch_size")
         self.inflight, self.depth, self.serving = (Gauge(self._sheet.row(NOW + name)) for name in _GAUGES)
         self.load = 0.0  # seconds that loading and warm-up took
+        self.until: Callable[[], float] | None = None  # tells when the certificate ends, where there is one
         self._models: list[tuple[str, ...]] = []
         self._watched: list[tuple[Gauge, Callable[[], float]]] = []
         self._counters: dict[tuple[str, str, int], Row] = {}
@@ -145,6 +146,8 @@ class Metrics:
         ready = self.started and self._sheet.row(NOW + _SERVING)[0]
         yield GaugeMetricFamily("modelpack_ready", "1 when the models answer and the server is not draining.", ready)
         yield GaugeMetricFamily("modelpack_model_load_seconds", "Loading and warm-up.", self.load)
+        if self.until:
+            yield GaugeMetricFamily("modelpack_tls_certificate_end_seconds", "In seconds since 1970.", self.until())
         died = "Workers that ended unasked and were started again."
         yield CounterMetricFamily("modelpack_worker_deaths", died, self._board.deaths[0])
         info = GaugeMetricFamily("modelpack_model_info", "The model that is served.", labels=_INFO)

@@ -55,6 +55,8 @@ class Service:
         self.metrics, self.ledger = Metrics(board, worker), Ledger(board, worker)
         self.catalog = Catalog(settings, card, self._ran, self.ledger)
         self.state = LOADING
+        if (secured := self.tls) is not None:
+            self.metrics.until = lambda: secured.until
         self.metrics.watch(self.metrics.depth, lambda: sum(model.waiting for model in self.catalog.models))
         self.metrics.watch(self.metrics.serving, lambda: float(self.state == READY))
 

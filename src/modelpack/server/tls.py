@@ -41,6 +41,7 @@ class Tls:
     Attributes:
         context: For the next connection; new with new files, so that no session of before is resumed.
         pem: The same for whoever brings TLS of its own.
+        until: When the certificate ends, in seconds since 1970; 0 when clients refuse it already.
 
     Raises:
         StartError: When a file cannot be read, is not what it should be, or key and certificate are no pair.
@@ -49,7 +50,7 @@ class Tls:
     def __init__(self, settings: Settings) -> None:
         self._chain, self._key = Path(settings.tls_cert), Path(settings.tls_key)
         self._clients = Path(settings.tls_client_ca) if settings.tls_client_ca else None
-        self._seen = self._stamps()
+        self._seen, self.until = self._stamps(), 0.0
         self.pem, self.context = self._load()
 
     def follow(self) -> None:
@@ -96,13 +97,15 @@ class Tls:
         return f"TLS cannot be had with {files}: {reason.lower().replace('_', ' ')}"
 
     def _tell(self, context: ssl.SSLContext) -> None:
-        """Log until when the certificate holds, or why clients will refuse it."""
+        """Note until when the certificate holds, and log it, or why clients will refuse it."""
         try:
             until = _judged(context, self._chain)
         except ssl.SSLError as error:
             reason = getattr(error, "verify_message", error.reason)
             _log.warning("TLS: clients will refuse the certificate in %s: %s", self._chain, reason)
+            self.until = 0.0
         else:
+            self.until = float(ssl.cert_time_to_seconds(until))
             asked = f", clients show one that {self._clients} vouches for" if self._clients else ""
             _log.info("TLS: the certificate in %s holds until %s%s", self._chain, until, asked)
 
