@@ -200,6 +200,12 @@ def test_batches_of_single_rows_are_no_riddle(tmp_path, wanted):
     assert "`batch_norm: false`" in caught.value.then
 
 
+def test_what_else_is_wrong_with_a_single_row_keeps_its_own_advice():
+    with pytest.raises(StageError) as caught, statistics.explained(1):
+        raise StageError("the memory is too small", then="take another device")
+    assert caught.value.then == "take another device"
+
+
 @pytest.mark.parametrize("alike", [True, False])
 def test_statistics_are_kept_or_measured_by_what_the_teacher_gives(alike):
     columns = {"x": np.random.default_rng(0).normal(3, 2, (32, 4)).astype(np.float32)}

@@ -182,7 +182,7 @@ def explained(rows: int) -> Iterator[None]:
     try:
         yield
     except StageError as error:
-        if rows > 1:
+        if rows > 1 or not isinstance(error.__cause__, ValueError):
             raise
         raise StageError(
             error.what,
