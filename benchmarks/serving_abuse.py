@@ -43,7 +43,7 @@ class Abuse:
     pause: float = 0.0
     end: str = "half"
 
-    def play(self, port: int, patience: float = 10.0) -> list[int]:
+    def play(self, port: int, patience: float = 60.0) -> list[int]:
         """Do it, and give the statuses of the server's answers.
 
         Raises:

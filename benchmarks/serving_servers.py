@@ -110,6 +110,12 @@ def _lone(answer: Any) -> Any:
     return found["output"] if isinstance(found, dict) else found
 
 
+def _tensor(rows: list[Any]) -> dict[str, Any]:
+    values = np.asarray(rows)
+    tensor = {"name": "x", "shape": values.shape, "datatype": "FP32", "data": values.ravel().tolist()}
+    return {"inputs": [tensor]}
+
+
 OURS = Kind("modelpack", _ours)
 PEERS = {
     "bentoml": Kind("BentoML", _bentoml, predictions=lambda answer: answer),
@@ -121,10 +127,7 @@ PEERS = {
     "fastapi": Kind("FastAPI", _fastapi),
     "mlserver": Kind(
         "MLServer", _mlserver, "/v2/models/model/infer",
-        body=lambda rows: {
-            "inputs": [{"name": "x", "shape": list(np.shape(rows)), "datatype": "FP32", "data": sum(rows, [])}]  # noqa: RUF017 - one row
-        },
-        predictions=lambda answer: answer["outputs"][0]["data"],
+        body=_tensor, predictions=lambda answer: answer["outputs"][0]["data"],
     ),
 }  # fmt: skip
 
