@@ -135,6 +135,15 @@ def test_a_model_of_another_tool_wants_a_directory(shell, small):
     assert (result.code, "no model that modelpack can read" in result.err) == (2, True)
 
 
+def test_a_configuration_that_is_too_large_is_not_fetched(shell, small):
+    state, host = small
+    config = {"mediaType": media.CONFIG, "digest": "sha256:" + "0" * 64, "size": 1 << 30}
+    state["answers"]["/v2/a/b/manifests/1"] = (200, json.dumps({"config": config, "layers": []}).encode())
+    result = shell("pull", f"{host}/a/b:1")
+    assert (result.code, "a configuration of 1073741824 bytes" in result.err) == (3, True)
+    assert len(state["seen"]) == 1
+
+
 @pytest.mark.registry
 def test_a_registry_with_passwords(shell, guarded, tmp_path):
     refused = shell("push", "tiny", f"{guarded}/models/tiny:1.0")
@@ -158,8 +167,10 @@ def test_a_line_that_breaks_is_no_matter(shell, registry, line, tmp_path, monkey
     assert shell("pull", f"{registry}/models/tiny:1.0", "--store", "other").code == 0
 
 
-@pytest.mark.parametrize(("sign", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("arguments", [(), ("--output", "out")])
+@pytest.mark.parametrize(
+    ("sign", "code", "arguments"),
+    [(signal.SIGKILL, -9, ()), (signal.SIGINT, 130, ()), (signal.SIGTERM, 143, ("--output", "out"))],
+)
 def test_a_pull_that_is_stopped_leaves_nothing_half_and_goes_on_from_there(
     shell, small, tmp_path, sign, code, arguments
 ):

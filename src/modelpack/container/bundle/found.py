@@ -138,10 +138,14 @@ def check(manifest: Mapping[str, Any], where: str) -> None:
     """Refuse a manifest that is not of a model, before anything large is fetched.
 
     Raises:
+        StageError: When its configuration is larger than any can be.
         UsageError: When it is of an image, an index, or something unknown.
     """
-    kind = layout.mapping(manifest.get("config")).get("mediaType")
+    described = layout.mapping(manifest.get("config"))
+    kind, size = described.get("mediaType"), described.get("size")
     if kind in {*media.CONFIGS, media.KIT}:
+        if isinstance(size, int) and size > MAX_JSON:
+            raise StageError(f"a configuration of {size} bytes", where=where)
         return
     if "manifests" in manifest or kind in _IMAGES:
         raise UsageError(
@@ -155,10 +159,7 @@ def _read(data: bytes, where: str, blob: Callable[[str], Blob]) -> Found:
     manifest = layout.document(data, where)
     check(manifest, where)
     about = manifest["config"]
-    text = layout.described(about, blob, where)
-    if text.size > MAX_JSON:
-        raise StageError(f"a configuration of {text.size} bytes", where=where)
-    config = layout.document(text.read(), f"{where}: configuration")
+    config = layout.document(layout.described(about, blob, where).read(), f"{where}: configuration")
     described = _layers(manifest, where)
     promised = _diff_ids(config, len(described))
     layers = tuple(_layer(item, diff_id, blob, where) for item, diff_id in zip(described, promised, strict=True))
