@@ -5,7 +5,7 @@ import re
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from modelpack.deploy import documents, names
@@ -36,6 +36,9 @@ def nested(children):
 DOCUMENTS = st.recursive(SCALARS, nested, max_leaves=12)
 
 
+@example(1e-05)
+@example([1e22, 1.5e-7, -0.0])
+@settings(suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no fault
 @given(DOCUMENTS)
 def test_any_data_read_back_as_they_were(document):
     assert yaml.safe_load(to_yaml("Why.", document)) == bare(document)

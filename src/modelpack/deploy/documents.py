@@ -119,4 +119,7 @@ def _scalar(value: Any) -> str:
         if _BARE.fullmatch(value) and value.lower() not in _WORDS and ": " not in f"{value} ":
             return value
         return yaml.safe_dump(value, default_style='"', width=float("inf"), allow_unicode=True).rstrip("\n")
-    return json.dumps(value)
+    text = json.dumps(value)
+    if isinstance(value, float) and "." not in text:
+        return text.replace("e", ".0e")  # to YAML 1.1 a number without a dot is text
+    return text
