@@ -47,7 +47,7 @@ class CalibrateConfig(StageConfig):
 
 
 @stage(
-    version=1,
+    version=2,
     accepts={Kind.ONNX},
     produces=Kind.CALIBRATION,
     needs=("onnx", "onnxruntime", "torch"),

@@ -18,7 +18,7 @@ class DistillConfig(FloatScheduleConfig, TrainingConfig, ImitationConfig, Studen
 
 
 @stage(
-    version=3,
+    version=4,
     accepts={Kind.TORCH},
     produces=Kind.TORCH,
     needs=("torch",),

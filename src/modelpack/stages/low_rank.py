@@ -51,7 +51,7 @@ class LowRankConfig(StageConfig):
 
 
 @stage(
-    version=2,
+    version=3,
     accepts={Kind.TORCH},
     produces=Kind.TORCH,
     needs=("torch",),

@@ -28,7 +28,7 @@ def _assumed(config: PruneConfig, device: str) -> Iterator[Assumption]:
 
 
 @stage(
-    version=5,
+    version=6,
     accepts={Kind.TORCH},
     produces=Kind.TORCH,
     needs=("torch", "torch-pruning"),

@@ -56,7 +56,7 @@ class QatConfig(TrainingConfig):
 
 
 @stage(
-    version=3,
+    version=4,
     accepts={Kind.TORCH},
     produces=Kind.TORCH,
     needs=("torch", "onnx", "onnxscript", "onnxruntime"),

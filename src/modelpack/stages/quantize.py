@@ -57,7 +57,7 @@ def _implied(config: QuantizeConfig) -> Implied | None:
 
 
 @stage(
-    version=2,
+    version=3,
     accepts={Kind.ONNX},
     produces=Kind.ONNX,
     needs=("onnx", "onnxruntime", "onnxconverter-common", "torch", "nncf"),

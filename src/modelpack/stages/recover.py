@@ -44,7 +44,7 @@ class RecoverConfig(FloatScheduleConfig, LessonConfig, ImitationConfig, BatchNor
 
 
 @stage(
-    version=4,
+    version=5,
     accepts={Kind.TORCH},
     produces=Kind.TORCH,
     needs=("torch",),

@@ -87,7 +87,7 @@ def _parsed(text: str) -> tuple[int, int]:
     return int(keep), int(of)
 
 
-@stage(version=2, accepts={Kind.TORCH}, produces=Kind.TORCH, needs=("torch",), refuses={"quantized"})
+@stage(version=3, accepts={Kind.TORCH}, produces=Kind.TORCH, needs=("torch",), refuses={"quantized"})
 def sparsify(config: SparsifyConfig, job: Job) -> None:
     """Make single weights zero, the least important first: smaller when compressed, not faster on this runtime."""
     from modelpack.numerics import models, sparsity, zeros
