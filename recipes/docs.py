@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 QUANTIZED = ("lite0", "fashion", "resnet18", "minilm", "bbc")
+SERVED = ("overhead", "added", "batching", "large", "rolling")
 PRUNED = ("fashion", "mnist", "movies", "lite0", "refit")
 
 
@@ -56,6 +57,11 @@ def pruning() -> str:
     return "\n\n".join([together([f"pruning-{name}" for name in PRUNED]), measured("composition")])
 
 
+def serving() -> str:
+    """Give the tables of what serving costs and bears."""
+    return together([f"serving-{name}" for name in SERVED])
+
+
 def filled(path: Path, parts: Mapping[str, str]) -> str:
     """Give a page's text with every generated part renewed."""
     text = path.read_text()
@@ -75,6 +81,7 @@ def files() -> dict[Path, str]:
         ROOT / "README.md": readme(),
         docs / "pruning.md": {"figures": pruning()},
         docs / "quantization.md": {"figures": quantization()},
+        docs / "server.md": {"figures": serving()},
     }
     editors = json.dumps(schema.document(), indent=1, ensure_ascii=False) + "\n"
     return {path: filled(path, parts) for path, parts in pages.items()} | {
