@@ -61,7 +61,8 @@ class Abuse:
             if self.end in ("close", "reset"):
                 return []
             if self.end == "half":
-                connection.shutdown(socket.SHUT_WR)
+                with contextlib.suppress(OSError):  # the server may have left first
+                    connection.shutdown(socket.SHUT_WR)
             while part := connection.recv(65536):
                 received += part
         return [int(status) for status in _STATUS.findall(received)]
