@@ -24,8 +24,10 @@ ABUSES = 10_000
 EXAMPLES = 150
 """Of each operation that schemathesis makes up, at most."""
 THREADS = 8
-GROWTH = 16e6
-"""Bytes that the server may hold more at the end."""
+WARM = 6000
+"""Clients after which the server's buffers have been as large as they become."""
+GROWTH = 4e6
+"""Bytes that the server may hold more after all others."""
 LIMITS = {"max_body": 100_000, "head_timeout": 0.3, "body_timeout": 0.3, "idle_timeout": 1}
 READY = b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 DESCRIPTION = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -52,7 +54,7 @@ def fuzz(options: Namespace) -> tuple[str, list[dict[str, str]], list[str]]:
             with Wire(server.port) as wire:
                 paths = json.loads(wire.exchange(DESCRIPTION)[1])["paths"]
             routes = [path for path, methods in paths.items() if "post" in methods]
-            _abused(server, routes, ABUSES // 10)  # memory that is taken once
+            _abused(server, routes, WARM)
             before = server.memory()
             found, kinds = _abused(server, routes, ABUSES * options.rounds)
             after = server.memory()
@@ -70,7 +72,7 @@ def fuzz(options: Namespace) -> tuple[str, list[dict[str, str]], list[str]]:
         (
             f"Connections of {THREADS} clients at once to a server with two models, {len(routes)} routes and short "
             f"timeouts. They were answered {told}; the others left first, or were left. The process held "
-            f"{before / 1e6:.1f} MB after the first {ABUSES // 10:,} (uncounted), {after / 1e6:.1f} MB after all, "
+            f"{before / 1e6:.1f} MB after the first {WARM:,} (uncounted), {after / 1e6:.1f} MB after all, "
             f"{last / 1e6:.1f} MB at the end; it ended with exit code {code} and no error in its log."
         ),
         MEANT,
