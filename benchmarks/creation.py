@@ -113,7 +113,13 @@ def main() -> None:
         f"rounds in which the ways take turns. One row; a free length is {_LENGTH}."
     )
     names = " ".join(f"{text.partition('=')[0]}=FILE.onnx" for text in options.models)
-    write("creation", "Creating a session", rows, [note], f"python benchmarks/creation.py {names}")
+    write(
+        "creation",
+        "Creating a session",
+        rows,
+        [note],
+        f"python benchmarks/creation.py {names} --rounds {options.rounds}",
+    )
 
 
 if __name__ == "__main__":
