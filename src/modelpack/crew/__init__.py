@@ -18,7 +18,7 @@ from modelpack.errors import MissingError, UsageError
 from modelpack.stage import Assumption
 
 if TYPE_CHECKING:
-    from modelpack.crew.muster import Link
+    from modelpack.crew.link import Link
     from modelpack.recipe import Recipe
     from modelpack.steps import Step
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from modelpack.artifact import Artifact
     from modelpack.crew import Crew
-    from modelpack.crew.muster import Link
+    from modelpack.crew.link import Link
     from modelpack.recipe import Recipe
     from modelpack.stage import Job
     from modelpack.steps import Step
