@@ -243,9 +243,3 @@ def test_requests_and_answers_fit_the_description(server, images):
     status, answer = ask(server, "colours", good)
     assert status == 200
     validator(operation["responses"]["200"]["content"]).validate(answer)
-
-
-def test_the_page_shows_how_to_ask(server):
-    status, _, body = server.ask("GET", "/card/colours", headers={"accept": "text/html"})
-    assert (status, b"@picture.jpg" in body) == (200, True)
-    assert b"a text" in server.ask("GET", "/card/texts", headers={"accept": "text/html"})[2]

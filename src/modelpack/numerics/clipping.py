@@ -25,7 +25,7 @@ _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.Co
 _LEAST = 0.01
 """The earliest end that is tried, as a share of the largest magnitude."""
 
-_COARSE, _FINE = 64, 8
+_COARSE, _FINE = 96, 12
 """Ends tried over the whole span, and between the neighbours of the best of them."""
 
 

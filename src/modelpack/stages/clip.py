@@ -33,7 +33,7 @@ class ClipConfig(StageConfig):
     exclude: tuple[str, ...] = Field((), description="Glob patterns of module paths to leave alone.")
 
 
-@stage(version=1, accepts={Kind.TORCH}, produces=Kind.TORCH, needs=("torch",), refuses={"quantized"})
+@stage(version=2, accepts={Kind.TORCH}, produces=Kind.TORCH, needs=("torch",), refuses={"quantized"})
 def clip(config: ClipConfig, job: Job) -> None:
     """Cut off outliers of weights, so that rounding the others to few bits loses less."""
     from modelpack.numerics import clipping, models
