@@ -128,7 +128,8 @@ def tune(net: nn.Module, epochs: Iterable[Iterable[Batch]], plain: Plain, steps:
     for batches in epochs:
         for inputs, truth in batches:
             with torch.autocast(device.type, torch.bfloat16):
-                found = net(*(item.to(device) for item in inputs))
+                given = net(*(item.to(device) for item in inputs))
+            found = next(iter(given.values())) if isinstance(given, dict) else given
             error = loss(found.float(), truth.to(device))
             optimizer.zero_grad()
             error.backward()
