@@ -80,6 +80,7 @@ def files() -> dict[Path, str]:
     pages = {
         ROOT / "README.md": readme(),
         docs / "pruning.md": {"figures": pruning()},
+        docs / "distillation.md": {"figures": measured("distillation-minilm")},
         docs / "quantization.md": {"figures": quantization()},
         docs / "server.md": {"figures": serving()},
     }
