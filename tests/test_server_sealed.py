@@ -28,13 +28,13 @@ def sealed(monkeypatch):
 TRACE = """\
 100  execve("/usr/bin/python3.11", ["python3.11"], 0x7ff /* 9 vars */) = 0
 100  openat(AT_FDCWD, "/etc/hosts", O_RDONLY|O_CLOEXEC) = 3
-101  openat(AT_FDCWD, "/tmp/a", O_WRONLY|O_CREAT|O_TRUNC, 0666 <unfinished ...>
+101  openat(AT_FDCWD, "/data/a", O_WRONLY|O_CREAT|O_TRUNC, 0666 <unfinished ...>
 100  sendto(5, "HTTP/1.1 200", 12, 0, NULL, 0) = 12
 101  <... openat resumed>) = 4
 100  openat(AT_FDCWD, "/read-only", O_RDWR|O_CREAT, 0666) = -1 EROFS (Read-only file system)
 100  connect(6, {sa_family=AF_INET, sin_port=htons(53), sin_addr=inet_addr("9.9.9.9")}, 16) = -1 EINPROGRESS (now)
 100  sendto(6, "x", 1, 0, {sa_family=AF_INET6, sin6_port=htons(1)}, 28) = 1
-100  unlink("/tmp/a") = 0
+100  unlink("/data/a") = 0
 100  rename("/no", "/way") = -1 ENOENT (No such file or directory)
 100  execve("/bin/sh", ["sh"], 0x7ff) = 0
 100  +++ exited with 0 +++
@@ -45,7 +45,7 @@ def test_a_trace_is_read(sealed):
     found = sealed.read(TRACE)
     assert [line.split("(")[0] for line in found.outgoing] == ["100  connect", "100  sendto"]
     assert len(found.changed) == 2
-    assert '"/tmp/a", O_WRONLY|O_CREAT|O_TRUNC, 0666) = 4' in found.changed[0]
+    assert '"/data/a", O_WRONLY|O_CREAT|O_TRUNC, 0666) = 4' in found.changed[0]
     assert "unlink" in found.changed[1]
     assert [line.partition('"')[2].partition('"')[0] for line in found.programs] == ["/usr/bin/python3.11", "/bin/sh"]
     assert found.calls == 10
