@@ -322,7 +322,7 @@ def wait_for(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
     return found
 
 
-def hammer(server: Server, outcomes: list[object], body: str = '{"instances": [0]}') -> None:
+def hammer(server: Server, outcomes: list[object], body: str | bytes = '{"instances": [0]}') -> None:
     """Ask on one connection after the other, until nobody listens any more; note each status, or what went wrong."""
     while True:
         try:
@@ -331,6 +331,19 @@ def hammer(server: Server, outcomes: list[object], body: str = '{"instances": [0
             return
         except (OSError, http.client.HTTPException) as error:
             outcomes.append(error)
+
+
+def stopped_busy(server: Server, clients: int, enough: int, *body: str | bytes) -> list[object]:
+    """Stop a server once `clients` at once have had more than `enough` answers; gives what became of every request."""
+    outcomes: list[object] = []
+    asking = [threading.Thread(target=hammer, args=(server, outcomes, *body), daemon=True) for _ in range(clients)]
+    for each in asking:
+        each.start()
+    wait_for(lambda: len(outcomes) > enough)
+    assert server.stop() == 0
+    for each in asking:
+        each.join(20)
+    return outcomes
 
 
 def described(server: Server, path: str, status: str = "200") -> tuple[Any, Any]:

@@ -18,7 +18,7 @@ import pytest
 
 import modelpack.server
 from interfaces import made, photos, pictures, reading, seeing, sentences
-from serving import ISOLATED, JSON, Server, answers, hammer, linear, patient, receive_all, table, wait_for
+from serving import ISOLATED, JSON, Server, answers, linear, patient, receive_all, stopped_busy, table, wait_for
 
 SOURCE = Path(modelpack.server.__file__).parent
 
@@ -92,14 +92,7 @@ def test_what_is_in_flight_is_answered_before_the_end(slow):
 
 def test_no_request_is_lost_when_a_busy_server_stops(slow):
     with Server(slow[0], drain_delay=0.2) as server:
-        outcomes: list[object] = []
-        clients = [threading.Thread(target=hammer, args=(server, outcomes), daemon=True) for _ in range(8)]
-        for client in clients:
-            client.start()
-        wait_for(lambda: len(outcomes) > 50)
-        assert server.stop() == 0
-        for client in clients:
-            client.join(10)
+        outcomes = stopped_busy(server, 8, 50)
     assert {outcome for outcome in outcomes if isinstance(outcome, int)} == {200}
     lost = [outcome for outcome in outcomes if not isinstance(outcome, int)]
     assert len(lost) <= 1, "a handshake may still cross the close, inside the kernel; more than that are ours"

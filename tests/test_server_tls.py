@@ -22,7 +22,7 @@ from certificates import Authority, Certificate
 from modelpack.server.faults import StartError
 from modelpack.server.settings import Settings
 from modelpack.server.tls import Tls
-from serving import JSON, Server, hammer, receive_all, scaled
+from serving import JSON, Server, hammer, receive_all, scaled, stopped_busy, wait_for
 
 ROWS = b'{"instances": [[1]]}'
 TOKEN = "first-token-0123456789"
@@ -62,13 +62,6 @@ def predicted(server: Server, **headers: str) -> int:
     return server.ask("POST", "/predict", ROWS, JSON | headers)[0]
 
 
-def waited(condition) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
-
-
 def let_in(server: Server, trusting: ssl.SSLContext) -> bool:
     before, server.trusting = server.trusting, trusting
     try:
@@ -84,7 +77,7 @@ def mutual(request, ours, host, client, model):
     """A server that asks clients for certificates."""
     given = files(host, tls_client_ca=ours.path, workers=request.param)
     with Server(model, trusting=ours.trusted(client), wait=False, **given) as server:
-        waited(lambda: server.ask("GET", "/readyz")[0] == 200)
+        wait_for(lambda: server.ask("GET", "/readyz")[0] == 200)
         yield server
 
 
@@ -235,18 +228,18 @@ def test_renewed_files_are_taken_without_a_signal_or_a_lost_request(ours, theirs
     trusting = ours.trusted(mine)
     given = {"tls_cert": path, "tls_key": key, "tls_client_ca": clients, "workers": workers}
     with Server(model, trusting=trusting, wait=False, **given) as server:
-        waited(lambda: server.ask("GET", "/readyz")[0] == 200)
+        wait_for(lambda: server.ask("GET", "/readyz")[0] == 200)
         outcomes: list[object] = []
         asking = threading.Thread(target=hammer, args=(server, outcomes, ROWS), daemon=True)
         asking.start()
         assert served(server, trusting) == "host"
         ours.issue("renewed").install(path, key)
-        waited(lambda: {served(server, trusting) for _ in range(8)} == {"renewed"})
+        wait_for(lambda: {served(server, trusting) for _ in range(8)} == {"renewed"})
         key.write_text("nothing")
         server.line("TLS stays as it is: .*has no private key")
         assert served(server, trusting) == "renewed"
         ours.issue("again").install(path, key)
-        waited(lambda: {served(server, trusting) for _ in range(8)} == {"again"})
+        wait_for(lambda: {served(server, trusting) for _ in range(8)} == {"again"})
         assert len(outcomes) > 5
         server.stop()
         asking.join(20)
@@ -280,7 +273,7 @@ def test_whom_a_new_authority_does_not_know_is_not_let_in_by_a_session_of_before
         session, resumed = asked(server, trusting, session)
         assert resumed
         clients.write_bytes(theirs.path.read_bytes())
-        waited(lambda: let_in(server, new))
+        wait_for(lambda: let_in(server, new))
         with pytest.raises(OSError):  # noqa: PT011 - closed, reset or refused, as it happens
             asked(server, trusting, session)
 
@@ -299,7 +292,7 @@ def test_grpc_takes_renewed_files_too(ours, host, model, tmp_path):
 
         assert name() == "host"
         ours.issue("renewed").install(path, key)
-        waited(lambda: name() == "renewed")
+        wait_for(lambda: name() == "renewed")
 
 
 def test_idle_connections_and_half_handshakes_do_not_hold_up_the_end(ours, host, model):
@@ -317,14 +310,7 @@ def test_idle_connections_and_half_handshakes_do_not_hold_up_the_end(ours, host,
 
 def test_no_request_is_lost_when_a_busy_server_stops(ours, host, model):
     with Server(model, trusting=ours.trusted(), drain_delay=0.2, **files(host)) as server:
-        outcomes: list[object] = []
-        clients = [threading.Thread(target=hammer, args=(server, outcomes, ROWS), daemon=True) for _ in range(4)]
-        for each in clients:
-            each.start()
-        waited(lambda: len(outcomes) > 20)
-        assert server.stop() == 0
-        for each in clients:
-            each.join(20)
+        outcomes = stopped_busy(server, 4, 20, ROWS)
     lost = [outcome for outcome in outcomes if outcome != 200]
     assert len(lost) <= 1, "a handshake may still cross the close, inside the kernel; more than that are ours"
 
@@ -339,7 +325,7 @@ def test_handshakes_are_limited_in_number_and_time(ours, host, model):
             assert receive_all(each) == b""
             each.close()
         assert time.monotonic() - began < 30
-        waited(lambda: let_in(server, ours.trusted()))
+        wait_for(lambda: let_in(server, ours.trusted()))
 
 
 def test_what_is_no_certificate_prevents_a_start(ours, theirs, host, tmp_path):
