@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from modelpack import cli, registry
@@ -93,6 +94,12 @@ def install_copy(place: Path) -> Path:
     """Install the stage `copy`, which the tests run in place of real ones."""
     entries = {"modelpack.stages": {"copy": "copying:copy"}}
     return install(place, "modelpack-copy", entries, {"copying": textwrap.dedent(COPY)})
+
+
+@pytest.fixture(scope="module")
+def plugins(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """Install the stage that copies, once for all tests of a file."""
+    return [install_copy(tmp_path_factory.mktemp("copy"))]
 
 
 def install_sample(place: Path) -> Path:

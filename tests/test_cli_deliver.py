@@ -8,15 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from commands import Shell, install_copy, write_recipe
+from commands import Shell, plugins, write_recipe
 from image_support import little_wheels, rootfs
 
-__all__ = ["little_wheels", "rootfs"]
-
-
-@pytest.fixture(scope="module")
-def plugins(tmp_path_factory):
-    return [install_copy(tmp_path_factory.mktemp("copy"))]
+__all__ = ["little_wheels", "plugins", "rootfs"]
 
 
 @pytest.fixture

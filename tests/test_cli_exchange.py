@@ -10,19 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from commands import Shell, install_copy, write_recipe
+from commands import Shell, plugins, write_recipe
 from image_support import registry
 from modelpack.container import patience
 from modelpack.container.bundle import media
 from registries import guarded, line, log_in, small
 from test_bundle import packed
 
-__all__ = ["guarded", "line", "registry", "small"]
-
-
-@pytest.fixture(scope="module")
-def plugins(tmp_path_factory):
-    return [install_copy(tmp_path_factory.mktemp("copy"))]
+__all__ = ["guarded", "line", "plugins", "registry", "small"]
 
 
 @pytest.fixture

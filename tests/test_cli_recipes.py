@@ -9,12 +9,9 @@ import sys
 
 import pytest
 
-from commands import RECIPE, Shell, install_copy, write_recipe
+from commands import RECIPE, Shell, plugins, write_recipe
 
-
-@pytest.fixture(scope="module")
-def plugins(tmp_path_factory):
-    return [install_copy(tmp_path_factory.mktemp("copy"))]
+__all__ = ["plugins"]
 
 
 @pytest.fixture

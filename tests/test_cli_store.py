@@ -6,12 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from commands import Shell, install_copy, write_recipe
+from commands import Shell, plugins, write_recipe
 
-
-@pytest.fixture(scope="module")
-def plugins(tmp_path_factory):
-    return [install_copy(tmp_path_factory.mktemp("copy"))]
+__all__ = ["plugins"]
 
 
 @pytest.fixture(scope="module")

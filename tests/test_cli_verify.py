@@ -7,13 +7,10 @@ import onnx
 import pytest
 
 import failures
-from commands import Shell, install_copy, write_recipe
+from commands import Shell, plugins, write_recipe
 from modelpack.numerics import checks
 
-
-@pytest.fixture(scope="module")
-def plugins(tmp_path_factory):
-    return [install_copy(tmp_path_factory.mktemp("copy"))]
+__all__ = ["plugins"]
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from commands import RECIPE, Shell, install_copy, write_recipe
+from commands import RECIPE, Shell, plugins, write_recipe
 from deploying import DIGEST, ROLE, plant_image
 from image_support import little_wheels, rootfs
 from modelpack import deployment
@@ -15,13 +15,8 @@ from modelpack.artifact import Kind
 from modelpack.deploy import TARGETS, facts
 from modelpack.store import Store
 
-__all__ = ["little_wheels", "rootfs"]
+__all__ = ["little_wheels", "plugins", "rootfs"]
 BENCH = "  - bench: {rounds: 10, seconds: 0.2, batch: [1, 4]}\n"
-
-
-@pytest.fixture(scope="module")
-def plugins(tmp_path_factory):
-    return [install_copy(tmp_path_factory.mktemp("copy"))]
 
 
 @pytest.fixture
