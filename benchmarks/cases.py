@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import materials
 import pruners
+from file_pruners import CALIBRATION, on_files
 from judgement import AGREEMENT
 from pruners import Plain
 from workshop import Case, Material
@@ -219,6 +220,33 @@ CASES: Mapping[str, Case] = {
         gather=_photos_again,
         note=f"`refit` looks at 216 photos without labels. {SEEN_ALIKE}",
         judgement=AGREEMENT,
+    ),
+    "onnxsim": Case(
+        title="EfficientNet-Lite0 beside onnxsim, 80 % of its multiply-accumulates, without any training",
+        body=_photos(),
+        ours={
+            f"modelpack, {importance}": ({"prune": {"macs": 0.8, "importance": importance, "data": "train"}},)
+            for importance in ("l2", "fisher")
+        },
+        plain=Plain(0, 0, 0),
+        peers={},
+        gather=_photos_again,
+        note=f"Ours looks at 216 photos without labels, Wanda at {CALIBRATION} of them, the norm at none. {SEEN_ALIKE}",
+        judgement=AGREEMENT,
+        files=on_files(0.8),
+    ),
+    "onnxsim-fashion": Case(
+        title="The ResNet on Fashion-MNIST beside onnxsim, 60 % of its multiply-accumulates, without any training",
+        body=FASHION,
+        ours={
+            f"modelpack, {importance}": ({"prune": {"macs": 0.6, "importance": importance, "data": "sample"}},)
+            for importance in ("l2", "taylor")
+        },
+        plain=Plain(0, 0, 0),
+        peers={},
+        gather=_photos_again,
+        note=f"Ours looks at 1,024 training images, Wanda at {CALIBRATION}, the norm at none.",
+        files=on_files(0.6),
     ),
 }  # fmt: skip
 """Name on the command line → case."""

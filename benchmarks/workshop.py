@@ -14,12 +14,13 @@ import clock
 import numpy as np
 import pruners
 import torch
+from file_pruners import CALIBRATION
 from judgement import ACCURACY, Judgement
 from rows import columns
 from table import ratio, write
 
 from modelpack import engine, recipe
-from modelpack.numerics import export, macs, models, onnxfile, rows, tracing
+from modelpack.numerics import export, graph, macs, models, onnxfile, rows, tracing
 from modelpack.steps import MODEL
 from modelpack.store import Store
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
+    from onnx import ModelProto
     from pruners import Batch, Plain
     from rows import Feed
     from torch import Tensor, nn
@@ -71,6 +73,7 @@ class Case:
         gather: The recipe, and what its rows should give → the rows for the others' side.
         note: What the rows are.
         judgement: What counts as good.
+        files: Way → how another tool prunes the exported file, looking at some rows.
     """
 
     title: str
@@ -81,6 +84,7 @@ class Case:
     gather: Callable[[Recipe, Feed], Material]
     note: str
     judgement: Judgement = ACCURACY
+    files: Mapping[str, Callable[[Path, Sequence[Feed]], ModelProto]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
@@ -148,6 +152,15 @@ class Workshop:
             pruners.tune(smaller, epochs, plain, material.steps * plain.epochs, case.judgement.loss)
         return self.written(way, smaller, taken)
 
+    def filed(self, way: str, original: Made, feeds: Sequence[Feed]) -> Made:
+        """Let another tool prune the exported file."""
+        with clock.Clock() as taken:
+            model = self.case.files[way](original.file, feeds)
+        path = self.folder / f"{way.replace(' ', '-')}.onnx"
+        path.write_bytes(onnxfile.encode(model))
+        kept = graph.facts(model).macs / graph.facts(onnxfile.read(original.file)).macs
+        return Made(path, kept, taken.cpu, taken.wall)
+
     def written(self, way: str, net: nn.Module, taken: clock.Clock) -> Made:
         """Export a network, and count its work."""
         signature = self.original.read_json("signature.json")
@@ -192,6 +205,11 @@ def one_seed(case: Case, seed: int, folder: Path, device: str) -> tuple[dict[str
     judged(ORIGINAL, made[ORIGINAL])
     for way in case.ours:
         judged(way, shop.ours(way))
+    if case.files:
+        seen = columns(shop.recipe, "train", CALIBRATION)
+        feeds = [{name: seen[name][row : row + 8] for name in shop.recipe.inputs} for row in range(0, CALIBRATION, 8)]
+        for way in case.files:
+            judged(way, shop.filed(way, made[ORIGINAL], feeds))
     if case.peers:
         found, wanted = shop.truth("train", made[ORIGINAL].file)
         material = case.gather(shop.recipe, {**found, "truth": wanted})

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 QUANTIZED = ("lite0", "fashion", "resnet18", "minilm", "bbc")
 SERVED = ("overhead", "added", "batching", "large", "rolling", "fuzz")
-PRUNED = ("fashion", "mnist", "movies", "lite0", "refit")
+PRUNED = ("fashion", "mnist", "movies", "lite0", "onnxsim", "onnxsim-fashion", "refit")
 
 
 def measured(name: str) -> str:
