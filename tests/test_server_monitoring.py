@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 import modelpack.server
+from certificates import Authority
 from serving import JSON, Server, linear
 
 FOLDER = Path(modelpack.server.__file__).parent / "monitoring"
@@ -32,6 +33,8 @@ global: {scrape_interval: 1s, evaluation_interval: 1s}
 rule_files: [ALERTS]
 scrape_configs:
   - job_name: models
+    scheme: https
+    tls_config: {ca_file: AUTHORITY}
     authorization: {credentials_file: FOLDER/token}
     static_configs: [{targets: ["127.0.0.1:PORT"]}]
 """
@@ -45,13 +48,15 @@ def needs(name):
 
 
 class Prometheus:
-    """Debian's Prometheus, which scrapes one server."""
+    """Debian's Prometheus, which scrapes one server by TLS."""
 
-    def __init__(self, folder: Path, target: int) -> None:
+    def __init__(self, folder: Path, target: int, authority: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         (folder / "token").write_text(TOKEN)
-        config = CONFIG.replace("ALERTS", str(ALERTS)).replace("FOLDER", str(folder)).replace("PORT", str(target))
+        config = CONFIG
+        for word, value in {"ALERTS": ALERTS, "FOLDER": folder, "PORT": target, "AUTHORITY": authority}.items():
+            config = config.replace(word, str(value))
         (folder / "prometheus.yml").write_text(config)
         command = [
             needs("prometheus"), f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data",
@@ -86,8 +91,15 @@ class Prometheus:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with Server(linear(tmp_path_factory.mktemp("model")), workers=2, token=TOKEN) as server:
+def authority(tmp_path_factory):
+    return Authority(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, authority):
+    shown = authority.issue("server")
+    settings = {"workers": 2, "token": TOKEN, "tls_cert": shown.path, "tls_key": shown.key}
+    with Server(linear(tmp_path_factory.mktemp("model")), trusting=authority.trusted(), **settings) as server:
         yield server
 
 
@@ -98,8 +110,8 @@ def traffic(server: Server) -> None:
 
 
 @pytest.fixture(scope="module")
-def prometheus(server, tmp_path_factory):
-    running = Prometheus(tmp_path_factory.mktemp("prometheus"), server.port)
+def prometheus(server, authority, tmp_path_factory):
+    running = Prometheus(tmp_path_factory.mktemp("prometheus"), server.port, authority.path)
     try:
         traffic(server)
         running.wait_for('modelpack_requests_total{route="/predict"} offset 2s')
@@ -168,6 +180,7 @@ def requests(code: str, values: str, route: str = "/predict") -> dict[str, str]:
 READY = series("modelpack_ready", "1+0x60")
 MEAN = ["modelpack_inference_duration_seconds", "modelpack_queue_duration_seconds"]
 MODEL = {"model": "m", "digest": "d", "precision": "int8", "ort_version": "1"}
+CERTIFICATE, DAY = "modelpack_tls_certificate_end_seconds", 86400
 SITUATIONS = {
     "nothing is wrong": ([READY, requests("200", "0+600x60"), requests("503", "0+600x60", "/readyz")], set()),
     "a few of many fail": ([READY, requests("200", "0+600x60"), requests("500", "0+1x60")], set()),
@@ -208,6 +221,11 @@ SITUATIONS = {
         ],
         {"ModelpackVersionsDiffer"},
     ),
+    "the certificate is fresh": ([READY, series(CERTIFICATE, f"{40 * DAY}x60")], set()),
+    "the certificate ends soon": ([READY, series(CERTIFICATE, f"{3 * DAY}x60")], {"ModelpackCertificateEnding"}),
+    "the certificate was renewed": ([READY, series(CERTIFICATE, f"{3 * DAY}x55 {40 * DAY}x5")], set()),
+    "the certificate has ended": ([READY, series(CERTIFICATE, "3000x60")], {"ModelpackCertificateRefused"}),
+    "the certificate is refused": ([READY, series(CERTIFICATE, "0x60")], {"ModelpackCertificateRefused"}),
     "two versions everywhere": (
         [
             READY, series("modelpack_ready", "1+0x60", instance="b:8080"),
