@@ -12,6 +12,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import jsonschema
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -42,6 +44,81 @@ FACTS = Facts(
 )
 WISH = Wish(role=ROLE)
 
+VERSIONS = ("1.29", "1.37")
+
+NAMED = {
+    "type": "object",
+    "required": ["name"],
+    "properties": {"name": {"type": "string", "pattern": "^[a-z][-a-z0-9]*$"}},
+}
+CUSTOM = {
+    "ServiceMonitor": {
+        "required": ["selector", "endpoints"], "additionalProperties": False,
+        "properties": {
+            "selector": {"required": ["matchLabels"]},
+            "endpoints": {"minItems": 1, "items": {
+                "additionalProperties": False,
+                "properties": {
+                    "port": {"type": "string"}, "path": {"type": "string"}, "scheme": {"enum": ["http", "https"]},
+                    "interval": {"type": "string", "pattern": "^[0-9]+(s|m)$"},
+                    "tlsConfig": {"additionalProperties": False, "properties": {
+                        "serverName": {"type": "string"},
+                        "ca": {"additionalProperties": False, "properties": {"secret": {
+                            "required": ["key"], "additionalProperties": False,
+                            "properties": {"name": {"type": "string"}, "key": {"type": "string"}},
+                        }}},
+                    }},
+                },
+            }},
+        },
+    },
+    "PrometheusRule": {
+        "required": ["groups"], "additionalProperties": False,
+        "properties": {"groups": {"minItems": 1, "items": {
+            "required": ["name", "rules"], "additionalProperties": False,
+            "properties": {"name": {"type": "string"}, "rules": {"minItems": 1, "items": {
+                "required": ["alert", "expr"], "additionalProperties": False,
+                "properties": {
+                    "alert": {"type": "string"}, "expr": {"type": "string"},
+                    "for": {"type": "string", "pattern": "^[0-9]+(s|m|h)$"},
+                    "labels": {"additionalProperties": {"type": "string"}},
+                    "annotations": {"additionalProperties": {"type": "string"}},
+                },
+            }}},
+        }}},
+    },
+    "ServingRuntime": {
+        "required": ["containers"], "additionalProperties": False,
+        "properties": {
+            "annotations": {"additionalProperties": {"type": "string"}}, "multiModel": {"type": "boolean"},
+            "protocolVersions": {"items": {"enum": ["v1", "v2", "grpc-v1", "grpc-v2"]}},
+            "supportedModelFormats": {"items": {
+                "required": ["name"], "additionalProperties": False,
+                "properties": {"name": {"type": "string"}, "version": {"type": "string"}, "autoSelect": {"type": "boolean"}},
+            }},
+            "nodeSelector": {"additionalProperties": {"type": "string"}},
+            "containers": {"minItems": 1, "items": {"required": ["name", "image"]}}, "volumes": {"minItems": 1},
+        },
+    },
+    "InferenceService": {
+        "required": ["predictor"], "additionalProperties": False,
+        "properties": {"predictor": {
+            "required": ["model"], "additionalProperties": False,
+            "properties": {
+                "minReplicas": {"type": "integer"}, "maxReplicas": {"type": "integer"}, "scaleTarget": {"type": "integer"},
+                "scaleMetric": {"enum": ["cpu", "memory", "concurrency", "rps"]},
+                "automountServiceAccountToken": {"type": "boolean"}, "terminationGracePeriodSeconds": {"type": "integer"},
+                "model": {
+                    "required": ["modelFormat"], "additionalProperties": False,
+                    "properties": {"modelFormat": {"required": ["name"]}, "runtime": {"type": "string"},
+                                   "protocolVersion": {"enum": ["v1", "v2", "grpc-v1", "grpc-v2"]}},
+                },
+            },
+        }},
+    },
+}  # fmt: skip
+"""The part of custom resources' definitions that these files rely on."""
+
 
 def pulled_from_ecr(facts: Facts = FACTS, reference: str = f"{ECR}@{DIGEST}") -> Facts:
     assert facts.image is not None
@@ -63,6 +140,19 @@ def read(files: Files, name: str) -> Any:
     text = files[name]
     assert isinstance(text, str)
     return json.loads(text) if name.endswith(".json") else yaml.safe_load(text)
+
+
+def is_what_the_cluster_takes(document: dict[str, Any]) -> None:
+    """Hold a manifest against the schemas of the cluster."""
+    if document["kind"] == "Kustomization":
+        return
+    if document["kind"] in CUSTOM:
+        jsonschema.validate(document["spec"], {"type": "object", **CUSTOM[document["kind"]]})
+        jsonschema.validate(document["metadata"], NAMED)
+        return
+    for version in VERSIONS:
+        kubernetes_validate.validate(document, version, strict=True)
+    jsonschema.validate(document["metadata"], NAMED)
 
 
 @functools.cache

@@ -120,6 +120,25 @@ def test_triton_gets_the_model_without_any_image(shell, tmp_path):
     assert 'name: "x"' in (tmp_path / "models" / "tiny" / "config.pbtxt").read_text()
 
 
+def test_secrets_are_named_and_the_commands_that_make_them_told(shell, tmp_path):
+    named = ("--image", f"ghcr.io/me/tiny@{DIGEST}", "-o", "out")
+    open_to_all = shell("deploy", "kubernetes", "tiny", *named)
+    assert "next" not in open_to_all.out
+    guarded = ("--token-secret", "their-tokens", "--tls-secret", "our-tls", "--client-ca-secret", "our-tls")
+    told = shell("deploy", "kubernetes", "tiny", *named, *guarded)
+    assert told.code == 0, told.err
+    assert told.out.endswith(
+        "\nnext, unless these secrets are there:\n"
+        "  openssl rand -hex 32 | kubectl create secret generic their-tokens --from-file=tokens=/dev/stdin"
+        " --namespace NAMESPACE\n"
+        "  kubectl create secret generic our-tls --type=kubernetes.io/tls --from-file=tls.crt --from-file=tls.key"
+        " --from-file=ca.crt --namespace NAMESPACE\n"
+    )
+    assert "MODELPACK_TLS_CLIENT_CA" in {item["name"] for item in container(tmp_path / "out")["env"]}
+    again = shell("deploy", "kubernetes", "tiny", *named, *guarded, "--json").json
+    assert [line.split(" secret ")[1].split()[1] for line in again["next"]] == ["their-tokens", "our-tls"]
+
+
 def test_the_same_run_gives_the_same_bytes(shell, tmp_path):
     plant_image(Store(shell.store), Store(shell.store).get(shell("show", "tiny:copy", "--json").json["id"]))
     for folder in ("one", "two"):
@@ -157,6 +176,9 @@ def test_edited_files_stay_until_forced(shell, tmp_path):
     (("triton", "--name", "../x"), 2, "--name: '../x' is no name"),
     (("triton", "work/tiny.onnx"), 2, "this is a file"),
     (("triton", "-o", "work/tiny.onnx"), 2, "a directory is expected"),
+    (("kubernetes", "--client-ca-secret", "x"), 2, "--client-ca-secret: clients show certificates by TLS alone"),
+    (("vertex", "--tls-secret", "x"), 2, "--tls-secret: Vertex AI itself ends TLS"),
+    (("sagemaker", "--delete", "--token-secret", "x"), 2, "--token-secret: SageMaker itself checks who asks (IAM)"),
     ((), 2, "Missing argument 'TARGET'"),
 ])  # fmt: skip
 def test_mistakes_are_told(shell, arguments, code, message):

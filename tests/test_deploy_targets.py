@@ -20,6 +20,7 @@ from deploying import (
     IMAGE,
     ROLE,
     google,
+    is_what_the_cluster_takes,
     pulled_from_ecr,
     read,
     rendered,
@@ -39,88 +40,11 @@ HOSTILE = replace(
     inputs={'in "quoted"\\': {"shape": [3], "dtype": "int64"}}, outputs={"läbel": {"shape": [], "dtype": "bool"}},
 )  # fmt: skip
 SITUATIONS = {"measured": FACTS, "grpc": GRPC, "bare": BARE, "hostile": HOSTILE}
-VERSIONS = ("1.29", "1.37")
-
-NAMED = {
-    "type": "object",
-    "required": ["name"],
-    "properties": {"name": {"type": "string", "pattern": "^[a-z][-a-z0-9]*$"}},
-}
-CUSTOM = {
-    "ServiceMonitor": {
-        "required": ["selector", "endpoints"], "additionalProperties": False,
-        "properties": {
-            "selector": {"required": ["matchLabels"]},
-            "endpoints": {"minItems": 1, "items": {
-                "additionalProperties": False,
-                "properties": {"port": {"type": "string"}, "path": {"type": "string"},
-                               "interval": {"type": "string", "pattern": "^[0-9]+(s|m)$"}},
-            }},
-        },
-    },
-    "PrometheusRule": {
-        "required": ["groups"], "additionalProperties": False,
-        "properties": {"groups": {"minItems": 1, "items": {
-            "required": ["name", "rules"], "additionalProperties": False,
-            "properties": {"name": {"type": "string"}, "rules": {"minItems": 1, "items": {
-                "required": ["alert", "expr"], "additionalProperties": False,
-                "properties": {
-                    "alert": {"type": "string"}, "expr": {"type": "string"},
-                    "for": {"type": "string", "pattern": "^[0-9]+(s|m|h)$"},
-                    "labels": {"additionalProperties": {"type": "string"}},
-                    "annotations": {"additionalProperties": {"type": "string"}},
-                },
-            }}},
-        }}},
-    },
-    "ServingRuntime": {
-        "required": ["containers"], "additionalProperties": False,
-        "properties": {
-            "annotations": {"additionalProperties": {"type": "string"}}, "multiModel": {"type": "boolean"},
-            "protocolVersions": {"items": {"enum": ["v1", "v2", "grpc-v1", "grpc-v2"]}},
-            "supportedModelFormats": {"items": {
-                "required": ["name"], "additionalProperties": False,
-                "properties": {"name": {"type": "string"}, "version": {"type": "string"}, "autoSelect": {"type": "boolean"}},
-            }},
-            "nodeSelector": {"additionalProperties": {"type": "string"}},
-            "containers": {"minItems": 1, "items": {"required": ["name", "image"]}},
-        },
-    },
-    "InferenceService": {
-        "required": ["predictor"], "additionalProperties": False,
-        "properties": {"predictor": {
-            "required": ["model"], "additionalProperties": False,
-            "properties": {
-                "minReplicas": {"type": "integer"}, "maxReplicas": {"type": "integer"}, "scaleTarget": {"type": "integer"},
-                "scaleMetric": {"enum": ["cpu", "memory", "concurrency", "rps"]},
-                "automountServiceAccountToken": {"type": "boolean"}, "terminationGracePeriodSeconds": {"type": "integer"},
-                "model": {
-                    "required": ["modelFormat"], "additionalProperties": False,
-                    "properties": {"modelFormat": {"required": ["name"]}, "runtime": {"type": "string"},
-                                   "protocolVersion": {"enum": ["v1", "v2", "grpc-v1", "grpc-v2"]}},
-                },
-            },
-        }},
-    },
-}  # fmt: skip
-"""The part of custom resources' definitions that these files rely on."""
 
 
 @pytest.fixture(params=SITUATIONS)
 def facts(request):
     return SITUATIONS[request.param]
-
-
-def is_what_the_cluster_takes(document):
-    if document["kind"] == "Kustomization":
-        return
-    if document["kind"] in CUSTOM:
-        jsonschema.validate(document["spec"], {"type": "object", **CUSTOM[document["kind"]]})
-        jsonschema.validate(document["metadata"], NAMED)
-        return
-    for version in VERSIONS:
-        kubernetes_validate.validate(document, version, strict=True)
-    jsonschema.validate(document["metadata"], NAMED)
 
 
 @pytest.mark.parametrize("target", deploy.TARGETS)

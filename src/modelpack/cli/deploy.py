@@ -42,6 +42,15 @@ def deploy(
     recipe: Annotated[
         str, typer.Option(metavar="FILE", help="For ci: the recipe as a pipeline finds it; NAME.yaml if absent.")
     ] = "",
+    token_secret: Annotated[
+        str, typer.Option(metavar="NAME", help="The platform's secret with the tokens that clients must show.")
+    ] = "",
+    tls_secret: Annotated[
+        str, typer.Option(metavar="NAME", help="Its secret with the server's certificate and private key.")
+    ] = "",
+    client_ca_secret: Annotated[
+        str, typer.Option(metavar="NAME", help="Its secret with the authorities of clients' certificates.")
+    ] = "",
     force: Annotated[
         bool, typer.Option("--force", help="Replace files that modelpack did not write, or that were edited.")
     ] = False,
@@ -58,12 +67,13 @@ def deploy(
     """Write what a platform needs to serve a model.
 
     The files are made from the run's image and from what its bench measured. The same run gives the same files; what
-    others wrote or edited is not overwritten.
+    others wrote or edited is not overwritten. Secrets are named and never read; the commands that make them are told.
 
     TARGETS
 
     Examples:
         modelpack deploy kubernetes quickstart --image registry.example.com/digits:1.0
+        modelpack deploy kubernetes --image REF --token-secret digits-tokens --tls-secret digits-tls
         modelpack deploy compose --output compose
         modelpack deploy ci quickstart --output . --recipe recipes/quickstart.yaml
         modelpack deploy sagemaker --apply --role ARN --image REF
@@ -71,14 +81,14 @@ def deploy(
     from modelpack.deploy import checked
     from modelpack.deploy.facts import Wish
 
-    checked(target)
+    wish = Wish(name, role, recipe, token_secret, tls_secret, client_ca_secret)
+    checked(target, wish)
     acts = [word for word, wanted in (("apply", apply), ("rollback", rollback), ("delete", delete)) if wanted]
     if acts and (target != "sagemaker" or len(acts) > 1):
         raise UsageError(
             f"--{acts[0]} is for sagemaker" if target != "sagemaker" else "one of --apply, --rollback and --delete",
             then=f"`modelpack deploy {target}` writes files",
         )
-    wish = Wish(name, role, recipe)
     if acts:
         _act(call, acts[0], run, image, wish, wait)
         return
@@ -98,13 +108,14 @@ def _facts(call: Call, run: str | None, image: str) -> Facts:
 
 
 def _write(call: Call, target: str, facts: Facts, wish: Wish, output: Path, *, force: bool) -> None:
-    from modelpack.deploy import render
+    from modelpack.deploy import access, render
     from modelpack.deploy.output import write
 
     outcome = write(render(target, facts, wish), output, target, force=force)
     warnings = _warnings(target, facts)
     for text in warnings:
         call.say(f"warning: {text}")
+    later = access.commands(target, wish, str(output))
     document = {
         "target": target,
         "model": facts.artifact,
@@ -112,8 +123,9 @@ def _write(call: Call, target: str, facts: Facts, wish: Wish, output: Path, *, f
         "directory": str(output),
         **vars(outcome),
         "warnings": warnings,
+        "next": later,
     }
-    call.result(document, lambda: _told(outcome, output))
+    call.result(document, lambda: "\n".join([_told(outcome, output), *_next(later)]))
 
 
 def _warnings(target: str, facts: Facts) -> list[str]:
@@ -137,6 +149,10 @@ def _told(outcome: Outcome, output: Path) -> str:
         for name in names
     ]
     return table((), rows)
+
+
+def _next(commands: list[str]) -> list[str]:
+    return ["", "next, unless these secrets are there:", *(f"  {command}" for command in commands)] if commands else []
 
 
 def _act(call: Call, act: str, run: str | None, image: str, wish: Wish, wait: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from modelpack.deploy import access
 from modelpack.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -24,14 +25,15 @@ TARGETS = {
 """What each target writes, by name; one module of this package each."""
 
 
-def checked(target: str) -> str:
+def checked(target: str, wish: Wish) -> str:
     """Give a target's name back.
 
     Raises:
-        UsageError: When there is no such target.
+        UsageError: When there is no such target, or it has no place for the secrets that are wished.
     """
     if target not in TARGETS:
         raise UsageError(f"no target is called '{target}'", then=did_you_mean(target, TARGETS))
+    access.check(target, wish)
     return target
 
 
@@ -41,5 +43,5 @@ def render(target: str, facts: Facts, wish: Wish) -> Files:
     Raises:
         UsageError: When there is no such target, or it needs something that is not told.
     """
-    files: Files = importlib.import_module(f"modelpack.deploy.{checked(target)}").files(facts, wish)
+    files: Files = importlib.import_module(f"modelpack.deploy.{checked(target, wish)}").files(facts, wish)
     return files

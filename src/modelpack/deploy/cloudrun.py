@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from modelpack.deploy import names, serving, sizing
+from modelpack.deploy import access, names, serving, sizing
 from modelpack.deploy.documents import said, to_yaml
 from modelpack.errors import UsageError
 
@@ -32,13 +32,15 @@ def files(facts: Facts, wish: Wish) -> Files:
             f"Cloud Run runs linux/amd64, this image is for {', '.join(image.platforms)}",
             then="build it with --platform linux/amd64",
         )
+    secrets, variables = access.mounts(wish), serving.environment(1, _STOP) | access.environment(wish)
     container = {
         "image": image.reference,
         "ports": [{"name": "http1", "containerPort": serving.PORT}],
         "env": said(
             "Ten seconds pass between SIGTERM and the end.",
-            [{"name": key, "value": value} for key, value in serving.environment(1, _STOP).items()],
+            [{"name": key, "value": value} for key, value in variables.items()],
         ),
+        **({"volumeMounts": [{"name": item.name, "mountPath": item.folder} for item in secrets]} if secrets else {}),
         "resources": {"limits": _limits(facts)},
         "startupProbe": _probe(serving.STARTED, 2, 60),
         "livenessProbe": _probe(serving.ALIVE, 10, 3),
@@ -67,12 +69,24 @@ def files(facts: Facts, wish: Wish) -> Files:
                     ),
                     "timeoutSeconds": said("As long as the server gives a request.", 60),
                     "containers": [container],
+                    **({"volumes": said(_TOKENS_WHY, [_volume(item) for item in secrets])} if secrets else {}),
                 },
             }
         },
     }
     head = f"{facts.name} {facts.version} on Cloud Run: gcloud run services replace service.yaml --region REGION"
     return {"service.yaml": to_yaml(head, document)}
+
+
+def _volume(mount: access.Mount) -> dict[str, Any]:
+    versions = [{"key": "latest", "path": part} for part in mount.files.values()]
+    return {"name": mount.name, "secret": {"secretName": mount.secret, "items": versions}}
+
+
+_TOKENS_WHY = (
+    "From Secret Manager; another version counts from the next revision on. Where Cloud Run itself checks who asks "
+    "(IAM), its token goes into `X-Serverless-Authorization`, and `Authorization` is the server's."
+)
 
 
 def _limits(facts: Facts) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from modelpack.deploy import names, serving, shipped, sizing
+from modelpack.deploy import access, names, serving, shipped, sizing
 from modelpack.deploy.documents import said, to_yaml
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ def files(facts: Facts, wish: Wish) -> Files:
               "access": "proxy", "isDefault": True}  # fmt: skip
     provider = {"name": "modelpack", "type": "file", "options": {"path": "/var/lib/grafana/dashboards"}}
     return {
-        "compose.yaml": _compose(facts),
-        "prometheus/prometheus.yml": _scrape(name),
+        "compose.yaml": _compose(facts, wish),
+        "prometheus/prometheus.yml": _scrape(name, wish),
         "prometheus/alerts.yml": shipped.alerts(),
         "grafana/datasources/prometheus.yaml": to_yaml(
             "Where Grafana reads figures.", {"apiVersion": 1, "datasources": [source]}
@@ -31,16 +31,21 @@ def files(facts: Facts, wish: Wish) -> Files:
             "Where Grafana finds dashboards.", {"apiVersion": 1, "providers": [provider]}
         ),
         "grafana/modelpack.json": shipped.dashboard(),
+        **({"secrets/.gitignore": _IGNORED} if access.mounts(wish) else {}),
     }
 
 
-def _compose(facts: Facts) -> str:
+_IGNORED = "# What lies here is for no repository.\n*\n!.gitignore\n"
+
+
+def _compose(facts: Facts, wish: Wish) -> str:
     document = {
         "services": {
-            "model": _model(facts),
+            "model": _model(facts, wish),
             "prometheus": {
                 "image": said(_LATER, PROMETHEUS),
                 "volumes": ["./prometheus:/etc/prometheus:ro", "figures:/prometheus"],
+                **_shown(wish, only=access.CHAIN),
                 "ports": ["127.0.0.1:9090:9090"],
                 "depends_on": ["model"],
                 "restart": "unless-stopped",
@@ -64,15 +69,41 @@ def _compose(facts: Facts) -> str:
             },
         },
         "volumes": {"figures": {}},
+        **_secrets(wish),
     }  # fmt: skip
     return to_yaml(
         f"{facts.name} {facts.version} on one machine: docker compose up --detach\n"
-        "The model answers at http://localhost:8080, Prometheus at :9090, Grafana at :3000.",
+        f"The model answers at {access.scheme(wish)}://localhost:8080, Prometheus at :9090, Grafana at :3000.",
         document,
     )
 
 
-def _model(facts: Facts) -> dict[str, Any]:
+def _secrets(wish: Wish) -> dict[str, Any]:
+    """Name the files that hold the secrets."""
+    found = {
+        part: {"file": f"./secrets/{mount.secret}/{part}"}
+        for mount in access.mounts(wish)
+        for part in mount.files.values()
+    }
+    why = (
+        "Files that you put there, and that the container's user may read. Renew them in place, as `cp` does: another "
+        "file under the same name is seen after `docker compose restart`."
+    )
+    return {"secrets": said(why, found)} if found else {}
+
+
+def _shown(wish: Wish, only: str = "") -> dict[str, Any]:
+    """Show a container all of them, or one."""
+    shown = [
+        {"source": part, "target": mount.path(part)}
+        for mount in access.mounts(wish)
+        for part in mount.files.values()
+        if only in ("", part)
+    ]
+    return {"secrets": shown} if shown else {}
+
+
+def _model(facts: Facts, wish: Wish) -> dict[str, Any]:
     image, needs = facts.served, sizing.needs(facts)
     reference = said("From the registry.", image.reference)
     if image.local:
@@ -91,20 +122,35 @@ def _model(facts: Facts) -> dict[str, Any]:
         "cpus": said(needs.why_cpus, needs.cpus),
         "mem_limit": said(needs.why_memory, f"{needs.memory}m"),
         "pids_limit": 256,
-        "environment": said("Together they fit the grace period below.", serving.environment(delay=1)),
+        "environment": said("Together they fit the grace period below.", _environment(wish)),
+        **_shown(wish),
         "stop_grace_period": f"{1 + serving.DRAIN_TIMEOUT + serving.MARGIN}s",
         "ports": said(
-            "This machine alone. Put TLS and tokens before you open it to others.",
+            _ALONE if wish.tls and (wish.tokens or wish.clients) else _UNGUARDED,
             [f"127.0.0.1:{port}:{port}" for port in ports],
         ),
         "restart": said("The image brings its own health check.", "unless-stopped"),
     }  # fmt: skip
 
 
-def _scrape(name: str) -> str:
+_UNGUARDED = "This machine alone. Put TLS and tokens before you open it to others."
+_ALONE = "This machine alone; without the address others reach it, and /metrics too."
+
+
+def _environment(wish: Wish) -> dict[str, Any]:
+    opened = {key: said(access.OPEN_WHY, value) for key, value in access.opened(wish).items()}
+    return {**serving.environment(delay=1), **access.environment(wish), **opened}
+
+
+def _scrape(name: str, wish: Wish) -> str:
+    job: dict[str, Any] = {"job_name": name, "static_configs": [{"targets": [f"model:{serving.PORT}"]}]}
+    if wish.tls:
+        chain = access.environment(wish)["MODELPACK_TLS_CERT"]
+        trusted = {"ca_file": chain, "server_name": said("Which the certificate must name.", "localhost")}
+        job |= {"scheme": "https", "tls_config": said("The server's own certificate vouches for it.", trusted)}
     document = {
         "global": {"scrape_interval": "5s", "evaluation_interval": "5s"},
         "rule_files": ["alerts.yml"],
-        "scrape_configs": [{"job_name": name, "static_configs": [{"targets": [f"model:{serving.PORT}"]}]}],
+        "scrape_configs": [job],
     }
     return to_yaml("Prometheus scrapes the model's server and watches its alerts.", document)

@@ -142,11 +142,17 @@ class Wish:
         name: What the deployment is called; the model's name when empty.
         role: ARN of the role that SageMaker runs it as.
         recipe: The recipe's file, as a pipeline finds it.
+        tokens: The platform's secret with tokens that clients must show; they need none when empty.
+        tls: Its secret with the server's certificate and private key; the server speaks plain HTTP when empty.
+        clients: Its secret with the authorities that vouch for clients' certificates; they need none when empty.
     """
 
     name: str = ""
     role: str = ""
     recipe: str = ""
+    tokens: str = ""
+    tls: str = ""
+    clients: str = ""
 
 
 def image(artifact: Artifact, reference: str = "") -> Image:

@@ -18,7 +18,7 @@ def files(facts: Facts, wish: Wish) -> Files:
     """Give the ServingRuntime and the InferenceService."""
     name = names.label(wish.name or facts.name)
     return {
-        "servingruntime.yaml": _runtime(facts, name),
+        "servingruntime.yaml": _runtime(facts, name, wish),
         "inferenceservice.yaml": _service(facts, name),
         "kustomization.yaml": to_yaml(
             f"{facts.name} {facts.version} on KServe: kubectl apply -k . --namespace NAMESPACE",
@@ -31,7 +31,7 @@ def files(facts: Facts, wish: Wish) -> Files:
     }
 
 
-def _runtime(facts: Facts, name: str) -> str:
+def _runtime(facts: Facts, name: str, wish: Wish) -> str:
     image = facts.served
     container = {
         "name": "kserve-container",
@@ -40,9 +40,10 @@ def _runtime(facts: Facts, name: str) -> str:
             "KServe sends HTTP to the first port.",
             [{"name": "http1", "containerPort": serving.PORT, "protocol": "TCP"}],
         ),
-        "env": pod.environment(),
+        "env": pod.environment(wish),
+        **pod.mounted(wish),
         **{key: said(item.why, {**item.value, "httpGet": {**item.value["httpGet"], "port": serving.PORT}})
-           for key, item in pod.probes().items()},
+           for key, item in pod.probes(wish).items()},
         "resources": pod.resources(facts),
         "securityContext": pod.sealed(),
     }  # fmt: skip
@@ -63,6 +64,7 @@ def _runtime(facts: Facts, name: str) -> str:
             ),
             **pod.placed(facts),
             "containers": [container],
+            **pod.volumes(wish),
         },
     }
     return to_yaml(

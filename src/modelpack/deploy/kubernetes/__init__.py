@@ -16,8 +16,8 @@ def files(facts: Facts, wish: Wish) -> Files:
     """Give the manifests and their kustomization; what needs the Prometheus operator has a kustomization of its own."""
     name = names.label(wish.name or facts.name)
     parts = {
-        "deployment.yaml": workload.deployment(facts, name),
-        "service.yaml": workload.service(facts, name),
+        "deployment.yaml": workload.deployment(facts, name, wish),
+        "service.yaml": workload.service(facts, name, wish),
         "autoscaler.yaml": guards.autoscaler(name),
         "disruption.yaml": guards.disruption(name),
         "network.yaml": guards.network(facts, name),
@@ -28,4 +28,4 @@ def files(facts: Facts, wish: Wish) -> Files:
         "resources": said("monitoring/ is apart: a cluster without the Prometheus operator refuses it.", [*parts]),
     }
     head = f"{facts.name} {facts.version} in one cluster: kubectl apply -k . --namespace NAMESPACE"
-    return {**parts, "kustomization.yaml": to_yaml(head, kustomization), **monitoring.files(name)}
+    return {**parts, "kustomization.yaml": to_yaml(head, kustomization), **monitoring.files(name, wish)}

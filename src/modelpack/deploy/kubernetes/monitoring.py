@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from modelpack.deploy import serving, shipped
+from modelpack.deploy import access, serving, shipped
 from modelpack.deploy.documents import said, to_yaml
 from modelpack.deploy.kubernetes.pod import APP
 
 if TYPE_CHECKING:
-    from modelpack.deploy.facts import Files
+    from modelpack.deploy.facts import Files, Wish
 
 
-def files(name: str) -> Files:
+def files(name: str, wish: Wish) -> Files:
     """Give ServiceMonitor, PrometheusRule and dashboard with a kustomization of their own."""
     dashboard = {
         "name": f"{name}-dashboard",
@@ -33,14 +33,14 @@ def files(name: str) -> Files:
     head = "For a cluster with the Prometheus operator: kubectl apply -k monitoring --namespace NAMESPACE"
     found = {
         "kustomization.yaml": to_yaml(head, kustomization),
-        "servicemonitor.yaml": _monitor(name),
+        "servicemonitor.yaml": _monitor(name, wish),
         "alerts.yaml": _rules(name),
         "dashboard.json": shipped.dashboard(),
     }
     return {f"monitoring/{file}": text for file, text in found.items()}
 
 
-def _monitor(name: str) -> str:
+def _monitor(name: str, wish: Wish) -> str:
     document = {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "ServiceMonitor",
@@ -49,9 +49,10 @@ def _monitor(name: str) -> str:
             "selector": {"matchLabels": {APP: name}},
             "endpoints": [
                 {
-                    "port": "http",
+                    "port": access.scheme(wish),
                     "path": serving.METRICS,
                     "interval": "15s",
+                    **_secured(name, wish),
                 }
             ],
         },
@@ -61,6 +62,15 @@ def _monitor(name: str) -> str:
         "kube-prometheus-stack: `release`).",
         document,
     )
+
+
+def _secured(name: str, wish: Wish) -> dict[str, Any]:
+    if not wish.tls:
+        return {}
+    known = {"secret": {"name": wish.tls, "key": access.CHAIN}}
+    trusted = {"ca": known, "serverName": said("Pods are scraped by their addresses, which no certificate has.", name)}
+    why = "The server's own certificate vouches for it, and must name the Service."
+    return {"scheme": "https", "tlsConfig": said(why, trusted)}
 
 
 def _rules(name: str) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from modelpack.deploy import serving, sizing
+from modelpack.deploy import access, serving, sizing
 from modelpack.deploy.documents import said
 
 if TYPE_CHECKING:
-    from modelpack.deploy.facts import Facts
+    from modelpack.deploy.documents import Said
+    from modelpack.deploy.facts import Facts, Wish
 
 APP = "app.kubernetes.io/name"
 
@@ -46,31 +47,64 @@ def sealed() -> dict[str, Any]:
     }
 
 
-def probes() -> dict[str, Any]:
-    """Ask the server's own routes, which need no token."""
+def probes(wish: Wish) -> dict[str, Any]:
+    """Ask the server's own routes, which need no token and no certificate of a client."""
+    secured = {"scheme": "HTTPS"} if wish.tls else {}
+    trusting = " The kubelet takes any certificate of the server's, and shows none." if wish.tls else ""
 
     def probe(path: str, period: int, failures: int) -> dict[str, Any]:
-        asked = {"path": path, "port": "http"}
+        asked = {"path": path, "port": access.scheme(wish), **secured}
         return {"httpGet": asked, "periodSeconds": period, "timeoutSeconds": 3, "failureThreshold": failures}
 
     return {
         "startupProbe": said(
-            "Two minutes to load the model; the other probes wait for it.", probe(serving.STARTED, 2, 60)
+            f"Two minutes to load the model; the other probes wait for it.{trusting}", probe(serving.STARTED, 2, 60)
         ),
         "livenessProbe": said("Is the process alive? It is restarted when it is not.", probe(serving.ALIVE, 10, 3)),
         "readinessProbe": said("Does it take work? 503 while it drains.", probe(serving.READY, 5, 2)),
     }
 
 
-def ports(facts: Facts) -> list[dict[str, Any]]:
+def ports(facts: Facts, wish: Wish) -> list[dict[str, Any]]:
     """Name the ports."""
-    http = {"name": "http", "containerPort": serving.PORT}
+    http = {"name": access.scheme(wish), "containerPort": serving.PORT}
     return [http, *([{"name": "grpc", "containerPort": serving.GRPC_PORT}] if facts.served.grpc else [])]
 
 
-def environment() -> list[dict[str, str]]:
+def environment(wish: Wish) -> list[dict[str, str] | Said]:
     """Give the server's variables."""
-    return [{"name": key, "value": value} for key, value in serving.environment().items()]
+    stopping, files, opened = (
+        [{"name": key, "value": value} for key, value in found.items()]
+        for found in (serving.environment(), access.environment(wish), access.opened(wish))
+    )
+    return [*stopping, *files, *(said(access.OPEN_WHY, item) for item in opened)]
+
+
+def mounted(wish: Wish) -> dict[str, Any]:
+    """Show the container the secrets."""
+    shown = [{"name": item.name, "mountPath": item.folder, "readOnly": True} for item in access.mounts(wish)]
+    return {"volumeMounts": shown} if shown else {}
+
+
+def volumes(wish: Wish) -> dict[str, Any]:
+    """Name the secrets, and of each no more than the server reads."""
+    found = [
+        {
+            "name": item.name,
+            "secret": {
+                "secretName": item.secret,
+                "items": [{"key": part, "path": part} for part in item.files.values()],
+            },
+        }
+        for item in access.mounts(wish)
+    ]
+    return {"volumes": said(_RENEWED, found)} if found else {}
+
+
+_RENEWED = (
+    "Secrets of this namespace, which no file here holds. Renewed certificates are taken as they come; other tokens "
+    "after `kubectl rollout restart`."
+)
 
 
 def placed(facts: Facts) -> dict[str, Any]:

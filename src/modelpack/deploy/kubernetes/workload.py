@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from modelpack.deploy import names, serving, sizing
+from modelpack.deploy import access, names, serving, sizing
 from modelpack.deploy.documents import said, to_yaml
 from modelpack.deploy.kubernetes import pod
 
 if TYPE_CHECKING:
-    from modelpack.deploy.facts import Facts
+    from modelpack.deploy.facts import Facts, Wish
 
 
 def labels(facts: Facts, name: str) -> dict[str, str]:
@@ -18,16 +18,17 @@ def labels(facts: Facts, name: str) -> dict[str, str]:
     return {pod.APP: name, **({"app.kubernetes.io/version": version} if version else {})}
 
 
-def deployment(facts: Facts, name: str) -> str:
+def deployment(facts: Facts, name: str, wish: Wish) -> str:
     """Write the Deployment."""
     image = facts.served
     speed = sizing.needs(facts).speed
     container = {
         "name": "model",
         "image": image.reference if image.pinned else said(UNPINNED, image.reference),
-        "ports": pod.ports(facts),
-        "env": said("Together they fit the grace period above.", pod.environment()),
-        **pod.probes(),
+        "ports": pod.ports(facts, wish),
+        "env": said("Together they fit the grace period above.", pod.environment(wish)),
+        **pod.mounted(wish),
+        **pod.probes(wish),
         "resources": said(speed, pod.resources(facts)) if speed else pod.resources(facts),
         "securityContext": pod.sealed(),
     }
@@ -47,6 +48,7 @@ def deployment(facts: Facts, name: str) -> str:
             ],
         ),
         "containers": [container],
+        **pod.volumes(wish),
     }
     document = {
         "apiVersion": "apps/v1",
@@ -77,10 +79,12 @@ def _metadata(facts: Facts, name: str) -> dict[str, Any]:
     return {"name": name, "labels": labels(facts, name), "annotations": annotations}
 
 
-def service(facts: Facts, name: str) -> str:
+def service(facts: Facts, name: str, wish: Wish) -> str:
     """Write the Service."""
-    http = {"name": "http", "port": serving.PORT, "targetPort": "http", "appProtocol": "http"}
-    grpc = {"name": "grpc", "port": serving.GRPC_PORT, "targetPort": "grpc", "appProtocol": "grpc"}
+    scheme = access.scheme(wish)
+    http = {"name": scheme, "port": serving.PORT, "targetPort": scheme, "appProtocol": scheme}
+    spoken = scheme if wish.tls else "grpc"  # by TLS, gRPC is HTTP/2 like any other
+    grpc = {"name": "grpc", "port": serving.GRPC_PORT, "targetPort": "grpc", "appProtocol": spoken}
     wary = said(
         "A gRPC connection stays with the server that it met first: for an even load put a mesh before this, or let "
         "clients find every server by a headless Service.",
@@ -95,4 +99,4 @@ def service(facts: Facts, name: str) -> str:
             "ports": [http, *([wary] if facts.served.grpc else [])],
         },
     }
-    return to_yaml(f"Inside the cluster: http://{name}.NAMESPACE:{serving.PORT}/predict", document)
+    return to_yaml(f"Inside the cluster: {scheme}://{name}.NAMESPACE:{serving.PORT}/predict", document)
