@@ -25,7 +25,7 @@ def shell(tmp_path, capsys, monkeypatch):
 def archive(image, tmp_path):
     """A signed archive in the working directory."""
     private, _ = pair(tmp_path)
-    deliver(image, tmp_path / "small.tar", None, lambda _text: None, key=private)
+    deliver(image, tmp_path / "small.tar", None, lambda _text: None, sign=private)
     return tmp_path / "small.tar"
 
 
@@ -59,7 +59,7 @@ def test_damage_is_exit_3_and_says_what_to_do(shell, archive):
 @pytest.mark.registry
 def test_an_image_in_a_registry_is_named_by_its_reference(shell, image, registry, tmp_path):
     private, _ = pair(tmp_path)
-    deliver(image, None, f"{registry}/small:1", lambda _text: None, key=private)
+    deliver(image, None, f"{registry}/small:1", lambda _text: None, sign=private)
     for name in (f"docker://{registry}/small:1", f"{registry}/small:1"):
         assert shell("verify", name, "--key", "signer.pub").code == 0
     assert shell("verify", f"{registry}/none:1").code == 2

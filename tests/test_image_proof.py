@@ -18,7 +18,7 @@ from modelpack.container.archive import ARCHIVE, INDEX, Archive, Attached
 from modelpack.container.deliver import deliver
 from modelpack.container.layers import Entry, chunks
 from modelpack.container.oci import MANIFEST, Image, Stored
-from modelpack.container.proof import box, examine, keys, provenance, referrers, sbom, seal, signature
+from modelpack.container.proof import box, examine, keyed, keys, provenance, referrers, sbom, seal, signature
 from modelpack.container.proof import found as finding
 from modelpack.container.reference import BaseRef
 from modelpack.errors import MissingError, StageError, UsageError
@@ -50,13 +50,13 @@ def signed(image, tmp_path):
     """The image signed: the archive, and the public key's file."""
     private, public = pair(tmp_path)
     output = tmp_path / "signed.tar"
-    deliver(image, output, None, print, key=private)
+    deliver(image, output, None, print, sign=private)
     return output, public
 
 
 def look(path, public=None, scheme="oci-archive", tag=""):
-    key = keys.verifier(public) if public else None
-    return examine.examine(BaseRef(scheme, str(path), path, tag), key, path.parent / "cache")
+    trust = keyed.KeyTrust(keys.verifier(public)) if public else None
+    return examine.examine(BaseRef(scheme, str(path), path, tag), trust, path.parent / "cache")
 
 
 def verdicts(report):
@@ -158,11 +158,13 @@ def test_what_proves_an_image_is_pushed_with_it_and_found_again(image, registry,
     private, public = pair(tmp_path)
     told = []
     for _ in range(2):  # the second time changes nothing
-        deliver(image, None, f"{registry}/a/small:2", told.append, key=private)
+        deliver(image, None, f"{registry}/a/small:2", told.append, sign=private)
     digest = image.manifest.record["results"]["image"]["digest"]
     assert told == [f"pushed {registry}/a/small:2@{digest}", "attached 4 documents to it, signed"] * 2
     for reference in (f"{registry}/a/small:2", f"{registry}/a/small@{digest}"):
-        report = examine.examine(BaseRef("docker", reference), keys.verifier(public), tmp_path / "cache")
+        report = examine.examine(
+            BaseRef("docker", reference), keyed.KeyTrust(keys.verifier(public)), tmp_path / "cache"
+        )
         assert report.digest == digest
         assert verdicts(report) == dict.fromkeys(CHECKS[1:], "ok")
     listed = served(f"http://{registry}/v2/a/small/manifests/sha256-{digest[7:]}")["manifests"]
@@ -178,7 +180,7 @@ def test_what_proves_an_image_is_pushed_with_it_and_found_again(image, registry,
 def test_two_signers_keep_each_others_signatures(image, registry, tmp_path):
     keys_of = [pair(tmp_path, name) for name in ("first", "second")]
     for private, _ in keys_of:
-        deliver(image, None, f"{registry}/a/small:2", print, key=private)
+        deliver(image, None, f"{registry}/a/small:2", print, sign=private)
     digest = image.manifest.record["results"]["image"]["digest"]
     manifest = served(f"http://{registry}/v2/a/small/manifests/sha256-{digest[7:]}.sig")
     assert len(manifest["layers"]) == 2
@@ -186,14 +188,14 @@ def test_two_signers_keep_each_others_signatures(image, registry, tmp_path):
     assert config["rootfs"]["diff_ids"] == [layer["digest"] for layer in manifest["layers"]]
     for _, public in keys_of:
         ref = BaseRef("docker", f"{registry}/a/small:2")
-        assert examine.examine(ref, keys.verifier(public), tmp_path / "cache").ok
+        assert examine.examine(ref, keyed.KeyTrust(keys.verifier(public)), tmp_path / "cache").ok
 
 
 @pytest.mark.registry
 def test_an_image_that_another_tool_signed_is_checked_too(image, registry, tmp_path):
     """Cosign's tag alone, no referrers."""
     private, public = pair(tmp_path)
-    deliver(image, None, f"{registry}/a/small:2", print, key=private)
+    deliver(image, None, f"{registry}/a/small:2", print, sign=private)
     name = f"{registry}/a/small:2"
     index = f"http://{registry}/v2/a/small/manifests/sha256-"
     digest = image.manifest.record["results"]["image"]["digest"]
@@ -201,7 +203,7 @@ def test_an_image_that_another_tool_signed_is_checked_too(image, registry, tmp_p
     signature_of = next(item for item in listed["manifests"] if item["artifactType"] == referrers.SIGNATURE)
     listed["manifests"].remove(signature_of)
     put(f"{index}{digest[7:]}", json.dumps(listed).encode(), listed["mediaType"])
-    report = examine.examine(BaseRef("docker", name), keys.verifier(public), tmp_path / "cache")
+    report = examine.examine(BaseRef("docker", name), keyed.KeyTrust(keys.verifier(public)), tmp_path / "cache")
     assert verdicts(report)["signature"] == "ok"
 
 
@@ -217,7 +219,9 @@ def test_a_registry_that_lists_documents_itself_is_asked(signed, small, tmp_path
     state["answers"]["/v2/a/b/manifests/1"] = state["answers"][f"/v2/a/b/manifests/{image['digest']}"]
     listed = json.dumps({"schemaVersion": 2, "manifests": documents}).encode()
     state["answers"][f"/v2/a/b/referrers/{image['digest']}"] = (200, listed)
-    report = examine.examine(BaseRef("docker", f"{host}/a/b:1"), keys.verifier(public), tmp_path / "cache")
+    report = examine.examine(
+        BaseRef("docker", f"{host}/a/b:1"), keyed.KeyTrust(keys.verifier(public)), tmp_path / "cache"
+    )
     assert verdicts(report) == dict.fromkeys(CHECKS[1:], "ok")
     assert f"/v2/a/b/manifests/sha256-{image['digest'][7:]}" not in [path for _, path in state["seen"]]
     for odd in (b"{}", b'{"manifests":7}', b'{"manifests":[7,{}]}', b"?"):
@@ -509,7 +513,7 @@ def test_an_image_for_two_machines_is_signed_as_a_whole_and_each_alone(tmp_path,
     image = run_stage(tmp_path, build, settings, model=onnx_artifact(tmp_path), base=tmp_path)
     private, public = pair(tmp_path)
     output = tmp_path / "both.tar"
-    deliver(image, output, None, print, key=private)
+    deliver(image, output, None, print, sign=private)
     for here in ("linux/amd64", "linux/arm64"):  # `docker load` gets the image of the machine that built it
         monkeypatch.setattr("modelpack.container.archive.host_platform", lambda here=here: here)
         report = look(output, public)

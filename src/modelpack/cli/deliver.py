@@ -37,7 +37,7 @@ def build(
         str, typer.Option("--output", "-o", metavar="FILE.tar", help="Also write the archive here.")
     ] = "",
     push: Annotated[str, typer.Option(metavar="REF", help="Also push the image to a registry.")] = "",
-    sign: Annotated[str, typer.Option(metavar="KEY.pem", help="Sign what is written or pushed with this key.")] = "",
+    sign: Annotated[str, typer.Option(metavar="KEY.pem|sigstore", help="Sign what is written or pushed.")] = "",
     offline: Annotated[bool, typer.Option("--offline", help="Download nothing; use the cache.")] = False,
     check_reproducible: Annotated[
         bool, typer.Option("--check-reproducible", help="Build it twice more from nothing and compare every byte.")

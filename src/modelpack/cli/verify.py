@@ -16,6 +16,7 @@ from modelpack.errors import StageError, StoreError, UsageError, did_you_mean
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from modelpack.container.proof.statements import Trust
     from modelpack.container.reference import BaseRef
     from modelpack.events import Emit
     from modelpack.numerics.checks import Subject as Examined
@@ -45,6 +46,16 @@ def verify(
     key: Annotated[
         str, typer.Option(metavar="KEY.pub", help="The public key whose signature an image must bear.")
     ] = "",
+    certificate_identity: Annotated[
+        str,
+        typer.Option(metavar="WHO", help="Who must have signed an image through Sigstore: a mail address or a URI."),
+    ] = "",
+    certificate_oidc_issuer: Annotated[
+        str, typer.Option(metavar="URL", help="The OIDC provider that must have vouched for them.")
+    ] = "",
+    trusted_root: Annotated[
+        str, typer.Option(metavar="FILE", help="The Sigstore instance to trust; the public one's when absent.")
+    ] = "",
     skip: Annotated[list[str] | None, typer.Option(metavar="CHECK", help="Leave out a check. Repeatable.")] = None,
     rows: Annotated[int, typer.Option(min=1, help="How many rows to read, at most.")] = 32,
     target: Annotated[Target, typer.Option(help="The hardware it shall run on; auto is this machine.")] = "auto",
@@ -56,7 +67,7 @@ def verify(
     runs and artifacts every byte is compared; with --data or --against their model is examined as well.
 
     Of an image every byte is compared with its digests, the model in it with the artifact it was made from, and what is
-    attached to it with what is in it; with --key, who signed that.
+    attached to it with what is in it; with --key or --certificate-identity, who signed that.
 
     The exit code is 3 when a check fails, and 5 when a byte of the store differs.
 
@@ -65,6 +76,7 @@ def verify(
         modelpack verify quickstart:quantize --data quickstart.yaml:val --skip speed
         modelpack verify digits.tar --key modelpack.pub
         modelpack verify docker://registry.example/digits:1.0 --key modelpack.pub
+        modelpack verify digits.tar --certificate-identity me@example.org --certificate-oidc-issuer https://gitlab.com
         modelpack verify
         modelpack verify quickstart@3
     """
@@ -73,11 +85,17 @@ def verify(
     from modelpack.events import Progress
 
     image = images.meant(subject) if subject is not None else None
+    signers = {
+        "--key": key,
+        "--certificate-identity": certificate_identity,
+        "--certificate-oidc-issuer": certificate_oidc_issuer,
+        "--trusted-root": trusted_root,
+    }
     if image is not None:
-        _image(call, image, key=key, other={"--data": data, "--against": against, "--skip": skip})
+        _image(call, image, signers, other={"--data": data, "--against": against, "--skip": skip})
         return
-    if key:
-        raise UsageError("only images are signed", where="--key", then="name an archive FILE.tar or docker://REF")
+    for option in (name for name, value in signers.items() if value):
+        raise UsageError("only images are signed", where=option, then="name an archive FILE.tar or docker://REF")
     found = subjects.find(call.store, subject) if subject is not None or data or against else None
     if found is not None and (found.file is not None or data or against):
         _examine(call, found, data=data, against=against, skip=skip or (), rows=rows, target=target, device=device)
@@ -89,18 +107,36 @@ def verify(
     call.result(document, lambda: pages.verified(report))
 
 
-def _image(call: Call, ref: BaseRef, *, key: str, other: Mapping[str, object]) -> None:
+def _image(call: Call, ref: BaseRef, signers: Mapping[str, str], *, other: Mapping[str, object]) -> None:
     from modelpack.container import wheels
-    from modelpack.container.proof import examine, keys
+    from modelpack.container.proof import examine
 
     for option in (name for name, value in other.items() if value):
         raise UsageError("this is about models, and the subject is an image", where=option, then="leave it out")
-    trusted = keys.verifier(Path(key)) if key else None
-    report = examine.examine(ref, trusted, wheels.cache_directory())
+    report = examine.examine(ref, _trust(*signers.values()), wheels.cache_directory())
     document = {"ok": report.ok, "image": str(ref), "digest": report.digest, "checks": examine.as_json(report)}
     call.result(document, lambda: pages.examined({**document, "model": str(ref)}))
     if not report.ok:
         raise typer.Exit(StageError.exit_code)
+
+
+def _trust(key: str, identity: str, issuer: str, root: str) -> Trust | None:
+    """Read whom to trust: a key, an identity, or nobody."""
+    from modelpack.container.proof import keyed, keyless, keys
+
+    if key and (identity or issuer or root):
+        raise UsageError(
+            "an image is checked with a key or an identity", where="--key", then="verify it once with each"
+        )
+    if bool(identity) != bool(issuer) or (root and not identity):
+        raise UsageError(
+            "an identity is someone whom an issuer vouches for",
+            where="--certificate-identity",
+            then="give --certificate-identity and --certificate-oidc-issuer",
+        )
+    if identity:
+        return keyless.trusted(identity, issuer, Path(root) if root else None)
+    return keyed.KeyTrust(keys.verifier(Path(key))) if key else None
 
 
 def _tell(report: Report) -> None:

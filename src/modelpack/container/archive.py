@@ -6,12 +6,14 @@ Several images have one index, which is what a registry gets and a machine choos
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from modelpack import canonical
 from modelpack.container.base import host_platform
 from modelpack.container.layers import Entry, chunks
+from modelpack.container.layout import mapping
 from modelpack.container.oci import MANIFEST, Image, sha256
 from modelpack.container.reference import ImageName
 
@@ -125,10 +127,7 @@ class Archive:
         return {"mediaType": INDEX, "digest": self.digest, "size": len(self.index), "annotations": names}
 
     def _referrers(self) -> list[dict[str, Any]]:
-        return [
-            {"mediaType": MANIFEST, "artifactType": item.kind, "digest": item.digest, "size": len(item.manifest)}
-            for item in sorted(self.attached, key=lambda item: item.digest)
-        ]
+        return [_listed(item) for item in sorted(self.attached, key=lambda item: item.digest)]
 
 
 def _descriptor(image: Image) -> dict[str, Any]:
@@ -139,6 +138,13 @@ def _descriptor(image: Image) -> dict[str, Any]:
         "size": len(image.manifest),
         "platform": {"os": system, "architecture": architecture},
     }
+
+
+def _listed(item: Attached) -> dict[str, Any]:
+    """Describe a document, with its manifest's annotations as registries repeat them."""
+    plain = {"mediaType": MANIFEST, "artifactType": item.kind, "digest": item.digest, "size": len(item.manifest)}
+    notes = mapping(json.loads(item.manifest)).get("annotations")
+    return {**plain, "annotations": notes} if notes else plain
 
 
 def _blob(digest: str) -> str:

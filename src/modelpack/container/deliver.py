@@ -21,19 +21,21 @@ if TYPE_CHECKING:
 
 
 def deliver(
-    image: Artifact, output: Path | None, push: str | None, tell: Callable[[str], None], *, key: Path | None = None
+    image: Artifact, output: Path | None, push: str | None, tell: Callable[[str], None], *, sign: seal.By | None = None
 ) -> None:
-    """Bring an image out of the store: into the engine that built it, a file, a registry. Again, it changes nothing.
+    """Bring an image out of the store: into the engine that built it, a file, a registry.
+
+    Again, it changes nothing, but that Sigstore's signatures are new ones each time.
 
     Args:
         image: An image artifact.
         output: File to write; None for none.
         push: Registry reference; None for none.
         tell: Receives what was done.
-        key: Private key that signs what leaves; None leaves it unsigned.
+        sign: What signs what leaves; None leaves it unsigned.
 
     Raises:
-        MissingError: When a registry or engine does not answer, or the key needs a password.
+        MissingError: When a registry or engine does not answer, the key needs a password, or Sigstore does not sign.
         StageError: When the file cannot be written.
         UsageError: When there is no such key.
     """
@@ -42,26 +44,26 @@ def deliver(
         engine.load(archive)
         tell(f"loaded {receipt['tag']} into the Docker engine again")
     if output is not None:
-        with _signed(archive, key, receipt["tag"]) as source:
+        with _signed(archive, sign, receipt["tag"]) as (source, how):
             _copy(source, output)
-        tell(f"wrote {output}" + (", signed" if key else ""))
+        tell(f"wrote {output}{how}")
     if push is not None:
-        with _signed(archive, key, push) as source:
+        with _signed(archive, sign, push) as (source, how):
             tell(f"pushed {registry.push(source, push)}")
             count = remote.publish(source, push)
-        tell(f"attached {count} documents to it" + (", signed" if key else ""))
+        tell(f"attached {count} documents to it{how}")
 
 
 @contextlib.contextmanager
-def _signed(archive: Path, key: Path | None, name: str) -> Iterator[Path]:
-    """Give an archive as it leaves: as it is in the store, or a copy that also holds signatures."""
-    if key is None:
-        yield archive
+def _signed(archive: Path, by: seal.By | None, name: str) -> Iterator[tuple[Path, str]]:
+    """Give an archive as it leaves: as it is in the store, or a copy that also holds signatures; and words for that."""
+    if by is None:
+        yield archive, ""
         return
     with tempfile.TemporaryDirectory(prefix="modelpack-") as folder:
         copy = Path(folder) / ARCHIVE
-        seal.sign(archive, copy, key, name)
-        yield copy
+        how = seal.sign(archive, copy, by, name)
+        yield copy, f", {how}"
 
 
 def _copy(archive: Path, output: Path) -> None:

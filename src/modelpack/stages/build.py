@@ -67,8 +67,10 @@ class BuildConfig(StageConfig):
     push: Annotated[str, AfterValidator(_image_name)] | None = Field(
         None, description="Also push the image to a registry under this reference."
     )
-    sign: FilePath | None = Field(
-        None, description="A private key (ECDSA P-256, PEM) that signs what is written or pushed, as cosign does."
+    sign: Literal["sigstore"] | FilePath | None = Field(
+        None,
+        description="Sign what is written or pushed, as cosign does: with a private key (ECDSA P-256, PEM), or with "
+        "'sigstore', without a key, as whoever runs this.",
     )
     check_reproducible: bool = Field(
         False, description="Build the image twice more from nothing, as others would elsewhere, and compare every byte."
@@ -123,12 +125,16 @@ class BuildConfig(StageConfig):
         )  # fmt: skip
 
 
+def _signer(sign: Literal["sigstore"] | InputPath) -> Path | Literal["sigstore"]:
+    return sign.path if isinstance(sign, InputPath) else sign
+
+
 def _preflight(config: BuildConfig, _outside: Outside) -> None:
     from modelpack.container import build as container
-    from modelpack.container.proof import keys
+    from modelpack.container.proof import seal
 
     if config.sign:
-        keys.signer(config.sign.path)
+        seal.check(_signer(config.sign))
     with tempfile.TemporaryDirectory() as scratch:
         container.check(config.order("model"), Path(scratch))
 
@@ -148,7 +154,7 @@ def _effect(config: BuildConfig, artifact: Artifact, job: Job) -> None:
     if config.check_reproducible:
         facts, built = _facts(job.source), artifact.file(ARCHIVE)
         job.note(reproduce.check(job.source, config.order(job.name), facts, built, past=job.past()))
-    deliver(artifact, config.output, config.push, job.note, key=config.sign.path if config.sign else None)
+    deliver(artifact, config.output, config.push, job.note, sign=_signer(config.sign) if config.sign else None)
 
 
 @stage(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from modelpack.container.oci import Image
     from modelpack.container.proof.found import Found
     from modelpack.container.proof.inside import Inside
-    from modelpack.container.proof.keys import Verifier
+    from modelpack.container.proof.statements import Trust
     from modelpack.container.reference import BaseRef
 
 OK, FAILED, UNCHECKED = "ok", "failed", "not checked"
@@ -72,12 +72,12 @@ class Report:
         return all(row.verdict != FAILED for row in self.rows)
 
 
-def examine(ref: BaseRef, key: Verifier | None, cache: Path) -> Report:
+def examine(ref: BaseRef, trust: Trust | None, cache: Path) -> Report:
     """Examine an image.
 
     Args:
         ref: Where it is: ``oci-archive``, ``oci`` or ``docker``.
-        key: Whose signature it must bear; signatures are not checked without one.
+        trust: Whose signature it must bear; signatures are not checked without anyone.
         cache: Directory for what a registry sends.
 
     Raises:
@@ -91,8 +91,8 @@ def examine(ref: BaseRef, key: Verifier | None, cache: Path) -> Report:
     rows = list(_archive(found)) if found.path is not None else []
     for image in found.archive.images:
         where = image.platform if len(found.archive.images) > 1 else ""
-        rows += _image(found, image, key, where)
-    rows.append(_told("signature", lambda: statements.signature(found, key), "", statements.UNSIGNED))
+        rows += _image(found, image, trust, where)
+    rows.append(_told("signature", lambda: statements.signature(found, trust), "", statements.UNSIGNED))
     return Report(found.digest, tuple(rows))
 
 
@@ -130,7 +130,7 @@ def _written(found: Found) -> str:
     return f"all {size} bytes as they are written"
 
 
-def _image(found: Found, image: Image, key: Verifier | None, where: str) -> Iterator[Row]:
+def _image(found: Found, image: Image, trust: Trust | None, where: str) -> Iterator[Row]:
     inside: list[Inside] = []
 
     def seen() -> Inside:
@@ -140,9 +140,9 @@ def _image(found: Found, image: Image, key: Verifier | None, where: str) -> Iter
 
     yield _told("digests", lambda: _digests(image), where)
     yield _told("layers", lambda: _layers(image, inside, found.where), where)
-    yield _told("provenance", lambda: statements.provenance(found, image, key), where, statements.UNSTATED)
+    yield _told("provenance", lambda: statements.provenance(found, image, trust), where, statements.UNSTATED)
     yield _told("model", lambda: statements.model(found, image, seen()), where)
-    yield _told("contents", lambda: statements.contents(found, image, seen(), key), where, statements.UNSTATED)
+    yield _told("contents", lambda: statements.contents(found, image, seen(), trust), where, statements.UNSTATED)
 
 
 def _blobs(image: Image) -> list[Blob]:

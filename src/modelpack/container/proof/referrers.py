@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from modelpack import canonical
 from modelpack.container.archive import INDEX, Archive, Attached
 from modelpack.container.layout import mapping
 from modelpack.container.oci import CONFIG, MANIFEST, sha256
-from modelpack.container.proof import provenance, sbom, signature
+from modelpack.container.proof import provenance, sbom
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-
-    from modelpack.container.proof.keys import Signer
 
 EMPTY = "application/vnd.oci.empty.v1+json"
 SIGNATURE = "application/vnd.dev.cosign.artifact.sig.v1+json"
 ATTESTATION = "application/vnd.dev.cosign.artifact.att.v1+json"
 TAGS = {SIGNATURE: "sig", ATTESTATION: "att"}
 """Endings of the tags where cosign looks for what is about ``sha256:<hex>``: ``sha256-<hex>.sig``."""
-_PREDICATE = "predicateType"
+PREDICATE = "predicateType"
 
 
 @dataclass(frozen=True)
@@ -53,14 +50,38 @@ class Part:
         return {**plain, **({"annotations": dict(self.annotations)} if self.annotations else {})}
 
 
+class Seal(Protocol):
+    """Someone who signs.
+
+    Attributes:
+        label: What was done, for people: ``signed``, or by whom too.
+    """
+
+    @property
+    def label(self) -> str:
+        """Tell what was done."""
+
+    def image(self, subject: Subject, repository: str) -> Attached:
+        """Sign an image that lies in a repository."""
+
+    def statements(self, subject: Subject, texts: Mapping[str, bytes]) -> Sequence[Attached]:
+        """Sign statements about an image; predicate type → statement."""
+
+
 def subjects(archive: Archive) -> list[Subject]:
     """Give what a signature is about: every image, and the index of several."""
     found = [Subject(MANIFEST, image.digest, len(image.manifest)) for image in archive.images]
     return found if len(found) == 1 else [*found, Subject(INDEX, archive.digest, len(archive.index))]
 
 
-def attach(kind: str, subject: Subject, parts: Sequence[Part], config: Part | None = None) -> Attached:
-    """Write a document's manifest."""
+def attach(
+    kind: str,
+    subject: Subject,
+    parts: Sequence[Part],
+    config: Part | None = None,
+    notes: Mapping[str, str] | None = None,
+) -> Attached:
+    """Write a document's manifest; `notes` are its annotations."""
     config = config or Part(EMPTY, b"{}", {})
     manifest = {
         "schemaVersion": 2,
@@ -69,6 +90,7 @@ def attach(kind: str, subject: Subject, parts: Sequence[Part], config: Part | No
         "config": config.to_json(),
         "layers": [part.to_json() for part in parts],
         "subject": subject.to_json(),
+        **({"annotations": dict(notes)} if notes else {}),
     }
     return Attached(kind, canonical.encode(manifest), (config.data, *(part.data for part in parts)))
 
@@ -77,25 +99,8 @@ def plain(subject: Subject, bom: bytes, made: bytes) -> tuple[Attached, Attached
     """Attach an image's list of ingredients and its provenance."""
     return (
         attach(sbom.TYPE, subject, [Part(sbom.TYPE, bom, {})]),
-        attach(provenance.TYPE, subject, [Part(provenance.TYPE, made, {_PREDICATE: provenance.PREDICATE})]),
+        attach(provenance.TYPE, subject, [Part(provenance.TYPE, made, {PREDICATE: provenance.PREDICATE})]),
     )
-
-
-def signed(subject: Subject, repository: str, signer: Signer) -> Attached:
-    """Sign an image the way cosign does."""
-    payload = signature.simple(repository, subject.digest)
-    made = base64.b64encode(signer.sign(payload)).decode()
-    part = Part(signature.SIMPLE, payload, {signature.ANNOTATION: made})
-    return attach(SIGNATURE, subject, [part], configuration([sha256(payload)]))
-
-
-def attested(subject: Subject, statements: Mapping[str, bytes], signer: Signer) -> Attached:
-    """Sign statements about an image the way cosign does; predicate type → statement."""
-    parts = [
-        Part(signature.ENVELOPE, signature.envelope(text, signer), {signature.ANNOTATION: "", _PREDICATE: kind})
-        for kind, text in sorted(statements.items())
-    ]
-    return attach(ATTESTATION, subject, parts, configuration([sha256(part.data) for part in parts]))
 
 
 def configuration(digests: Sequence[str]) -> Part:
@@ -104,12 +109,12 @@ def configuration(digests: Sequence[str]) -> Part:
     return Part(CONFIG, canonical.encode({"architecture": "", "config": {}, "os": "", "rootfs": rootfs}), {})
 
 
-def sealed(archive: Archive, repository: str, signer: Signer) -> Archive:
+def sealed(archive: Archive, repository: str, seal: Seal) -> Archive:
     """Sign everything about an archive: its images, their index, and what was attached to each."""
-    new = [signed(subject, repository, signer) for subject in subjects(archive)]
+    new = [seal.image(subject, repository) for subject in subjects(archive)]
     for subject in subjects(archive)[: len(archive.images)]:
         statements = dict(_statements(archive, subject, repository))
-        new += [attested(subject, statements, signer)] if statements else []
+        new += seal.statements(subject, statements) if statements else []
     names = {(item.kind, about(item)) for item in new}
     kept = [item for item in archive.attached if (item.kind, about(item)) not in names]
     return Archive(archive.images, archive.host, (*kept, *new))

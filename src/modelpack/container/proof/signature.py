@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 SIMPLE = "application/vnd.dev.cosign.simplesigning.v1+json"
 ENVELOPE = "application/vnd.dsse.envelope.v1+json"
 STATEMENT = "application/vnd.in-toto+json"
+BUNDLE = "application/vnd.dev.sigstore.bundle.v0.3+json"
+SIGNED = "https://sigstore.dev/cosign/sign/v1"
+"""Predicate of a statement that says no more than which image is meant: cosign's signature since version 3."""
 ANNOTATION = "dev.cosignproject.cosign/signature"
 _KIND = "cosign container image signature"
 
@@ -33,7 +36,7 @@ def simple(repository: str, digest: str) -> bytes:
 
 def signed_digest(payload: bytes) -> str:
     """Tell which image a document stands for; empty when it is no such document."""
-    critical = mapping(_json(payload).get("critical"))
+    critical = mapping(parsed(payload).get("critical"))
     digest = mapping(critical.get("image")).get("docker-manifest-digest")
     return digest if critical.get("type") == _KIND and isinstance(digest, str) else ""
 
@@ -59,15 +62,15 @@ def envelope(payload: bytes, signer: Signer) -> bytes:
     )
 
 
-def opened(data: bytes, verifier: Verifier | None) -> tuple[dict[str, Any], bool]:
-    """Read the statement in an envelope; tell whether the key signed it."""
-    body = _json(data)
-    payload, kind = _bytes(body.get("payload")), body.get("payloadType")
-    listed = body.get("signatures")
+def opened(data: bytes, verifier: Verifier) -> dict[str, Any] | None:
+    """Read the statement in an envelope; None where the key did not sign it."""
+    body = parsed(data)
+    payload, listed = _bytes(body.get("payload")), body.get("signatures")
     signatures = [_bytes(mapping(item).get("sig")) for item in listed] if isinstance(listed, list) else []
-    right = kind == STATEMENT and verifier is not None
-    trusted = right and any(verifier.accepts(item, encoded(STATEMENT, payload)) for item in signatures if verifier)
-    return _json(payload), trusted
+    message = encoded(STATEMENT, payload)
+    if body.get("payloadType") != STATEMENT or not any(verifier.accepts(item, message) for item in signatures):
+        return None
+    return parsed(payload)
 
 
 def accepts(verifier: Verifier, payload: bytes, signature: str) -> bool:
@@ -75,7 +78,8 @@ def accepts(verifier: Verifier, payload: bytes, signature: str) -> bool:
     return verifier.accepts(_bytes(signature), payload)
 
 
-def _json(data: bytes) -> dict[str, Any]:
+def parsed(data: bytes) -> dict[str, Any]:
+    """Read a JSON object; empty for anything else."""
     try:
         return mapping(json.loads(data))
     except (ValueError, RecursionError):

@@ -6,7 +6,7 @@ A check gives what it compared, and raises what is wrong.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from modelpack.container.layout import mapping
 from modelpack.container.proof import provenance as stated
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from modelpack.container.oci import Image
     from modelpack.container.proof.found import Found
     from modelpack.container.proof.inside import Inside
-    from modelpack.container.proof.keys import Verifier
+    from modelpack.container.proof.referrers import Part
 
 UNSTATED = "copy the image with what is attached to it (oras cp -r), or build it again: `modelpack build` writes both"
 UNSIGNED = "sign it: modelpack build --sign modelpack.key --output image.tar, or --push REF"
-_NO_KEY = "name the public key with --key"
+_BY_WHOM = "name the public key with --key, or the signer with --certificate-identity and --certificate-oidc-issuer"
+_SIGNATURES = (signing.SIMPLE, signing.BUNDLE)
 _REVISION = "org.opencontainers.image.revision"
 
 
@@ -32,23 +33,49 @@ class NotCheckedError(StageError):
     """A check that had nothing to compare with."""
 
 
-def _documents(found: Found, digest: str, kind: str) -> Iterator[bytes]:
-    """Give the parts of a media type in what is attached to a digest."""
+class Trust(Protocol):
+    """Someone whose signatures count.
+
+    Attributes:
+        label: What to call them.
+    """
+
+    @property
+    def label(self) -> str:
+        """What to call them."""
+
+    def said(self, part: Part) -> dict[str, Any] | None:
+        """Give the statement in a part of a document; None where they signed none.
+
+        Raises:
+            StageError: When there is one that is not to be trusted, with the reason.
+        """
+
+
+def _parts(found: Found, digest: str) -> Iterator[Part]:
+    """Give the parts of all that is attached to a digest."""
     for item in found.archive.attached:
         if referrers.about(item) in ("", digest):
-            yield from (part.data for part in referrers.parts(item) if part.media == kind)
+            yield from referrers.parts(item)
+
+
+def _said(found: Found, digest: str, trust: Trust) -> tuple[list[dict[str, Any]], str]:
+    """Give what someone said about a digest, and why other statements do not count."""
+    said: list[dict[str, Any]] = []
+    refused: dict[str, None] = {}
+    for part in _parts(found, digest):
+        try:
+            statement = trust.said(part)
+        except StageError as error:
+            refused[error.what] = None
+            continue
+        said += [] if statement is None else [statement]
+    return said, f": {listed(refused)}" if refused else ""
 
 
 def _list(value: object) -> list[dict[str, Any]]:
     """Take a JSON value that should be a list of objects; what is no object counts as an empty one."""
     return [mapping(item) for item in value] if isinstance(value, list) else []
-
-
-def _read(data: bytes) -> dict[str, Any]:
-    try:
-        return mapping(json.loads(data))
-    except (ValueError, RecursionError):
-        return {}
 
 
 def _statement(found: Found, image: Image) -> dict[str, Any]:
@@ -57,7 +84,7 @@ def _statement(found: Found, image: Image) -> dict[str, Any]:
     Raises:
         StageError: When it has none, or one about another image.
     """
-    read = [_read(data) for data in _documents(found, image.digest, stated.TYPE)]
+    read = [signing.parsed(part.data) for part in _parts(found, image.digest) if part.media == stated.TYPE]
     mine = [item for item in read if item.get("predicateType") == stated.PREDICATE]
     if not mine:
         raise StageError("nothing says how it was made")
@@ -68,27 +95,30 @@ def _statement(found: Found, image: Image) -> dict[str, Any]:
 
 
 def _same_subject(statement: Mapping[str, Any], digest: str) -> None:
-    named = [mapping(item.get("digest")).get("sha256") for item in _list(statement.get("subject"))]
-    if named != [digest.removeprefix("sha256:")]:
+    if _subjects(statement) != [digest.removeprefix("sha256:")]:
         raise StageError("it is about another image")
 
 
-def provenance(found: Found, image: Image, key: Verifier | None) -> str:
-    """Compare the provenance's subject with the image, and its signature with the key."""
+def _subjects(statement: Mapping[str, Any]) -> list[Any]:
+    return [mapping(item.get("digest")).get("sha256") for item in _list(statement.get("subject"))]
+
+
+def provenance(found: Found, image: Image, trust: Trust | None) -> str:
+    """Compare the provenance's subject with the image, and who signed it with whom to trust."""
     statement = _statement(found, image)
-    return f"about this very image{_attested(found, image, key, statement)}"
+    return f"about this very image{_attested(found, image, trust, statement)}"
 
 
-def _attested(found: Found, image: Image, key: Verifier | None, statement: Mapping[str, Any]) -> str:
-    """Look for a statement among those that the key signed."""
-    if key is None:
+def _attested(found: Found, image: Image, trust: Trust | None, statement: Mapping[str, Any]) -> str:
+    """Look for a statement among those that someone signed."""
+    if trust is None:
         return ""
-    for data in _documents(found, image.digest, signing.ENVELOPE):
-        said, trusted = signing.opened(data, key)
-        if trusted and {**said, "subject": 0} == {**statement, "subject": 0}:
-            _same_subject(said, image.digest)
-            return ", signed with this key"
-    raise StageError("nobody signed it with this key", then=UNSIGNED)
+    said, refused = _said(found, image.digest, trust)
+    for item in said:
+        if {**item, "subject": 0} == {**statement, "subject": 0}:
+            _same_subject(item, image.digest)
+            return f", signed by {trust.label}"
+    raise StageError(f"it is not signed by {trust.label}{refused}", then=UNSIGNED)
 
 
 def model(found: Found, image: Image, inside: Inside) -> str:
@@ -111,9 +141,9 @@ def model(found: Found, image: Image, inside: Inside) -> str:
     return f"{len(inside.model)} files are those of artifact {identity[:12]}"
 
 
-def contents(found: Found, image: Image, inside: Inside, key: Verifier | None) -> str:
+def contents(found: Found, image: Image, inside: Inside, trust: Trust | None) -> str:
     """Compare the list of ingredients with what lies in the layers."""
-    read = [_read(data) for data in _documents(found, image.digest, sbom.TYPE)]
+    read = [signing.parsed(part.data) for part in _parts(found, image.digest) if part.media == sbom.TYPE]
     if len(read) != 1:
         raise StageError("nothing lists what is in it" if not read else f"{len(read)} documents list what is in it")
     bom = read[0]
@@ -128,7 +158,7 @@ def contents(found: Found, image: Image, inside: Inside, key: Verifier | None) -
     for kind, there in (("pypi", inside.distributions), ("deb", inside.packages)):
         _same_packages(kind, parts, {(item.name, item.version) for item in there})
     predicate = stated.statement("", image.digest, sbom.PREDICATE, bom)
-    signed = _attested(found, image, key, predicate)
+    signed = _attested(found, image, trust, predicate)
     return f"{len(inside.distributions)} Python and {len(inside.packages)} system packages, as listed{signed}"
 
 
@@ -143,23 +173,18 @@ def _same_packages(kind: str, parts: list[dict[str, Any]], there: set[tuple[str,
         raise StageError(f"the list and the image differ in: {listed(names)}")
 
 
-def signature(found: Found, key: Verifier | None) -> str:
-    """Look for a signature of the key over the image's digest."""
-    signatures = list(_signatures(found))
-    if key is None:
-        text = "it is signed, and nobody asked by whom" if signatures else "it has no signature"
-        raise NotCheckedError(text, then=_NO_KEY if signatures else UNSIGNED)
-    if not signatures:
+def signature(found: Found, trust: Trust | None) -> str:
+    """Look for a signature over the image's digest that counts."""
+    signed = any(part.media in _SIGNATURES for part in _parts(found, found.digest))
+    if trust is None:
+        text = "it is signed, and nobody asked by whom" if signed else "it has no signature"
+        raise NotCheckedError(text, then=_BY_WHOM if signed else UNSIGNED)
+    if not signed:
         raise StageError("it has no signature")
-    for payload, made in signatures:
-        if signing.accepts(key, payload, made) and signing.signed_digest(payload) == found.digest:
-            return "signed with this key"
-    raise StageError("no signature is this key's", then="compare the key, or ask who built it for theirs")
-
-
-def _signatures(found: Found) -> Iterator[tuple[bytes, str]]:
-    for item in found.archive.attached:
-        if referrers.about(item) in ("", found.digest):
-            for part in referrers.parts(item):
-                if part.media == signing.SIMPLE:
-                    yield part.data, part.annotations.get(signing.ANNOTATION, "")
+    said, refused = _said(found, found.digest, trust)
+    for item in said:
+        if item.get("predicateType") == signing.SIGNED and found.digest.removeprefix("sha256:") in _subjects(item):
+            return f"signed by {trust.label}"
+    raise StageError(
+        f"no signature is that of {trust.label}{refused}", then="compare that, or ask who built the image for theirs"
+    )
