@@ -9,10 +9,14 @@ from modelpack.container.deliver import deliver
 from modelpack.container.proof.found import meant
 from modelpack.errors import UsageError
 from signing import pair
+from sigstores import ISSUER, WHO, running
 from test_build import blobs
 from test_image_proof import CHECKS, image, little_wheels
 
 __all__ = ["image", "little_wheels", "registry"]
+
+
+IDENTITY = ["small.tar", "--certificate-identity", "me", "--certificate-oidc-issuer", "you"]
 
 
 @pytest.fixture
@@ -35,6 +39,21 @@ def test_an_image_is_told_row_by_row(shell, archive):
     lines = result.out.splitlines()
     assert [line.split()[0] for line in lines[1:] if line[:1].isalpha()][: len(CHECKS)] == CHECKS
     assert lines[-1] == f"oci-archive:small.tar: {len(CHECKS)} ok"
+
+
+def test_an_identity_is_asked_for_by_the_names_that_cosign_has(shell, image, tmp_path, monkeypatch):
+    monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
+    with running() as sigstore:
+        for name, value in sigstore.write(tmp_path).items():
+            monkeypatch.setenv(name, value)
+        deliver(image, tmp_path / "small.tar", None, lambda _text: None, sign="sigstore")
+    given = ["--certificate-oidc-issuer", ISSUER, "--trusted-root", "root.json"]
+    right = shell("verify", "small.tar", "--certificate-identity", WHO, *given)
+    assert right.code == 0, right.out
+    assert f"signed by {WHO}" in right.out
+    wrong = shell("verify", "small.tar", "--certificate-identity", "eve@example.org", *given)
+    assert wrong.code == 3
+    assert wrong.out.count("FAILED") == 3
 
 
 def test_json_holds_every_check_and_the_digest(shell, archive, image):
@@ -77,6 +96,13 @@ def test_an_image_in_a_registry_is_named_by_its_reference(shell, image, registry
         (["small.tar", "--skip", "speed"], "this is about models"),
         (["--key", "signer.pub"], "only images are signed"),
         (["run", "--key", "signer.pub"], "only images are signed"),
+        (["--certificate-identity", "me", "--certificate-oidc-issuer", "you"], "only images are signed"),
+        (["small.tar", "--certificate-identity", "me"], "an identity is someone whom an issuer vouches for"),
+        (["small.tar", "--certificate-oidc-issuer", "you"], "an identity is someone whom an issuer vouches for"),
+        (["small.tar", "--trusted-root", "root.json"], "an identity is someone whom an issuer vouches for"),
+        (["small.tar", "--key", "signer.pub", "--certificate-identity", "me"], "with a key or an identity"),
+        ([*IDENTITY, "--trusted-root", "none"], "No such file"),
+        ([*IDENTITY, "--trusted-root", "small.tar"], "no trusted root"),
     ],
 )
 def test_what_cannot_be_examined_is_an_error(shell, archive, arguments, message):

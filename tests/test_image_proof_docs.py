@@ -12,6 +12,7 @@ import pytest
 from commands import install_copy, write_recipe
 from image_support import PYTHON, little_wheels, tar_of
 from modelpack.container.proof import sbom
+from sigstores import running
 from test_build import blobs
 
 __all__ = ["little_wheels"]
@@ -33,6 +34,7 @@ from modelpack.container import wheels
 
 wheels.LOCK = Path("wheels.json")  # two small wheels in place of the server's, which are large
 sys.argv += ["--base", "rootfs:base.tar", "--platform", "linux/amd64"] if sys.argv[1] == "build" else []
+sys.argv += ["--trusted-root", "root.json"] if "--certificate-identity" in sys.argv else []
 cli.main()
 """
 
@@ -43,14 +45,16 @@ def test_every_command_of_the_section_succeeds(tmp_path, little_wheels):
     (tmp_path / "modelpack.py").write_text(STAND_IN)
     recipe = write_recipe(tmp_path, RECIPE)
     commands = "".join(re.findall(r"```bash\n(.*?)```", SECTION, re.DOTALL))
-    assert commands.count("modelpack ") == 2
+    assert commands.count("modelpack ") == 4
     python = f'{sys.executable} -P "{tmp_path}/modelpack.py"'
     script = f'modelpack() {{ {python} "$@"; }}\nmodelpack compress {recipe.name}\n{commands}'
-    done = subprocess.run(
-        ["bash", "-euc", script], cwd=tmp_path, capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": str(install_copy(tmp_path / "plugin")), "MODELPACK_KEY_PASSWORD": "an example", "MODELPACK_STORE": str(tmp_path / "store")},
-    )  # fmt: skip
+    with running() as sigstore:
+        done = subprocess.run(
+            ["bash", "-euc", script], cwd=tmp_path, capture_output=True, text=True, check=False,
+            env={**os.environ, "PYTHONPATH": str(install_copy(tmp_path / "plugin")), "MODELPACK_KEY_PASSWORD": "an example", "MODELPACK_STORE": str(tmp_path / "store"), **sigstore.write(tmp_path)},
+        )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert "oci-archive:public.tar: 7 ok" in done.stdout
     assert done.stdout.splitlines()[-1] == "oci-archive:digits.tar: 7 ok"
     (model,) = (item for item in listed(tmp_path / "digits.tar") if item["type"] == "machine-learning-model")
     assert [item["name"] for item in model["pedigree"]["ancestors"]] == ["onnx_model"]
@@ -67,8 +71,10 @@ def listed(archive) -> list:
 
 
 def test_the_section_names_every_row_and_option():
+    from modelpack.container.proof.keyless import CONFIG, TOKEN
     from modelpack.container.proof.keys import PASSWORD
+    from modelpack.container.proof.signature import BUNDLE, SIGNED
     from test_image_proof import CHECKS
 
     assert re.findall(r"^\| `(\w+)` \|", SECTION, re.MULTILINE) == CHECKS
-    assert PASSWORD in SECTION
+    assert all(name in SECTION for name in (PASSWORD, TOKEN, CONFIG, BUNDLE, SIGNED))

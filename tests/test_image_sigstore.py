@@ -6,6 +6,7 @@ import functools
 import json
 import operator
 import sys
+from pathlib import Path
 from unittest.mock import ANY
 
 import pytest
@@ -128,6 +129,20 @@ def test_another_signer_issuer_or_instance_does_not_count(signed, tmp_path, chan
     found = failed(look(signed, **change))
     assert found.keys() == ASKED
     assert all(cause in text for text in found.values())
+
+
+def test_a_bundle_of_the_public_instance_is_checked_with_the_keys_that_the_library_brings(sigstore):
+    """A vector of the project sigstore-conformance, which a public workflow of theirs signed."""
+    data = (Path(__file__).parent / "public_bundle.json").read_bytes()
+    part = referrers.Part(signature.BUNDLE, data, {})
+    workflow = ".github/workflows/extremely-dangerous-oidc-beacon.yml@refs/heads/main"
+    who = f"https://github.com/sigstore-conformance/extremely-dangerous-public-oidc-beacon/{workflow}"
+    issuer = "https://token.actions.githubusercontent.com"
+    statement = keyless.trusted(who, issuer, None).said(part)
+    assert [item["name"] for item in statement["subject"]] == ["a.txt"]
+    for other in ((WHO, issuer), (who, ISSUER)):
+        with pytest.raises(StageError, match="match"):
+            keyless.trusted(*other, None).said(part)
 
 
 def test_a_key_is_no_identity_and_an_identity_no_key(image, signed, tmp_path):

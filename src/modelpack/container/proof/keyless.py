@@ -35,7 +35,13 @@ TOKEN = "SIGSTORE_ID_TOKEN"  # noqa: S105 - the variable's name
 CONFIG = "MODELPACK_SIGSTORE_CONFIG"
 _ISSUER = "1.3.6.1.4.1.57264.1.1"
 """Extension of Fulcio's certificates that names who vouches for the identity."""
-_NO_TOKEN = f"set {TOKEN} to an OIDC token for the audience 'sigstore': `sigstore get-identity-token` prints one"
+_NO_TOKEN = (
+    f"set {TOKEN} to an OIDC token for the audience 'sigstore', such as `sigstore get-identity-token` prints; a job of "
+    "GitHub's needs `permissions: {id-token: write}`"
+)
+_REFUSED = (
+    f"see that the token is a fresh one and that the instance answers; {CONFIG} names another than the public one"
+)
 _NO_ROOT = "name one with --trusted-root, a file as Sigstore's own trusted_root.json"
 
 
@@ -153,7 +159,7 @@ def trusted(identity: str, issuer: str, root: Path | None) -> IdentityTrust:
         return _trust(identity, issuer, known)
     except OSError as error:
         raise UsageError(
-            f"cannot be read: {error.strerror}", where=str(error.filename or root), then=_NO_ROOT
+            f"the trusted root cannot be read: {error.strerror}", where=str(error.filename or root), then=_NO_ROOT
         ) from error
     except (Error, ValueError) as error:
         raise UsageError("no trusted root of a Sigstore instance", where=str(root), then=_NO_ROOT) from error
@@ -177,12 +183,16 @@ def _library() -> None:
 
 def _token() -> IdentityToken:
     """Take the token from the environment, or from the machine of GitHub, GitLab, … that this runs on."""
-    from sigstore.oidc import IdentityToken, detect_credential
+    from sigstore.oidc import IdentityError, IdentityToken, detect_credential
 
-    raw = os.environ.get(TOKEN) or detect_credential()
-    if not raw:
-        raise MissingError("nobody says who signs", then=_NO_TOKEN)
-    return IdentityToken(raw)
+    try:
+        raw = os.environ.get(TOKEN) or detect_credential()
+        if not raw:
+            raise MissingError("nobody says who signs", where="sigstore", then=_NO_TOKEN)
+        return IdentityToken(raw)
+    except IdentityError as error:
+        told = ": ".join(dict.fromkeys(str(each) for each in (error, error.__cause__) if each))
+        raise MissingError(f"who signs cannot be told: {_short(told)}", where="sigstore", then=_NO_TOKEN) from error
 
 
 def _config() -> ClientTrustConfig:
@@ -208,10 +218,10 @@ def _identity(certificate: Certificate) -> tuple[str, str]:
 
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     kinds = (x509.RFC822Name, x509.UniformResourceIdentifier)
-    who = [str(name) for kind in kinds for name in names.get_values_for_type(kind)]
+    who = next((str(name) for kind in kinds for name in names.get_values_for_type(kind)), "")
     issuer = certificate.extensions.get_extension_for_oid(x509.ObjectIdentifier(_ISSUER)).value
     assert isinstance(issuer, x509.UnrecognizedExtension), "no standard knows it"
-    return ", ".join(who), issuer.value.decode()
+    return who, issuer.value.decode()
 
 
 @contextlib.contextmanager
@@ -223,16 +233,18 @@ def _asked() -> Iterator[None]:
     from sigstore._internal.rekor import RekorClientError
     from sigstore.errors import Error
     from sigstore.oidc import ExpiredIdentity
+    from urllib3.exceptions import HTTPError
 
     late = (ExpiredCertificate, ExpiredIdentity)
-    refused = (Error, FulcioClientError, RekorClientError, RequestException, ExtensionNotFound, ValueError, KeyError)
+    network, answer = (RequestException, HTTPError), (ExtensionNotFound, ValueError, KeyError)
+    refused = (Error, FulcioClientError, RekorClientError, *network, *answer)
     try:
         yield
     except late as error:
         raise MissingError("the identity token is too old", where="sigstore", then=_NO_TOKEN) from error
     except refused as error:
         told = str(error) or str(error.__cause__ or type(error).__name__)
-        raise MissingError(f"Sigstore did not sign: {_short(told)}", where="sigstore", then=_NO_TOKEN) from error
+        raise MissingError(f"Sigstore did not sign: {_short(told)}", where="sigstore", then=_REFUSED) from error
 
 
 def _short(text: str) -> str:
