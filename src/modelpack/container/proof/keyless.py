@@ -73,7 +73,12 @@ class IdentitySeal:
             bundle = self._signer.sign_dsse(Statement(text))
             who, issuer = _identity(bundle.signing_certificate)
         part = referrers.Part(signature.BUNDLE, bundle.to_json().encode(), {})
-        _trust(who, issuer, self._root).said(part)
+        try:
+            _trust(who, issuer, self._root).said(part)
+        except StageError as error:
+            raise StageError(
+                f"what Sigstore signed does not hold: {error.what}", where="sigstore", then=_REFUSED
+            ) from error
         self.label = f"signed by {who} of {issuer}"
         notes = {
             "dev.sigstore.bundle.content": "dsse-envelope",
@@ -100,11 +105,13 @@ class IdentityTrust:
         if part.media != signature.BUNDLE:
             return None
         from cryptography.x509 import ExtensionNotFound
-        from sigstore.errors import Error
+        from sigstore.errors import CertValidationError, Error
         from sigstore.models import Bundle
 
         try:
             kind, payload = self.verifier.verify_dsse(Bundle.from_json(part.data), self.policy)
+        except CertValidationError as error:
+            raise StageError("its certificate is of another Sigstore instance or another time") from error
         except (Error, ExtensionNotFound, ValueError, TypeError, OverflowError, OSError) as error:
             raise StageError(_short(str(error))) from error
         if kind != signature.STATEMENT:
@@ -132,8 +139,11 @@ def check() -> None:
 
     Raises:
         MissingError: When not.
+        UsageError: When the description of a private Sigstore makes no sense.
     """
     _library()
+    if os.environ.get(CONFIG):
+        _config()
     with _asked():
         _token()
 

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from modelpack.container.proof.referrers import Part
 
 UNSTATED = "copy the image with what is attached to it (oras cp -r), or build it again: `modelpack build` writes both"
-UNSIGNED = "sign it: modelpack build --sign modelpack.key --output image.tar, or --push REF"
+UNSIGNED = "sign it: modelpack build --sign modelpack.key (or sigstore) --output image.tar, or --push REF"
+_THEIRS = "compare that with who built the image, or ask them"
 _BY_WHOM = "name the public key with --key, or the signer with --certificate-identity and --certificate-oidc-issuer"
 _SIGNATURES = (signing.SIMPLE, signing.BUNDLE)
 _REVISION = "org.opencontainers.image.revision"
@@ -118,7 +119,7 @@ def _attested(found: Found, image: Image, trust: Trust | None, statement: Mappin
         if {**item, "subject": 0} == {**statement, "subject": 0}:
             _same_subject(item, image.digest)
             return f", signed by {trust.label}"
-    raise StageError(f"it is not signed by {trust.label}{refused}", then=UNSIGNED)
+    raise StageError(f"it is not signed by {trust.label}{refused}", then=_THEIRS if refused else UNSIGNED)
 
 
 def model(found: Found, image: Image, inside: Inside) -> str:
@@ -185,6 +186,4 @@ def signature(found: Found, trust: Trust | None) -> str:
     for item in said:
         if item.get("predicateType") == signing.SIGNED and found.digest.removeprefix("sha256:") in _subjects(item):
             return f"signed by {trust.label}"
-    raise StageError(
-        f"no signature is that of {trust.label}{refused}", then="compare that, or ask who built the image for theirs"
-    )
+    raise StageError(f"no signature is that of {trust.label}{refused}", then=_THEIRS)
