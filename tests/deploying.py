@@ -17,9 +17,11 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from certificates import Authority
 from image_support import free_port, program
 from modelpack import canonical, deploy
 from modelpack.artifact import Artifact, Kind
+from modelpack.deploy import access
 from modelpack.deploy.facts import Bench, Facts, Files, Image, Wish
 from modelpack.store import Store
 
@@ -195,8 +197,22 @@ def plant_image(store: Store, model: Artifact, tag: str = "digits:1.0", **known:
         return store.commit(draft, Kind.IMAGE, work, {"results": {"image": summary}, "finished": tag})
 
 
-def docker_run(service: dict[str, Any]) -> list[str]:
-    """Say what Compose would ask of the engine for one service, on the host's network: the engine of tests has no other."""
+def belongings(authority: Authority, folder: Path) -> Path:
+    """Lay out what the user has for a guarded server: a certificate, its key, and the authority of clients."""
+    authority.issue("host").install(folder / access.CHAIN, folder / access.KEY)
+    shutil.copy(authority.path, folder / access.AUTHORITIES)
+    return folder
+
+
+def installed(wish: Wish, mine: Path, folder: Path) -> None:
+    """Let the told commands put the user's files where Compose, whose files are in `folder`, looks for them."""
+    for command in access.commands("compose", wish, str(folder)):
+        subprocess.run(["bash", "-c", f"umask 077; {command}"], cwd=mine, check=True, capture_output=True)
+
+
+def docker_run(document: dict[str, Any], folder: Path) -> list[str]:
+    """Say what Compose, in a folder, would ask of the engine for the model, on the host's network: tests have no other."""
+    service, secrets = document["services"]["model"], document.get("secrets", {})
     options = {
         "--user": service["user"],
         "--cpus": service["cpus"],
@@ -207,6 +223,9 @@ def docker_run(service: dict[str, Any]) -> list[str]:
         "--network": "host",
     }
     lists = {"--cap-drop": service["cap_drop"], "--security-opt": service["security_opt"]}
+    lists["--volume"] = [
+        f"{folder / secrets[shown['source']]['file']}:{shown['target']}:ro" for shown in service.get("secrets", ())
+    ]
     lists["--env"] = [f"{name}={value}" for name, value in service["environment"].items()]
     words = [f"{name}={value}" for name, value in options.items()]
     words += [f"{name}={value}" for name, values in lists.items() for value in values]

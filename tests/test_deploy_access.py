@@ -13,8 +13,19 @@ import pytest
 import yaml
 
 from certificates import Authority
-from deploying import FACTS, IMAGE, google, is_what_the_cluster_takes, read, rendered, seen_by_prometheus, vendored
-from deploying import with_payload as with_model
+from deploying import (
+    FACTS,
+    IMAGE,
+    belongings,
+    google,
+    installed,
+    is_what_the_cluster_takes,
+    read,
+    rendered,
+    seen_by_prometheus,
+    vendored,
+    with_payload,
+)
 from modelpack import deploy
 from modelpack.deploy import access
 from modelpack.deploy.facts import Wish
@@ -44,10 +55,7 @@ def authority(tmp_path_factory):
 @pytest.fixture(scope="module")
 def mine(authority, tmp_path_factory):
     """A directory with what the user has: a certificate, its key, and the authority of clients."""
-    folder, shown = tmp_path_factory.mktemp("mine"), authority.issue("host")
-    shown.install(folder / access.CHAIN, folder / access.KEY)
-    shutil.copy(authority.path, folder / access.AUTHORITIES)
-    return folder
+    return belongings(authority, tmp_path_factory.mktemp("mine"))
 
 
 @pytest.fixture(scope="module")
@@ -157,18 +165,11 @@ def test_prometheus_sees_a_guarded_pod_as_the_service_monitor_says(mine, model, 
         assert seen_by_prometheus(scraping, tmp_path, f"127.0.0.1:{server.port}")["job"] == "pods"
 
 
-def installed(wish, mine, folder):
-    """Let the told commands put the files where Compose looks for them."""
-    for command in access.commands("compose", wish, str(folder)):
-        done = subprocess.run(["bash", "-c", f"umask 077; {command}"], cwd=mine, capture_output=True, check=False)
-        assert done.returncode == 0, done.stderr
-    assert (folder / "secrets").stat().st_mode & 0o777 == 0o700, "nobody else of the machine may enter"
-
-
 @pytest.mark.prometheus
 def test_compose_guards_the_server_and_its_prometheus_sees_it(mine, model, authority, tmp_path):
     files, folder = rendered("compose", FACTS, ALL), tmp_path / "it's here"
     installed(ALL, mine, folder)
+    assert (folder / "secrets").stat().st_mode & 0o777 == 0o700, "nobody else of the machine may enter"
     document = read(files, "compose.yaml")
     service, prometheus = document["services"]["model"], document["services"]["prometheus"]
     for shown in service["secrets"]:
@@ -254,7 +255,7 @@ def test_a_target_uses_a_secret_or_refuses_it(target, wished, tmp_path):
         assert any("for-this" in command for command in access.commands(target, wish, "."))
         return
     with pytest.raises(UsageError) as caught:
-        rendered(target, with_model(tmp_path), wish)
+        rendered(target, with_payload(tmp_path), wish)
     assert caught.value.where in OPTIONS.values()
     assert caught.value.then.startswith("leave --")
 

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import tarfile
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -16,7 +17,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from deploying import docker_run, read, seen_by_prometheus
+from certificates import Authority
+from deploying import belongings, docker_run, installed, read, seen_by_prometheus
 from image_support import debian, dockerd, free_port, onnx_artifact, registry
 from modelpack import deploy
 from modelpack.container import build as container
@@ -30,6 +32,7 @@ from modelpack.deploy.facts import Wish, facts
 from modelpack.deploy.facts import image as described
 from modelpack.errors import StageError, UsageError
 from modelpack.stages.build import build
+from serving import wait_for
 from support import run_stage
 
 __all__ = ["debian", "dockerd", "registry"]
@@ -318,9 +321,9 @@ def test_two_builds_on_a_real_base_are_the_same_bytes(place, model, written, tmp
 @pytest.mark.prometheus
 def test_it_runs_as_compose_says_and_is_seen_by_prometheus(written, model, tmp_path):
     files = deploy.render("compose", facts(model, "small", "oci", image=described(written[0])), Wish())
-    service = read(files, "compose.yaml")["services"]["model"]
-    port = free_port()
-    running = docker("run", "--detach", *docker_run(service), f"--env=MODELPACK_PORT={port}", service["image"])
+    document = read(files, "compose.yaml")
+    port, image = free_port(), document["services"]["model"]["image"]
+    running = docker("run", "--detach", *docker_run(document, tmp_path), f"--env=MODELPACK_PORT={port}", image)
     try:
         url = f"http://127.0.0.1:{port}"
         wait_until_ready(url, running)
@@ -330,5 +333,35 @@ def test_it_runs_as_compose_says_and_is_seen_by_prometheus(written, model, tmp_p
         assert seen["job"] == "small"
         docker("stop", running)
         assert docker("inspect", "--format={{.State.ExitCode}} {{.State.OOMKilled}}", running) == "0 false"
+    finally:
+        docker("rm", "--force", running)
+
+
+def test_it_is_guarded_as_compose_says(written, model, tmp_path):
+    """The image's own user, whom the engine shows the files as they are here, can read them."""
+    authority = Authority(tmp_path)
+    wish = Wish(tokens="theirs", tls="ours", clients="ours")
+    installed(wish, belongings(authority, tmp_path), tmp_path / "compose")
+    document = read(
+        deploy.render("compose", facts(model, "small", "oci", image=described(written[0])), wish), "compose.yaml"
+    )
+    port, image = free_port(), document["services"]["model"]["image"]
+    options = docker_run(document, tmp_path / "compose")
+    running = docker("run", "--detach", *options, f"--env=MODELPACK_PORT={port}", image)
+    try:
+        check = ["docker", "exec", running, "/usr/bin/python3.11", "-m", "modelpack_server", "--healthcheck"]
+        wait_for(lambda: not subprocess.run(check, capture_output=True, check=False).returncode)
+        token = (tmp_path / "compose" / "secrets" / "theirs" / "tokens").read_text().strip()
+        request = urllib.request.Request(
+            f"https://localhost:{port}/predict",
+            b'{"instances": [[1, 2, 3, 4]]}',
+            {"Content-Type": "application/json", "Authorization": f"Bearer {token}"},
+        )
+        with urllib.request.urlopen(
+            request, timeout=10, context=authority.trusted(authority.issue("client"))
+        ) as answer:
+            assert answer.status == 200
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(request, timeout=10, context=authority.trusted())
     finally:
         docker("rm", "--force", running)
