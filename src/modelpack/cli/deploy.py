@@ -46,10 +46,10 @@ def deploy(
         str, typer.Option(metavar="NAME", help="The platform's secret with the tokens that clients must show.")
     ] = "",
     tls_secret: Annotated[
-        str, typer.Option(metavar="NAME", help="Its secret with the server's certificate and private key.")
+        str, typer.Option(metavar="NAME", help="The one with the server's certificate and private key.")
     ] = "",
     client_ca_secret: Annotated[
-        str, typer.Option(metavar="NAME", help="Its secret with the authorities of clients' certificates.")
+        str, typer.Option(metavar="NAME", help="The one with the authorities of clients' certificates.")
     ] = "",
     force: Annotated[
         bool, typer.Option("--force", help="Replace files that modelpack did not write, or that were edited.")
