@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from modelpack import canonical
+from sigstore_logs import Log, public, stamp, text
 
 WHO, ISSUER = "anna@example.org", "https://accounts.google.com"
 START = "2020-01-01T00:00:00Z"
@@ -30,14 +30,6 @@ _USAGE = ("digital_signature", "content_commitment", "key_encipherment", "data_e
           "key_cert_sign", "crl_sign", "encipher_only", "decipher_only")  # fmt: skip
 
 
-def text(data: bytes) -> str:
-    return base64.b64encode(data).decode()
-
-
-def public(key) -> bytes:
-    return key.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-
-
 def usage(name):
     return x509.KeyUsage(**{other: other == name for other in _USAGE})
 
@@ -45,17 +37,21 @@ def usage(name):
 class Sigstore:
     """The instance: its keys, and all that it has logged.
 
-    ``trouble`` says what it does wrong: ``refuse``, ``unlogged``, ``stranger``, ``late``.
+    Attributes:
+        rekor: Version of the log.
+        stamps: Whether signers get signed times too.
+        trouble: What it does wrong: ``refuse``, ``unlogged``.
     """
 
-    def __init__(self):
-        self.provider, self.authority, self.timestamps, self.log = (
+    def __init__(self, rekor=1, *, stamps=False):
+        self.provider, self.authority, self.timestamps, self.clock = (
             ec.generate_private_key(ec.SECP256R1()) for _ in range(4)
         )
-        self.entries = [b"the first entry", b"the second entry"]  # so that proofs of inclusion have something in them
+        self.rekor, self.stamps, self.log = rekor, stamps, Log()
         self.url, self.trouble = "", ""
         self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a small authority")])
         self.certificate = self._self_signed()
+        self.clocks = self._clocks()
 
     def _self_signed(self):
         now, key = dt.datetime.now(dt.UTC).replace(microsecond=0), self.authority.public_key()
@@ -64,6 +60,21 @@ class Sigstore:
             (x509.BasicConstraints(True, 0), True),
             (usage("key_cert_sign"), True),
             (x509.SubjectKeyIdentifier.from_public_key(key), False),
+        ]
+        for extension, critical in extensions:
+            builder = builder.add_extension(extension, critical)
+        return builder.sign(self.authority, hashes.SHA256())
+
+    def _clocks(self):
+        """Certify the clock."""
+        now, key = dt.datetime.now(dt.UTC).replace(microsecond=0), self.clock.public_key()
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a small clock")])
+        builder = x509.CertificateBuilder(self.name, name, key, 2, now - dt.timedelta(1), now + dt.timedelta(1))
+        extensions = [
+            (usage("digital_signature"), True),
+            (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.TIME_STAMPING]), True),
+            (x509.SubjectKeyIdentifier.from_public_key(key), False),
+            (x509.AuthorityKeyIdentifier.from_issuer_public_key(self.authority.public_key()), False),
         ]
         for extension, critical in extensions:
             builder = builder.add_extension(extension, critical)
@@ -121,48 +132,6 @@ class Sigstore:
         assert len(listed) < 256
         return (bytes([4, len(listed)]) if len(listed) < 128 else bytes([4, 129, len(listed)])) + listed
 
-    def record(self, proposed):
-        """Put a signature into the log; gives the entry with the proof that it is there."""
-        content = proposed["spec"]["proposedContent"]
-        envelope, (verifier,) = json.loads(content["envelope"]), content["verifiers"]
-        payload, kind = base64.b64decode(envelope["payload"]), envelope["payloadType"]
-        (signature,) = (item["sig"] for item in envelope["signatures"])
-        message = f"DSSEv1 {len(kind)} {kind} {len(payload)} ".encode() + payload
-        signer = x509.load_pem_x509_certificate(base64.b64decode(verifier)).public_key()
-        signer.verify(base64.b64decode(signature), message, ec.ECDSA(hashes.SHA256()))
-        spec = {
-            "envelopeHash": {"algorithm": "sha256", "value": hashlib.sha256(content["envelope"].encode()).hexdigest()},
-            "payloadHash": {"algorithm": "sha256", "value": hashlib.sha256(payload).hexdigest()},
-            "signatures": [{"signature": signature, "verifier": verifier}],
-        }
-        self.entries.append(canonical.encode({"apiVersion": "0.0.1", "kind": "dsse", "spec": spec}))
-        return {"0123": self._entry(len(self.entries) - 1)}
-
-    def _entry(self, index):
-        at = int(dt.datetime.now(dt.UTC).timestamp()) + 3600 * (self.trouble == "late")
-        body = text(self.entries[index])
-        plain = {"body": body, "integratedTime": at, "logID": self.identity.hex(), "logIndex": index}
-        root = tree(self.entries)
-        note = f"a small log - 1\n{len(self.entries)}\n{text(root)}\n"
-        made = self.identity[:4] + self._logged(note.encode())
-        proof = {
-            "checkpoint": f"{note}\n\u2014 small {text(made)}\n",
-            "hashes": [item.hex() for item in path(index, self.entries)],
-            "logIndex": index,
-            "rootHash": root.hex(),
-            "treeSize": len(self.entries),
-        }
-        promise = text(self._logged(canonical.encode(plain)))
-        return {**plain, "verification": {"inclusionProof": proof, "signedEntryTimestamp": promise}}
-
-    @property
-    def identity(self):
-        return hashlib.sha256(public(self.log)).digest()
-
-    def _logged(self, data):
-        key = ec.generate_private_key(ec.SECP256R1()) if self.trouble == "stranger" else self.log
-        return key.sign(data, ec.ECDSA(hashes.SHA256()))
-
     @property
     def root(self):
         """What others need to trust it: the form of Sigstore's trusted_root.json."""
@@ -176,33 +145,31 @@ class Sigstore:
             identity = {"keyId": text(hashlib.sha256(public(key)).digest())}
             return {"baseUrl": self.url, "hashAlgorithm": "SHA2_256", "publicKey": known, "logId": identity}
 
-        chain = [{"rawBytes": text(self.certificate.public_bytes(serialization.Encoding.DER))}]
-        names = {"organization": "small", "commonName": "a small authority"}
-        authority = {
-            "subject": names,
-            "uri": self.url,
-            "certChain": {"certificates": chain},
-            "validFor": {"start": START},
-        }
+        def authority(*chain):
+            names = {"organization": "small", "commonName": "a small authority"}
+            raw = [{"rawBytes": text(each.public_bytes(serialization.Encoding.DER))} for each in chain]
+            return {"subject": names, "uri": self.url, "certChain": {"certificates": raw}, "validFor": {"start": START}}
+
         return {
             "mediaType": "application/vnd.dev.sigstore.trustedroot+json;version=0.1",
-            "tlogs": [log(self.log)],
-            "certificateAuthorities": [authority],
+            "tlogs": [log(self.log.key)],
+            "certificateAuthorities": [authority(self.certificate)],
             "ctlogs": [log(self.timestamps)],
-            "timestampAuthorities": [],
+            "timestampAuthorities": [authority(self.clocks, self.certificate)],
         }
 
     @property
     def config(self):
         """What signers need: where it is, and how to trust it."""
         service = {"url": self.url, "majorApiVersion": 1, "validFor": {"start": START}, "operator": "small"}
+        clock = {**service, "url": f"{self.url}/timestamp"}
         signing = {
             "mediaType": "application/vnd.dev.sigstore.signingconfig.v0.2+json",
             "caUrls": [service],
             "oidcUrls": [],
-            "rekorTlogUrls": [service],
+            "rekorTlogUrls": [{**service, "majorApiVersion": self.rekor}],
             "rekorTlogConfig": {"selector": "ANY"},
-            "tsaUrls": [],
+            "tsaUrls": [clock] if self.stamps else [],
             "tsaConfig": {"selector": "ANY"},
         }
         kind = "application/vnd.dev.sigstore.clienttrustconfig.v0.1+json"
@@ -215,47 +182,23 @@ class Sigstore:
         return {"SIGSTORE_ID_TOKEN": self.token(), "MODELPACK_SIGSTORE_CONFIG": str(folder / "sigstore.json")}
 
 
-def leaf(data):
-    return hashlib.sha256(b"\0" + data).digest()
-
-
-def half(count):
-    """Give the largest power of two below a number."""
-    return 1 << (count - 1).bit_length() - 1
-
-
-def tree(entries):
-    """Hash a log (RFC 6962, section 2.1)."""
-    if len(entries) == 1:
-        return leaf(entries[0])
-    split = half(len(entries))
-    return hashlib.sha256(b"\1" + tree(entries[:split]) + tree(entries[split:])).digest()
-
-
-def path(index, entries):
-    """Prove that an entry is in a log (RFC 6962, section 2.1.1)."""
-    if len(entries) == 1:
-        return []
-    split = half(len(entries))
-    if index < split:
-        return [*path(index, entries[:split]), tree(entries[split:])]
-    return [*path(index - split, entries[split:]), tree(entries[:split])]
-
-
 class Handler(BaseHTTPRequestHandler):
     """Speaks as Fulcio and Rekor do, and as GitHub does to its runners."""
 
     def do_POST(self):
-        instance = self.server.instance
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        instance, data = self.server.instance, self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path == "/timestamp":
+            return self.answer(200, stamp(data, instance.clocks, instance.clock))
+        body = json.loads(data)
         if self.path == "/api/v2/signingCert" and instance.trouble != "refuse":
             token = self.headers["Authorization"].removeprefix("Bearer ")
             chain = instance.certify(base64.b64decode(body["certificateSigningRequest"]), token)
-            self.answer(200, {"signedCertificateEmbeddedSct": {"chain": {"certificates": chain}}})
-        elif self.path == "/api/v1/log/entries":
-            self.answer(201, instance.record(body))
-        else:
-            self.answer(403, {"code": 7, "message": "not you"})
+            return self.answer(200, {"signedCertificateEmbeddedSct": {"chain": {"certificates": chain}}})
+        if self.path == f"/api/v{instance.rekor}/log/entries":
+            return self.answer(
+                201, instance.log.record(body) if instance.rekor == 1 else instance.log.record_hash(body)
+            )
+        return self.answer(403, {"code": 7, "message": "not you"})
 
     def do_GET(self):
         asked = self.path.startswith("/token?") and "audience=sigstore" in self.path
@@ -265,7 +208,7 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(403, {})
 
     def answer(self, status, body):
-        data = json.dumps(body).encode()
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
@@ -277,9 +220,9 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def running():
+def running(rekor=1, *, stamps=False):
     """Run an instance."""
-    instance = Sigstore()
+    instance = Sigstore(rekor, stamps=stamps)
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.instance, instance.url = instance, f"http://127.0.0.1:{server.server_port}"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})

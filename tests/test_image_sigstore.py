@@ -68,6 +68,31 @@ def test_what_an_identity_signed_is_checked_offline(signed, sigstore):
     assert named.keys() == {"signature", "provenance", "contents"}
 
 
+@pytest.mark.parametrize(("rekor", "stamps"), [(1, True), (2, True)])
+def test_logs_of_both_versions_and_signed_times_do(image, sigstore, tmp_path, monkeypatch, rekor, stamps):
+    with running(rekor, stamps=stamps) as other:
+        monkeypatch.setenv(keyless.CONFIG, other.write(tmp_path)[keyless.CONFIG])
+        monkeypatch.setenv(keyless.TOKEN, other.token())
+        deliver(image, tmp_path / "signed.tar", None, print, sign="sigstore")
+    assert failed(look(tmp_path / "signed.tar")) == {}
+    for _, _, bundle in manifests(tmp_path / "signed.tar").values():
+        material = bundle["verificationMaterial"]
+        assert len(material["timestampVerificationData"]["rfc3161Timestamps"]) == 1
+        (entry,) = material["tlogEntries"]
+        assert (
+            entry["kindVersion"]
+            == ({1: {"kind": "dsse", "version": "0.0.1"}, 2: {"kind": "hashedrekord", "version": "0.0.2"}})[rekor]
+        )
+
+
+def test_a_log_without_times_needs_a_clock(image, sigstore, tmp_path, monkeypatch):
+    with running(2) as other:
+        for name, value in other.write(tmp_path).items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(MissingError, match="inclusion promise or signed timestamp"):
+            deliver(image, tmp_path / "signed.tar", None, print, sign="sigstore")
+
+
 def manifests(archive):
     """Read the bundles in an archive: predicate type → entry of the index, manifest, bundle."""
     files, found = blobs(archive), {}
@@ -272,7 +297,7 @@ def test_the_index_of_two_platforms_is_signed_too(tmp_path, rooms, little_wheels
     both = run_stage(tmp_path, build, settings, model=onnx_artifact(tmp_path), base=tmp_path)
     deliver(both, tmp_path / "both.tar", None, print, sign="sigstore")
     assert failed(look(tmp_path / "both.tar")) == {}
-    assert len(sigstore.entries) == 2 + 3 + 2 * 2
+    assert len(sigstore.log.entries) == 2 + 3 + 2 * 2
 
 
 def test_a_runner_of_github_signs_as_its_workflow(image, sigstore, tmp_path, monkeypatch):
@@ -296,7 +321,7 @@ def test_a_runner_of_github_signs_as_its_workflow(image, sigstore, tmp_path, mon
     ],
 )
 def test_an_instance_that_errs_signs_nothing(image, sigstore, tmp_path, trouble, kind, message):
-    sigstore.trouble = trouble
+    sigstore.trouble = sigstore.log.trouble = trouble
     with pytest.raises(kind, match=message):
         deliver(image, tmp_path / "signed.tar", None, print, sign="sigstore")
     assert not (tmp_path / "signed.tar").exists()
