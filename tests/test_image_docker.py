@@ -169,11 +169,11 @@ def test_it_serves_without_network_shell_rights_or_much_memory(written):
 
 def test_byte_code_is_used_as_it_is(written):
     told = docker("run", "--rm", "--network=none", "--read-only", "--entrypoint=/usr/bin/python3.11", "small:oci", "-v", "-c",
-                  "import numpy, uvicorn, asyncio, modelpack_server.app, sys; print(sys.dont_write_bytecode)")  # fmt: skip
+                  "import numpy, uvloop, asyncio, modelpack_server.app, sys; print(sys.dont_write_bytecode)")  # fmt: skip
     assert told == "True"
     shown = subprocess.run(
         ["docker", "run", "--rm", "--network=none", "--read-only", "--entrypoint=/usr/bin/python3.11", "small:oci", "-v",
-         "-c", "import numpy, uvicorn, asyncio, modelpack_server.app"], capture_output=True, text=True, check=True,
+         "-c", "import numpy, uvloop, asyncio, modelpack_server.app"], capture_output=True, text=True, check=True,
     ).stderr  # fmt: skip
     compiled = [line for line in shown.splitlines() if line.startswith("# code object from '/")]
     assert [line for line in compiled if ".pyc" not in line] == []

@@ -131,7 +131,7 @@ def test_no_text_begins_a_line_of_the_plain_log(text):
 def fresh():
     """Loggers as they were, after a test that begins the log in this process."""
     yield
-    for name in ("modelpack.server", "uvicorn", "asyncio"):
+    for name in ("modelpack.server", "asyncio"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate, logger.level = [], True, logging.NOTSET
 

@@ -1,4 +1,4 @@
-"""The application: every protocol's routes over one service, as raw ASGI."""
+"""Every protocol's routes over one service: each request gets an answer, whatever happens in it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from . import logs, openapi, protocols, spans
-from .exchange import Refused, Request, Response, as_json, respond
+from .exchange import Refused, Response, as_json
 from .faults import Disconnected, Failed, Fault, Unknown, Unproven, Unready
 from .router import Place, Protocol, Route, Router
 from .service import DRAINING
 
 if TYPE_CHECKING:
-    from .exchange import Receive, Scope, Send
+    from .request import Request
     from .service import Service
 
 _log = logging.getLogger("modelpack.server")
@@ -39,9 +39,8 @@ class App:
         """Describe every route."""
         return as_json(openapi.describe(self._protocols, service.catalog.current, service.settings))
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, request: Request) -> None:
         """Answer one request, whatever happens in it."""
-        request = Request(scope, receive, self.service.settings, self.service.patience)
         found, request.parts = self.router.find(request.path)
         place, metrics = found or _NOWHERE, self.service.metrics
         metrics.inflight.inc()
@@ -51,7 +50,7 @@ class App:
         try:
             response = await self._answer(request, place)
             status = response.status
-            await respond(request, response, send, close=self.service.state == DRAINING)
+            request.answer(response, close=self.service.state == DRAINING)
         except Disconnected:
             pass
         finally:

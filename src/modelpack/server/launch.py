@@ -10,31 +10,31 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any, cast
 
-import uvicorn
+import uvloop
 
 from . import grpc
 from .app import App
-from .board import Board, Seat
+from .board import BACKLOG, Board, Seat
 from .door import HEARING, Door
 from .faults import StartError
 from .service import Service
-from .wire import Protocol
+from .wire import Connection, Open
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterator, Mapping
-    from types import FrameType
+    from collections.abc import Callable, Iterator, Mapping
 
     from .grpc.listener import Listener
     from .settings import Settings
 
 _GOODBYE = 0.5  # seconds that clients get to end TLS as it should end
-_LOOKING = 10  # ticks, of 0.1 seconds
+_TICK = 0.1  # seconds
+_LOOKING = 10  # ticks
 _log = logging.getLogger("modelpack.server")
 
 
-class Server(uvicorn.Server):
-    """A uvicorn server that answers while its model loads, and drains before it stops.
+class Server:
+    """Answers while its model loads, and drains before it stops.
 
     SIGTERM: readiness turns 503 and connections close after their answers, new work is still served for the drain
     delay, then what is in flight finishes. Ctrl-C does the same without the delay. A second signal ends it at once.
@@ -42,56 +42,69 @@ class Server(uvicorn.Server):
 
     Args:
         app: What answers.
-        config: For uvicorn.
+        listener: The socket, which is closed at the end.
         seat: Its place among several workers, whose signals are still blocked; None for the only process.
+
+    Attributes:
+        signal: The one that asked for the end.
+        failure: Why the model cannot be served.
     """
 
-    def __init__(self, app: App, config: uvicorn.Config, seat: Seat | None = None) -> None:
-        super().__init__(config)
+    def __init__(self, app: App, listener: socket.socket, seat: Seat | None = None) -> None:
         self.app = app
-        self._seat = seat
+        self._listener, self._seat = listener, seat
         self.signal = 0
         self.failure: Exception | None = None
-        self._doors: list[Door] = []
+        self._open = Open()
+        self._doors: list[Door | asyncio.Server] = []
         self._stop_at: float | None = None
+        self._ending = asyncio.Event()  # it is time to stop
+        self._forced = asyncio.Event()  # nobody is waited for
         self._grpc: Listener | None = None
         self._loading: asyncio.Task[None] | None = None
         self._refreshing: asyncio.Task[None] | None = None
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen first, so that probes get answers, then load; who stands in for a worker that died loads first."""
+    async def run(self) -> None:
+        """Serve until a signal, or until the model cannot be served."""
         self._hear()
+        await self._start()
+        self._tick(0)
+        await self._ending.wait()
+        await self._stop()
+
+    async def _start(self) -> None:
+        """Listen first, so that probes get answers, then load; who stands in for a worker that died loads first."""
         late = self._seat is not None and self._seat.late
         if late:
             await self._load()
             if self.failure:
                 return
-        await self._listen(sockets or [])
+        await self._listen()
         service = self.app.service
         if service.settings.grpc_port is not None:
             try:
                 self._grpc = await grpc.listen(service, service.settings.grpc_port)
             except StartError as error:
-                self.failure, self.should_exit = error, True
+                self._fail(error)
                 return
         if not late:
             self._loading = asyncio.create_task(self._load())
 
-    async def _listen(self, sockets: list[socket.socket]) -> None:
+    async def _listen(self) -> None:
         service = self.app.service
         if self._seat is None and service.tls is None:
-            await super().startup(sockets)
+            loop = asyncio.get_running_loop()
+            self._doors.append(await loop.create_server(self._connection, sock=self._listener, backlog=BACKLOG))
             return
-        await super().startup([])
         seat, most = self._seat or Seat(Board(), 0, alive=-1, late=False), service.settings.max_connections
-        for listener in sockets:
-            door = Door(listener, seat, self._greet, lambda: len(self.server_state.connections), most)
-            door.open()
-            self._doors.append(door)
-        self.servers += self._doors  # type: ignore[arg-type] # they are closed like any other
+        door = Door(self._listener, seat, self._greet, lambda: len(self._open.connections), most)
+        door.open()
+        self._doors.append(door)
 
     def _hear(self) -> None:
         loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._end, number)
         if not os.isatty(0):  # a terminal that hangs up ends what runs in it
             loop.add_signal_handler(signal.SIGHUP, self._refresh)
         if self._seat is not None:
@@ -101,7 +114,7 @@ class Server(uvicorn.Server):
     def _orphaned(self) -> None:
         """End like a server that was told to: nobody is there to tell it."""
         asyncio.get_running_loop().remove_reader(cast("Seat", self._seat).alive)
-        self.handle_exit(signal.SIGTERM, None)
+        self._end(signal.SIGTERM)
 
     def _refresh(self) -> None:
         self._refreshing = asyncio.create_task(self.app.service.refresh())
@@ -110,40 +123,48 @@ class Server(uvicorn.Server):
         try:
             await self.app.service.load()
         except Exception as error:  # noqa: BLE001 - a server that will never be ready must end, whatever the reason
-            self.failure = error
-            self.should_exit = True
+            self._fail(error)
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
+    def _fail(self, error: Exception) -> None:
+        self.failure = error
+        self._ending.set()
+
+    def _end(self, number: int) -> None:
         """Begin to drain; on a second signal, stop waiting."""
         if self._stop_at is not None:
-            self.should_exit = self.force_exit = True
+            self._forced.set()
+            self._ending.set()
             return
-        self.signal = sig
-        delay = self.app.service.settings.drain_delay if sig == signal.SIGTERM else 0.0
+        self.signal = number
+        delay = self.app.service.settings.drain_delay if number == signal.SIGTERM else 0.0
         self._stop_at = time.monotonic() + delay
         self.app.service.drain()
+        if not delay:
+            self._ending.set()
 
-    async def on_tick(self, counter: int) -> bool:
-        """Stop when the drain delay is over, show other workers the figures of this one, look for new certificates."""
+    def _tick(self, count: int) -> None:
+        """Show other workers the figures of this one, look for new certificates, end when the drain delay is over."""
         self.app.service.metrics.refresh()
         for door in self._doors:
-            door.tell()
-        if self.app.service.tls and counter % _LOOKING == 0:
+            if isinstance(door, Door):
+                door.tell()
+        if self.app.service.tls and count % _LOOKING == 0:
             self.app.service.tls.follow()
         if self._stop_at is not None and time.monotonic() >= self._stop_at:
-            self.should_exit = True
-        return await super().on_tick(counter)
+            self._ending.set()
+        else:
+            asyncio.get_running_loop().call_later(_TICK, self._tick, count + 1)
 
     async def _greet(self, connection: socket.socket) -> None:
         """Speak with whoever has connected, after a handshake where there is TLS."""
         loop, service = asyncio.get_running_loop(), self.app.service
         try:
             if service.tls is None:
-                await loop.connect_accepted_socket(self._protocol, connection)
+                await loop.connect_accepted_socket(self._connection, connection)
             else:
                 seconds = service.settings.head_timeout
                 await loop.connect_accepted_socket(
-                    self._protocol, connection, ssl=service.tls.context,
+                    self._connection, connection, ssl=service.tls.context,
                     ssl_handshake_timeout=seconds, ssl_shutdown_timeout=_GOODBYE,
                 )  # fmt: skip
         except OSError as error:
@@ -152,31 +173,48 @@ class Server(uvicorn.Server):
                 logging.WARNING if refused else logging.DEBUG, "a connection came to nothing: %s", refused or error
             )
 
-    def _protocol(self) -> Protocol:
-        return Protocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+    def _connection(self) -> Connection:
+        return Connection(self.app, self.app.service, self._open)
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop listening, hear out the connections that have not said anything yet, then let uvicorn end the rest.
+    async def _stop(self) -> None:
+        """Stop listening, hear out the connections that have not said anything yet, then let the rest end.
 
         Closing a socket over a request that is on its way resets it, so the queue of connections is made as short as
         it can be before it is closed, and whoever was accepted from it still gets an answer.
         """
-        for listener in sockets or []:
-            listener.listen(0)
-        await asyncio.sleep(0.02)
-        queued = [connection for listener in sockets or [] for connection in _accept(listener)]
-        for server in self.servers:
-            server.close()
+        if self._doors:
+            self._listener.listen(0)
+            await asyncio.sleep(0.02)
+        queued = list(_accept(self._listener)) if self._doors else []
         for door in self._doors:
-            await door.wait_closed()
+            door.close()
+            if isinstance(door, Door):
+                await door.wait_closed()
+        self._listener.close()
         greeting = [asyncio.create_task(self._greet(connection)) for connection in queued]
         if greeting:
             await asyncio.wait(greeting, timeout=HEARING)
-        end = time.monotonic() + HEARING
-        while time.monotonic() < end and any(_fresh(connection) for connection in self.server_state.connections):
+        await self._until(lambda: not any(connection.fresh for connection in self._open.connections), HEARING)
+        seconds = self.app.service.settings.drain_timeout
+        ending = [self._grpc.stop(seconds)] if self._grpc else []
+        await asyncio.gather(self._finish(seconds), *ending)
+
+    async def _finish(self, seconds: float) -> None:
+        """Let what is in flight end in this time, then answer the rest that it did not."""
+        for connection in list(self._open.connections):
+            connection.shutdown()
+        await self._until(lambda: not (self._open.connections or self._open.tasks), seconds)
+        if unfinished := list(self._open.tasks):
+            _log.error("%d requests were not done in time, and are told so", len(unfinished))
+            for task in unfinished:
+                task.cancel()
+            await asyncio.wait(unfinished, timeout=HEARING)
+
+    async def _until(self, done: Callable[[], bool], seconds: float) -> None:
+        """Wait for something, so long at most, and not when the end is forced."""
+        end = time.monotonic() + seconds
+        while not (done() or self._forced.is_set()) and time.monotonic() < end:
             await asyncio.sleep(0.01)
-        ending = [self._grpc.stop(self.app.service.settings.drain_timeout)] if self._grpc else []
-        await asyncio.gather(super().shutdown(sockets), *ending)
 
 
 def _accept(listener: socket.socket) -> Iterator[socket.socket]:
@@ -186,10 +224,6 @@ def _accept(listener: socket.socket) -> Iterator[socket.socket]:
             connection, _ = listener.accept()
             connection.setblocking(False)
             yield connection
-
-
-def _fresh(connection: object) -> bool:
-    return isinstance(connection, Protocol) and connection.fresh
 
 
 def launch(
@@ -211,29 +245,11 @@ def launch(
     """
     place = (seat.board, seat.number) if seat else ()
     app = App(Service(settings, card, *place))
-    server = Server(app, _config(app), seat)
-    server.run(sockets=[listener])
+    server = Server(app, listener, seat)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(server.run())
     app.service.close()
     if server.failure is not None:
         raise server.failure
     _log.info("stopped")
     return 130 if server.signal == signal.SIGINT else 0
-
-
-def _config(app: App) -> uvicorn.Config:
-    settings = app.service.settings
-    return uvicorn.Config(
-        app,
-        http=Protocol,
-        ws="none",
-        lifespan="off",
-        interface="asgi3",
-        workers=1,
-        log_config=None,
-        log_level=logging.ERROR,
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        timeout_keep_alive=settings.idle_timeout,
-        timeout_graceful_shutdown=settings.drain_timeout,
-    )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .settings import Settings
 
 _log = logging.getLogger("modelpack.server")
-_SOURCES = ("modelpack.server", "uvicorn", "asyncio", "opentelemetry")
+_SOURCES = ("modelpack.server", "asyncio", "opentelemetry")
 _ENDING = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # ends a line, or drives a terminal
 _PLAIN = re.compile(r"[\w./:{}+-]+")
 

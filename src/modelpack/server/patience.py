@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from math import inf
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Callable
 
 T = TypeVar("T")
 _NEAR = 1e-3  # seconds; what a timer may be early
@@ -56,3 +57,43 @@ class Patience:
                 return
             del self._since[task]
             task.cancel()
+
+
+class Deadline:
+    """A time that is often set anew: one timer looks at the earliest of those that were asked for, and then again.
+
+    Args:
+        late: Is called when the time that was set last has come.
+    """
+
+    def __init__(self, late: Callable[[], None]) -> None:
+        self._late, self._loop = late, asyncio.get_running_loop()
+        self._when = self._looks = inf
+        self._timer: asyncio.TimerHandle | None = None
+
+    def set(self, seconds: float) -> None:
+        """Begin to wait so long from now."""
+        self._when = self._loop.time() + seconds
+        if self._when < self._looks:
+            self._look_at(self._when)
+
+    def clear(self) -> None:
+        """Wait for nothing."""
+        self._when = inf
+
+    def drop(self) -> None:
+        """End the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _look_at(self, when: float) -> None:
+        self.drop()
+        self._timer, self._looks = self._loop.call_at(when, self._look), when
+
+    def _look(self) -> None:
+        self._timer, self._looks = None, inf
+        if self._when - self._loop.time() <= _NEAR:
+            self._when = inf
+            self._late()
+        elif self._when < inf:
+            self._look_at(self._when)

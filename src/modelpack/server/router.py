@@ -12,9 +12,10 @@ from .faults import StartError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
 
-    from .exchange import Request, Response
+    from .exchange import Response
     from .faults import Fault, Unproven
     from .model import Model
+    from .request import Request
     from .service import Service
     from .settings import Settings
 

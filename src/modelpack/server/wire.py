@@ -1,262 +1,264 @@
-"""HTTP/1.1 on the socket: uvicorn's httptools protocol, with limits on time and size, and strict about framing."""
+"""HTTP/1.1 on the socket: connections, their requests in turn, and the time that clients may take."""
 
 from __future__ import annotations
 
-import functools
-import http
-import json
-from typing import TYPE_CHECKING, Any, cast
+import asyncio
+import logging
+from collections import deque
+from typing import TYPE_CHECKING, cast
 
-import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
-from . import logs
-from .joined import Joined
+from . import heads, logs
+from .exchange import Response, as_json
+from .heads import WireFault
+from .inlet import Inlet
+from .outlet import Outlet
+from .patience import Deadline
 
 if TYPE_CHECKING:
-    import asyncio
+    from collections.abc import Callable, Coroutine
 
-    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+    from .request import Request
+    from .service import Service
 
-    from .app import App
-
-
-class WireFault(Exception):  # noqa: N818 - it becomes an answer
-    """The bytes cannot be a request that this server reads."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status, self.message = status, message
+_LINGER_SECONDS, _LINGER_BYTES = 2.0, 64 * 2**20  # for what a client still sends behind its answer
+_log = logging.getLogger("modelpack.server")
 
 
-class Protocol(HttpToolsProtocol):
+class Open:
+    """What a server has open: connections, and the requests that are being answered."""
+
+    def __init__(self) -> None:
+        self.connections: set[Connection] = set()
+        self.tasks: set[asyncio.Task[None]] = set()
+
+
+class Connection(asyncio.Protocol):
     """One connection.
 
     1. A request line with its headers has a limit of bytes (431) and of seconds (408).
     2. Framing that two parsers could read differently is refused: two lengths, a length beside chunks, unknown codings.
     3. Bytes that are no request are answered after the answers that are owed for the requests before them.
     4. An offer to upgrade is ignored, and the body that follows it is still a body.
-    5. Whoever takes nothing of an answer for as long as a body may take to arrive is cut off.
+    5. An answer before the end of its request's body closes the connection, once the client has sent the rest: a socket
+       that is closed over unread bytes is reset, and the client would not see its answer.
+    6. Whoever takes nothing of an answer for as long as a body may take to arrive is cut off.
+
+    Args:
+        answering: Answers one request.
+        service: What has the limits and the figures.
+        opened: All that is open; this connection adds itself, and its requests.
+
+    Attributes:
+        limits: The server's.
+        patience: How long a body may take.
+        certified: Whether the client has shown a certificate, which was found good.
     """
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def __init__(
+        self, answering: Callable[[Request], Coroutine[None, None, None]], service: Service, opened: Open
+    ) -> None:
+        self._answer, self._metrics, self._open = answering, service.metrics, opened
+        self.limits, self.patience = service.settings, service.patience
+        self._inlet = Inlet(self)
+        self._owed: deque[Request] = deque()  # requests without their answer
+        self._answering = False  # the first of them; if not, the client must take other answers before
+        self._fault: WireFault | None = None  # what could not be read; the last to be answered
+        self._ended = self._last = False  # no more is read; the next answer is the last
+        self._timed = True  # whether the time of a head runs
+        self._lingering = 0  # bytes that may still come behind the last answer
+        self._held = self._full = False  # whether reading is paused; whether the client is slow to take answers
+        self._deadline = Deadline(self._late)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start the clock, or refuse one connection too many."""
-        self._joined = Joined(transport, self._watch)
-        super().connection_made(cast("asyncio.Transport", self._joined))
-        self._app = cast("App", self.config.app)
-        self._limits = self._app.service.settings
-        self._certified = bool(transport.get_extra_info("peercert"))
-        self._heading, self._begun = True, False  # between requests or inside a head; inside a head
-        self._head = self._raw = 0  # bytes of an unfinished head; bytes of an unfinished body as they came
-        self._finished = self._owed = 0  # requests read; requests without their answer
-        self._skipped = 0  # bytes of a body that the parser leaves to us
-        self._fault: WireFault | None = None
-        self._ended = False
-        self._timer: asyncio.TimerHandle | None = None
-        self._watching: asyncio.TimerHandle | None = None
-        if len(self.connections) > self._limits.max_connections:
-            self._end(WireFault(503, f"{self._limits.max_connections} connections are open already: try again later"))
+        self._transport = cast("asyncio.Transport", transport)
+        self._outlet = Outlet(self._transport, self.limits.body_timeout)
+        self.certified = bool(transport.get_extra_info("peercert"))
+        self._open.connections.add(self)
+        if len(self._open.connections) > self.limits.max_connections:
+            self._end(WireFault(503, f"{self.limits.max_connections} connections are open already: try again later"))
         else:
-            self._arm()
+            self._deadline.set(self.limits.head_timeout)
+
+    @property
+    def scheme(self) -> str:
+        """`http` or `https`."""
+        return "https" if self._transport.get_extra_info("sslcontext") else "http"
+
+    @property
+    def client(self) -> str:
+        """The address at the other end."""
+        address = self._transport.get_extra_info("peername")
+        return str(address[0]) if isinstance(address, tuple) else ""
 
     @property
     def fresh(self) -> bool:
         """Whether the first request has not fully arrived."""
-        return not self._finished and not self._ended
+        return not self._inlet.finished and not self._ended
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the clocks."""
-        self._disarm()
-        self._unset_keepalive_if_required()
-        if self._watching is not None:
-            self._watching.cancel()
+    @property
+    def closing(self) -> bool:
+        """Whether nothing more is sent."""
+        return self._transport.is_closing()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        """Let go of what is left."""
+        self._open.connections.discard(self)
         self._ended = True
-        super().connection_lost(exc)
+        self._deadline.drop()
+        self._outlet.drop()
+        for request in self._owed:
+            request.lose()
+        self._owed.clear()
+        self._inlet.drop()
 
-    def pause_writing(self) -> None:
-        """Send no more until the client has taken some, and see that it does."""
-        super().pause_writing()
-        self._watch()
-
-    def _watch(self) -> None:
-        if self._watching is None:
-            seconds, taken = self._limits.body_timeout, self._joined.taken
-            self._watching = self.loop.call_later(seconds, self._look, taken)
-
-    def _look(self, taken: int) -> None:
-        self._watching = None
-        if self._joined.left and self._joined.taken == taken:
-            self._joined.abort()
-        elif self._joined.left:
-            self._watch()
+    def shutdown(self) -> None:
+        """Close, after the answer that is owed."""
+        self._last = True
+        if not self._owed and not self._lingering:
+            self._transport.close()
 
     def data_received(self, data: bytes) -> None:
         """Parse what arrived; what cannot be parsed ends the connection."""
         if self._ended:
             return
-        self._unset_keepalive_if_required()
-        if self._heading and self._timer is None:
-            self._arm()
+        if self._lingering:
+            self._lingering -= len(data)
+            if self._lingering <= 0:
+                self._transport.close()
+                return
         try:
-            self._feed(data)
-        except httptools.HttpParserError:
-            self._end(self._fault or WireFault(400, "this is not HTTP/1.1, or its framing is broken"))
+            self._inlet.feed(data)
         except WireFault as fault:
             self._end(fault)
-
-    def _feed(self, data: bytes) -> None:
-        while data:
-            if self._skipped:
-                data = self._take(data)
-                continue
-            finished = self._finished
-            try:
-                self.parser.feed_data(data)
-            except httptools.HttpParserUpgrade as upgrade:
-                data = data[upgrade.args[0] :]
-                continue
-            if self._heading and self._begun and self._timer is None:
-                self._arm()
-            if self._heading and finished == self._finished:
-                self._head += len(data)
-                if self._head > self._limits.max_head:
-                    raise self._too_long()
-            elif not self._heading:
-                self._raw += len(data)
-                # Chunk extensions and trailers count too; after an answer the application bounds what it discards.
-                if self._raw > 2 * self._limits.max_body + 2**20 and not self.cycle.response_started:
-                    raise WireFault(413, f"the body is larger than the limit of {self._limits.max_body} bytes")
             return
+        if self._inlet.begun and not self._timed:
+            self._timed = True
+            self._deadline.set(self.limits.head_timeout)
 
-    def _take(self, data: bytes) -> bytes:
-        """Read the body of a request that offered an upgrade, which the parser leaves to us."""
-        part, rest = data[: self._skipped], data[self._skipped :]
-        self._skipped -= len(part)
-        self.on_body(part)
-        if not self._skipped:
-            self.on_message_complete()
-        return rest
+    def take(self, request: Request) -> None:
+        """Answer a request whose head has arrived, or let it wait for those before it."""
+        self._timed = False
+        self._deadline.clear()
+        self._owed.append(request)
+        if len(self._owed) == 1:
+            self._start()
+        else:
+            self.hold()
 
-    def on_message_begin(self) -> None:
-        """Expect the rest of this head in time."""
-        self._begun = True
-        super().on_message_begin()
+    def heard(self) -> None:
+        """End: the client has sent everything behind its last answer."""
+        self._ended = True
+        self._transport.close()
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep a header; trailers, which come after the body, are dropped."""
-        if self._heading:
-            super().on_header(name, value)
+    def hold(self) -> None:
+        """Let what else the client sends wait outside."""
+        if not self._held:
+            self._held = True
+            self._transport.pause_reading()
 
-    def on_headers_complete(self) -> None:
-        """Check size and framing, then start the request."""
-        self._disarm()
-        try:
-            self._check()
-        except WireFault as fault:
-            self._fault = fault
-            raise
-        self._heading = False
-        if self.url == b"*":  # `OPTIONS *` asks about the server as a whole
-            self.url = b"/"
-        super().on_headers_complete()
-        self._owed += 1
-        scope = cast("dict[str, Any]", self.scope)
-        scope["modelpack.gone"] = functools.partial(_gone, self.transport, self.cycle)
-        scope["modelpack.certified"] = self._certified
+    def _resume(self) -> None:
+        if self._held and not self.closing:
+            self._held = False
+            self._transport.resume_reading()
 
-    def _check(self) -> None:
-        lengths, codings, hosts, size = [], [], 0, len(self.url)
-        for name, value in self.headers:
-            size += len(name) + len(value) + 4
-            if name == b"content-length":
-                lengths.append(value)
-            elif name == b"transfer-encoding":
-                codings.append(value.strip().lower())
-            elif name == b"host":
-                hosts += 1
-        if size > self._limits.max_head:
-            raise self._too_long()
-        old = self.parser.get_http_version() == "1.0"
-        if len(lengths) > 1 or (lengths and codings):
-            raise WireFault(400, "the length of the body is given twice")
-        if codings and (codings != [b"chunked"] or old):
-            raise WireFault(400, "the only transfer coding is 'chunked', once, in HTTP/1.1")
-        if hosts > 1 or not (hosts or old):
-            raise WireFault(400, "expected exactly one Host header")
-        if self.parser.should_upgrade() and (lengths or codings):
-            if codings:
-                raise WireFault(400, "an upgrade is offered with a chunked body: send it without Upgrade")
-            self._skipped = int(lengths[0])
+    def invite(self, *, asked: bool) -> None:
+        """Read on for the request that is being answered.
 
-    def on_message_complete(self) -> None:
-        """Close the request's body and expect the next request."""
-        if self._skipped:
+        Args:
+            asked: Whether its client waits to be told so.
+        """
+        if asked and not self.closing:
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._resume()
+
+    def _start(self) -> None:
+        """Have the first request answered, when the client takes answers."""
+        if self._answering or self._full:
             return
-        super().on_message_complete()
-        self._heading, self._begun, self._head, self._raw = True, False, 0, 0
-        self._finished += 1
+        self._answering = True
+        task = asyncio.get_running_loop().create_task(self._answer(self._owed[0]))
+        self._open.tasks.add(task)
+        task.add_done_callback(self._done)
 
-    def on_response_complete(self) -> None:
-        """Answer what comes next, or, after the last owed answer, what could not be read."""
-        self._joined.flush()
-        super().on_response_complete()
-        self._owed -= 1
-        if self._fault and not self._owed:
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._open.tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            _log.error("a connection was closed over a fault of the server", exc_info=error)
+            self._transport.abort()
+
+    def answer(self, request: Request, response: Response, *, close: bool) -> None:
+        """Send an answer and turn to the next request.
+
+        Args:
+            request: Which was being answered; nothing is sent when it was taken back, or its client has left.
+            response: The answer.
+            close: Whether it is the connection's last.
+        """
+        if not (self._owed and self._owed[0] is request) or self.closing:
+            return
+        last = close or self._last or not (request.lasting and request.ended)
+        head = heads.answer(response, request.id, close=last)
+        self._owed.popleft()
+        self._answering, request.answered = False, True
+        self._outlet.send(head, b"" if request.method == "HEAD" else response.body)
+        if not request.ended:
+            self._lingering = _LINGER_BYTES
+            self._deadline.set(_LINGER_SECONDS)
+            self._resume()
+        elif last:
+            self._outlet.close()
+        else:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        if self._owed:
+            self._start()
+        elif self._fault:
             self._refuse(self._fault)
+            return
+        elif not self._inlet.begun:
+            self._deadline.set(self.limits.idle_timeout)
+        if len(self._owed) <= 1:
+            self._resume()
 
     def _end(self, fault: WireFault) -> None:
         """Read no more; answer the fault now, or after the answers before it."""
         self._ended, self._fault = True, fault
-        self._disarm()
-        cycle = self.cycle
-        if cycle is not None and cycle.more_body and not cycle.response_complete:  # broken inside this one's body
-            self._owed -= 1
-            if self.pipeline:
-                self.pipeline.popleft()
-            elif cycle.response_started:
-                self.transport.close()
-            else:
-                cycle.disconnected = True
-                cycle.message_event.set()
+        self._deadline.clear()
+        if (broken := self._inlet.reading) is None:
+            pass
+        elif broken.answered:
+            self._transport.close()
+        else:
+            self._owed.remove(broken)
+            broken.lose()
         if not self._owed:
             self._refuse(fault)
 
     def _refuse(self, fault: WireFault) -> None:
-        if self.transport.is_closing():
+        if self.closing:
             return
-        self._app.service.metrics.count("native", "unread", fault.status)
-        if self._limits.log_requests:
+        self._metrics.count("native", "unread", fault.status)
+        if self.limits.log_requests:
             logs.answered(f"unread: {fault.message}", fault.status, {"protocol": "native", "route": "unread"})
-        body = json.dumps({"error": fault.message}).encode()
-        self.transport.write(
-            b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%s"
-            % (fault.status, http.HTTPStatus(fault.status).phrase.encode(), len(body), body)
-        )
-        self.transport.close()
+        response = as_json({"error": fault.message}, fault.status)
+        self._outlet.send(heads.answer(response, "", close=True), response.body)
+        self._outlet.close()
 
-    def _too_long(self) -> WireFault:
-        return WireFault(431, f"the request line and headers exceed {self._limits.max_head} bytes")
+    def pause_writing(self) -> None:
+        """Answer no more until the client has taken some, and see that it does."""
+        self._full = True
+        self._outlet.watch()
 
-    def _arm(self) -> None:
-        self._timer = self.loop.call_later(self._limits.head_timeout, self._late)
-
-    def _disarm(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    def resume_writing(self) -> None:
+        """Answer what has come meanwhile."""
+        self._full = False
+        if self._owed and not self.closing:
+            self._start()
 
     def _late(self) -> None:
-        self._timer = None
-        if self._ended or self.transport.is_closing():
-            return
-        if self._head == 0 and not self._finished:  # a probe that only connects gets no answer
-            self.transport.close()
-        else:
-            self._end(WireFault(408, f"the headers did not arrive within {self._limits.head_timeout:g} seconds"))
-
-
-def _gone(transport: asyncio.Transport, cycle: RequestResponseCycle) -> bool:
-    """Tell whether a client has left, and let its request know, which then owes it no answer."""
-    if transport.is_closing():
-        cycle.disconnected = True
-    return cycle.disconnected
+        if self._inlet.begun:
+            self._end(WireFault(408, f"the headers did not arrive within {self.limits.head_timeout:g} seconds"))
+        else:  # idle, or lingering, or a probe that only connects
+            self._transport.close()

@@ -20,7 +20,7 @@ from . import native
 if TYPE_CHECKING:
     import numpy as np
 
-    from ..exchange import Request
+    from ..request import Request
     from ..service import Service
     from ..settings import Settings
     from ..signature import Signature

@@ -18,8 +18,8 @@ from ..service import LOADING, READY
 from ..signature import quote
 
 if TYPE_CHECKING:
-    from ..exchange import Request
     from ..faults import Fault
+    from ..request import Request
     from ..rows import Tensors
     from ..service import Service
     from ..settings import Settings

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from ..exchange import Request
     from ..faults import Fault
     from ..model import Answer
+    from ..request import Request
     from ..service import Service
     from ..settings import Settings
     from ..signature import Signature

@@ -21,8 +21,8 @@ from .invocations import invoke
 from .torchserve import worded
 
 if TYPE_CHECKING:
-    from ..exchange import Request
     from ..model import Model
+    from ..request import Request
     from ..service import Service
     from ..settings import Settings
 

@@ -6,7 +6,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from .. import blobs, page
-from ..exchange import JSON, Refused, Request, Response, as_json, failure, preferred
+from ..exchange import JSON, Refused, Response, as_json, failure, preferred
 from ..openapi.predict import predict as described
 from ..router import Protocol, Route
 from ..rows import dump, from_either, parse, to_columns, to_lone, to_rows
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from ..faults import Unproven
     from ..model import Answer, Model
+    from ..request import Request
     from ..service import Service
     from ..settings import Settings
     from ..signature import Signature

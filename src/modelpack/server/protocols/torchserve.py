@@ -20,8 +20,8 @@ from . import native
 if TYPE_CHECKING:
     import numpy as np
 
-    from ..exchange import Request
     from ..faults import Fault
+    from ..request import Request
     from ..service import Service
     from ..settings import Settings
     from ..signature import Signature

@@ -16,8 +16,8 @@ from ..rows import dump, from_either, parse, to_lone, to_rows
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ..exchange import Request
     from ..model import Model
+    from ..request import Request
     from ..service import Service
     from ..settings import Settings
     from ..signature import Signature, Tensor

@@ -17,8 +17,8 @@ from ..router import Protocol, Route
 from ..rows import parse
 
 if TYPE_CHECKING:
-    from ..exchange import Request
     from ..model import Model
+    from ..request import Request
     from ..service import Service
     from ..settings import Settings
 

@@ -17,7 +17,7 @@ from . import native
 from .v2 import enveloped, infer
 
 if TYPE_CHECKING:
-    from ..exchange import Request
+    from ..request import Request
     from ..service import Service
     from ..settings import Settings
 
