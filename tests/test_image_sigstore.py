@@ -68,21 +68,18 @@ def test_what_an_identity_signed_is_checked_offline(signed, sigstore):
     assert named.keys() == {"signature", "provenance", "contents"}
 
 
-@pytest.mark.parametrize(("rekor", "stamps"), [(1, True), (2, True)])
-def test_logs_of_both_versions_and_signed_times_do(image, sigstore, tmp_path, monkeypatch, rekor, stamps):
-    with running(rekor, stamps=stamps) as other:
-        monkeypatch.setenv(keyless.CONFIG, other.write(tmp_path)[keyless.CONFIG])
-        monkeypatch.setenv(keyless.TOKEN, other.token())
+@pytest.mark.parametrize("rekor", [1, 2])
+def test_logs_of_both_versions_and_signed_times_do(image, sigstore, tmp_path, monkeypatch, rekor):
+    with running(rekor, stamps=True) as other:
+        for name, value in other.write(tmp_path).items():
+            monkeypatch.setenv(name, value)
         deliver(image, tmp_path / "signed.tar", None, print, sign="sigstore")
     assert failed(look(tmp_path / "signed.tar")) == {}
     for _, _, bundle in manifests(tmp_path / "signed.tar").values():
         material = bundle["verificationMaterial"]
         assert len(material["timestampVerificationData"]["rfc3161Timestamps"]) == 1
         (entry,) = material["tlogEntries"]
-        assert (
-            entry["kindVersion"]
-            == ({1: {"kind": "dsse", "version": "0.0.1"}, 2: {"kind": "hashedrekord", "version": "0.0.2"}})[rekor]
-        )
+        assert entry["kindVersion"]["kind"] == {1: "dsse", 2: "hashedrekord"}[rekor]
 
 
 def test_a_log_without_times_needs_a_clock(image, sigstore, tmp_path, monkeypatch):

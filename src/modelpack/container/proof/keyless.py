@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 TOKEN = "SIGSTORE_ID_TOKEN"  # noqa: S105 - the variable's name
 CONFIG = "MODELPACK_SIGSTORE_CONFIG"
+_QUIET = logging.NullHandler()
+"""Takes what the library warns of: it is an error here or was asked for, and Python would print it."""
 _ISSUER = "1.3.6.1.4.1.57264.1.1"
 """Extension of Fulcio's certificates that names who vouches for the identity."""
 _NO_TOKEN = (
@@ -187,8 +189,7 @@ def _library() -> None:
         import sigstore
     except ImportError as error:
         raise MissingError("keyless signatures need 'sigstore'", then="pip install 'modelpack[sigstore]'") from error
-    # What it warns of is an error here, or was asked for; without a handler Python would print it.
-    logging.getLogger(sigstore.__name__).addHandler(logging.NullHandler())
+    logging.getLogger(sigstore.__name__).addHandler(_QUIET)
 
 
 def _token() -> IdentityToken:
