@@ -259,4 +259,5 @@ def _asked() -> Iterator[None]:
 
 
 def _short(text: str) -> str:
-    return text.partition("\n")[0][:200]
+    """Take a line that a terminal can show; what a bundle or a server says may hold anything."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text.partition("\n")[0][:200])
