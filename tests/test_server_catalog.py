@@ -40,7 +40,7 @@ def never():
 
 
 async def ask(catalog, name="", version=""):
-    with catalog.lease(name, version) as model:
+    with catalog.find(name, version) as model:
         answer = await model.infer({"x": np.ones((1, 1))}, asyncio.get_running_loop().time() + 10, never)
     return answer.outputs["y"].item()
 
@@ -249,7 +249,7 @@ def test_an_unloaded_model_comes_back(root):
 
 def test_a_request_keeps_its_version_until_it_is_answered(root):
     async def scene(catalog):
-        with catalog.lease("scale", "10") as model:
+        with catalog.find("scale", "10") as model:
             await catalog.unload("scale")
             answer = await model.infer({"x": np.ones((1, 1))}, asyncio.get_running_loop().time() + 10, never)
             assert model.ready
@@ -303,7 +303,7 @@ def test_clients_change_nothing_unless_they_may(root):
 
 def test_a_client_that_left_is_counted_nowhere(root):
     async def scene(catalog):
-        with catalog.lease("scale") as model:
+        with catalog.find("scale") as model:
             with pytest.raises(Disconnected):
                 await model.infer({"x": np.ones((1, 1))}, asyncio.get_running_loop().time() + 10, lambda: True)
             with pytest.raises(Invalid):

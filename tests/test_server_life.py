@@ -332,7 +332,7 @@ def protocol(_settings):
 
 async def shout(service, request):
     "Run a model, loudly."
-    with service.catalog.lease(request.parts["model"]) as model:
+    with service.catalog.find(request.parts["model"]) as model:
         feed = from_rows(parse(await request.body())["ROWS"], model.signature)
         answer = await service.infer(model, feed, request.arrived, request.gone)
         return Response(200, dump({"ANSWERS": to_rows(answer.outputs, answer.rows)}))

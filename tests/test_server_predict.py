@@ -260,6 +260,7 @@ BAD_JSON = [
     ("linear", b'{"instances": [[1,2,"3",4]]}', r"'x': expected float32, found a string at \[0, 2\]"),
     ("linear", b'{"instances": [[1,2,null,4]]}', r"found null at \[0, 2\]"),
     ("linear", b'{"instances": [[1,2,true,4]]}', r"found a boolean at \[0, 2\]"),
+    ("linear", b'{"instances": [[0.5,2.5,3.5,4.5],[0.5,false,3.5,4.5]]}', r"found a boolean at \[1, 1\]"),
     ("linear", b'{"instances": [[1,2,{},4]]}', r"found an object at \[0, 2\]"),
     ("linear", b'{"instances": [[1,2,1e300,4]]}', "1e\\+300 is too large for float32"),
     ("linear", b'{"instances": [[1,2,-100000000000000000000000000000000000000000,4]]}', "-1e\\+41 is too large"),

@@ -16,9 +16,9 @@ from serving import JSON, scaled, wait_for
 from test_server_workers import children, free_port, several
 
 
-def ran(rows=1, jobs=1, at=0.0):
+def ran(rows=1, requests=1, at=0.0):
     """A run that took one second to join, two to run, three to split."""
-    return SimpleNamespace(rows=rows, jobs=[None] * jobs, started=at, joined=at + 1.0, ended=at + 3.0, split=at + 6.0)
+    return SimpleNamespace(rows=rows, requests=requests, started=at, joined=at + 1.0, ended=at + 3.0, split=at + 6.0)
 
 
 def test_workers_add_up_and_the_latest_run_of_all_is_the_last():
@@ -27,7 +27,7 @@ def test_workers_add_up_and_the_latest_run_of_all_is_the_last():
     both = [Statistics(ledger, "m", "1") for ledger in ledgers]
     other = Statistics(ledgers[0], "m", "2")
     for each in both:
-        each.ran(ran(rows=4, jobs=3))
+        each.ran(ran(rows=4, requests=3))
         each.answered(0.5, 2.0)
         each.failed(1.0)
     both[1].ran(ran(rows=2))

@@ -9,6 +9,8 @@ import time
 import pytest
 from onnx import helper
 
+from modelpack.server import heads
+from modelpack.server.exchange import Response
 from serving import Server, answers, linear, patient, receive_all, wait_for, write_model
 
 BODY = b'{"instances": [[1,2,3,4]]}'
@@ -185,6 +187,31 @@ def test_an_endless_chunk_extension_or_trailer_ends(server):
     for head in (start + b"1;", start + b"0\r\nTrailer: "):
         with server.connect() as connection, pytest.raises(OSError, match=r"reset|pipe"):
             feed(connection, head, b"a" * 65536, times=200)
+
+
+def test_a_body_that_has_arrived_unread_leaves_the_connection_open(server):
+    nowhere = b"POST /nowhere HTTP/1.1\r\nHost: a\r\n" + LENGTH + b"\r\n" + BODY
+    got = talk(server, nowhere + GET + CLOSE + b"\r\n")
+    assert [(status, headers.get("connection")) for status, headers, _ in got] == [(404, None), (200, "close")]
+
+
+def test_who_asks_and_asks_and_takes_no_answer_holds_little(tmp_path):
+    with Server(linear(tmp_path), body_timeout=1) as server:
+        before = server.metric("process_resident_memory_bytes")
+        with server.connect() as connection:
+            connection.settimeout(0.5)
+            with pytest.raises(OSError, match=r"timed out|reset|pipe"):
+                feed(connection, b"", (b"GET /openapi.json HTTP/1.1\r\nHost: a\r\n\r\n") * 500, times=200)
+            asked = server.metric('modelpack_requests_total{code="200",protocol="native",route="/openapi.json"}')
+            held = server.metric("process_resident_memory_bytes") - before
+        assert asked < 2000, "no answer is made that nobody takes"
+        assert held < 64e6
+
+
+def test_headers_hold_no_control_characters():
+    split = Response(200, b"", headers={"x-a": "b\r\nx-c: d"})
+    with pytest.raises(ValueError, match="x-a"):
+        heads.answer(split, "id", close=False)
 
 
 def test_a_slow_head_is_408(server):

@@ -11,6 +11,7 @@ import asyncio
 import queue
 import threading
 from collections import deque
+from math import inf
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     Tensors = Mapping[str, np.ndarray]
+    Shapes = tuple[tuple[int, ...], ...]
 
 
 _SHORT = 150e-6  # seconds
@@ -29,27 +31,41 @@ _SHAPES = 256  # that are remembered
 
 
 class Run:
-    """One run of the model for one job or several; times in seconds by `perf_counter`."""
+    """One run of the model for one request or several; times in seconds by `perf_counter`.
 
-    __slots__ = ("ended", "jobs", "joined", "options", "rows", "split", "started")
+    Attributes:
+        rows: Of all its requests.
+        requests: How many there are.
+        options: Setting their `terminate` ends it from another thread; None for what nobody can stop.
+        jobs: What may still be given up of it.
+        started: When it began.
+        joined: When the inputs of its requests were joined.
+        ended: When the model had run.
+        split: When the outputs were split.
+    """
 
-    def __init__(self, jobs: Sequence[Job], options: Any) -> None:
-        self.jobs, self.options = jobs, options
-        self.rows = sum([job.rows for job in jobs])
+    __slots__ = ("ended", "jobs", "joined", "options", "requests", "rows", "split", "started")
+
+    def __init__(self, rows: int, requests: int, options: Any) -> None:
+        self.rows, self.requests, self.options = rows, requests, options
+        self.jobs: Sequence[Job] = ()
         self.started = self.joined = self.ended = self.split = 0.0
-        for job in jobs:
-            job.run = self
 
 
 class Job:
-    """One request's inputs, its future answer, and the run that it became part of."""
+    """One request's inputs, which wait for a thread, its future answer, and the run that it became part of."""
 
     __slots__ = ("feed", "future", "gone", "over", "queued", "rows", "run", "shapes")
 
-    def __init__(self, feed: Tensors, rows: int, gone: Callable[[], bool]) -> None:
-        self.feed, self.rows, self.gone = feed, rows, gone
-        self.shapes = tuple([array.shape for array in feed.values()])
-        self.future: asyncio.Future[tuple[Run, dict[str, np.ndarray]]]  # of those that wait for a thread
+    def __init__(
+        self,
+        feed: Tensors,
+        rows: int,
+        shapes: Shapes,
+        gone: Callable[[], bool],
+        future: asyncio.Future[tuple[Run, dict[str, np.ndarray]]],
+    ) -> None:
+        self.feed, self.rows, self.shapes, self.gone, self.future = feed, rows, shapes, gone, future
         self.queued, self.over = perf_counter(), False
         self.run: Run | None = None
 
@@ -100,7 +116,7 @@ class Pool:
         self._work, self._options, self._observe = work, options, observe
         self._workers, self._limit, self._rows = workers, limit, rows
         self._short = short
-        self._means: dict[tuple[tuple[int, ...], ...], float] = {}  # seconds of a run, by the shapes of its only job
+        self._means: dict[Shapes, float] = {}  # seconds of a run for one request, by its shapes
         self._jobs: deque[Job] = deque()
         self._lock = threading.Lock()
         self._busy = 0
@@ -122,7 +138,7 @@ class Pool:
 
     async def run(
         self, feed: Tensors, rows: int, deadline: float, gone: Callable[[], bool]
-    ) -> tuple[Job, Run, dict[str, np.ndarray]]:
+    ) -> tuple[float, Run, dict[str, np.ndarray]]:
         """Run one inference, or refuse it at once when the queue is full.
 
         Args:
@@ -131,15 +147,18 @@ class Pool:
             deadline: When to give up, by the event loop's clock.
             gone: Tells, from any thread, whether the client has left; then the run is skipped.
 
+        Returns:
+            How long it waited (seconds), the run, and its outputs.
+
         Raises:
             Full: When the queue is full.
             Late: When the deadline passes.
             Disconnected: When the client left before the run began.
         """
-        job = Job(feed, rows, gone)
-        if self._short and self._means.get(job.shapes, 1.0) < _SHORT and not self._busy and not self._jobs:
-            return self._at_once(job)
-        job.future = self._loop.create_future()
+        shapes = tuple([array.shape for array in feed.values()])
+        if self._short and not self._busy and not self._jobs and self._means.get(shapes, inf) < _SHORT:
+            return self._at_once(feed, rows, shapes)
+        job = Job(feed, rows, shapes, gone, self._loop.create_future())
         with self._lock:
             if len(self._jobs) >= self._limit + self._workers - self._busy:
                 raise Full(f"{self._limit} requests wait already: try again later")
@@ -147,30 +166,30 @@ class Pool:
         self._tokens.put(True)
         timer = self._loop.call_at(deadline, job.expire)
         try:
-            return (job, *await job.future)
+            run, outputs = await job.future
         except asyncio.CancelledError:
             job.abandon()
             raise
         finally:
             timer.cancel()
+        return run.started - job.queued, run, outputs
 
-    def _at_once(self, job: Job) -> tuple[Job, Run, dict[str, np.ndarray]]:
-        run = Run([job], None)  # nobody can stop what the event loop itself waits for
-        run.started = perf_counter()
-        (part,) = self._compute(run)
-        self._ended(run)
-        return job, run, part
-
-    def _ended(self, run: Run) -> None:
-        """Note how long a run took; a shape that is new begins above what counts as short."""
-        if self._short and len(run.jobs) == 1:
-            shapes = run.jobs[0].shapes
-            if len(self._means) >= _SHAPES and shapes not in self._means:
-                self._means.clear()
-            mean = self._means.get(shapes, 2 * _SHORT)
-            took = min(run.ended - run.started, 4 * _SHORT)  # one that the machine interrupted is no rule
-            self._means[shapes] = mean + (took - mean) / 8
+    def _at_once(self, feed: Tensors, rows: int, shapes: Shapes) -> tuple[float, Run, dict[str, np.ndarray]]:
+        run = Run(rows, 1, None)
+        run.started = run.joined = perf_counter()
+        outputs = self._work(feed, None)
+        run.ended = run.split = perf_counter()
+        self._learn(shapes, run)
         self._observe(run)
+        return 0.0, run, outputs
+
+    def _learn(self, shapes: Shapes, run: Run) -> None:
+        """Note how long a run took; a shape that is new begins above what counts as short."""
+        if len(self._means) >= _SHAPES and shapes not in self._means:
+            self._means.clear()
+        mean = self._means.get(shapes, 2 * _SHORT)
+        took = min(run.ended - run.started, 4 * _SHORT)  # one that the machine interrupted is no rule
+        self._means[shapes] = mean + (took - mean) / 8
 
     def close(self, seconds: float) -> None:
         """Let the threads end after what is queued, waiting at most this long for each."""
@@ -218,12 +237,15 @@ class Pool:
             self._loop.call_soon_threadsafe(self._fail, left, Disconnected())
         if not wanted:
             return
-        run = Run(wanted, self._options())
+        run = Run(sum(job.rows for job in wanted), len(wanted), self._options())
+        run.jobs = wanted
+        for job in wanted:
+            job.run = run
         if all(job.over for job in wanted):  # given up since they were looked at, when there was no run to stop yet
             run.options.terminate = True
         run.started = perf_counter()
         try:
-            parts = self._compute(run)
+            parts = self._compute(run, wanted)
         except BaseException as error:  # noqa: BLE001 - it is raised again where the job is awaited
             if len(wanted) == 1:
                 self._loop.call_soon_threadsafe(self._fail, wanted, error)
@@ -233,20 +255,22 @@ class Pool:
             return
         self._loop.call_soon_threadsafe(self._finish, run, parts)
 
-    def _compute(self, run: Run) -> list[dict[str, np.ndarray]]:
-        feeds = [job.feed for job in run.jobs]
+    def _compute(self, run: Run, jobs: Sequence[Job]) -> list[dict[str, np.ndarray]]:
+        feeds = [job.feed for job in jobs]
         feed = (
             feeds[0] if len(feeds) == 1 else {name: np.concatenate([each[name] for each in feeds]) for name in feeds[0]}
         )
         run.joined = perf_counter()
         outputs = self._work(feed, run.options)
         run.ended = perf_counter()
-        parts = [outputs] if len(feeds) == 1 else _split(outputs, [job.rows for job in run.jobs])
+        parts = [outputs] if len(feeds) == 1 else _split(outputs, [job.rows for job in jobs])
         run.split = perf_counter()
         return parts
 
     def _finish(self, run: Run, parts: list[dict[str, np.ndarray]]) -> None:
-        self._ended(run)
+        if self._short and run.requests == 1:
+            self._learn(run.jobs[0].shapes, run)
+        self._observe(run)
         for job, part in zip(run.jobs, parts, strict=True):
             if not job.future.done():
                 job.future.set_result((run, part))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ from .signature import quote
 from .statistics import Ledger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
     from .batching import Run
     from .settings import Settings
@@ -84,16 +83,6 @@ class Catalog:
         if (model := shelf.versions.get(version or shelf.current)) is None:
             raise Unknown(f"model {name[:80]!r} has no version {version[:80]!r}, but {quote(self.versions(name))}")
         return model
-
-    @contextmanager
-    def lease(self, name: str = "", version: str = "") -> Iterator[Model]:
-        """Hold a model for one request: it outlives its own replacement until then. See `find`."""
-        model = self.find(name, version)
-        model.users += 1
-        try:
-            yield model
-        finally:
-            model.release()
 
     def versions(self, name: str) -> list[str]:
         """Give the versions of a model, oldest first."""

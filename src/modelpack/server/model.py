@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from . import interface as interfaces
 from .faults import Disconnected, Failed, Fault, Invalid, StartError, Unready
@@ -26,8 +25,7 @@ if TYPE_CHECKING:
     from .statistics import Ledger
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """What the model gave, for how many rows, and how long the request waited, ran and was prepared (seconds)."""
 
     outputs: Mapping[str, np.ndarray]
@@ -157,10 +155,10 @@ class Model:
         began, waited, prepared = perf_counter(), 0.0, 0.0
         try:
             if self._desk is not None:
-                job, run, made = await self._desk.run(fitted, rows, deadline, gone)
-                waited, prepared = run.started - job.queued, run.ended - run.started
+                waited, run, made = await self._desk.run(fitted, rows, deadline, gone)
+                prepared = run.ended - run.started
                 fitted, rows = fit(made, self._inner, self._settings.max_rows)
-            job, run, outputs = await self._pool.run(fitted, rows, deadline, gone)
+            queued, run, outputs = await self._pool.run(fitted, rows, deadline, gone)
         except (Invalid, Disconnected):
             raise
         except Fault:
@@ -169,7 +167,7 @@ class Model:
         except Exception as error:
             self.statistics.failed(perf_counter() - began)
             raise Failed("the model failed on this request") from error
-        queued = waited + run.started - job.queued
+        queued += waited
         self.statistics.answered(queued, perf_counter() - began)
         return Answer(outputs, rows, queued, run.ended - run.started, prepared)
 
@@ -178,8 +176,13 @@ class Model:
         self._retired = True
         self._end()
 
-    def release(self) -> None:
-        """Let go of it after one request."""
+    def __enter__(self) -> Self:
+        """Hold it for one request: it outlives its own replacement until then."""
+        self.users += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let go of it."""
         self.users -= 1
         self._end()
 

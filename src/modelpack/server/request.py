@@ -142,7 +142,8 @@ class Request:
 
     def header(self, name: str) -> str:
         """Give a header's value, or an empty text."""
-        return self._headers.get(name.encode(), b"").decode("latin-1").strip()
+        found = self._headers.get(name.encode())
+        return found.decode("latin-1").strip() if found else ""
 
     @property
     def certified(self) -> bool:

@@ -99,10 +99,10 @@ class Service:
     async def infer(
         self, model: Model, feed: Mapping[str, np.ndarray], arrived: float, gone: Callable[[], bool]
     ) -> Answer:
-        """Run a leased model within the deadline that began when the request arrived.
+        """Run a model, which the request holds, within the deadline that began when the request arrived.
 
         Args:
-            model: From `catalog.lease`.
+            model: From `catalog.find`.
             feed: Inputs by name.
             arrived: When, by `perf_counter`.
             gone: Tells, from any thread, whether the client has left.

@@ -98,7 +98,7 @@ class Statistics:
         row = self._row
         row[_INFERENCES] += rows
         row[_EXECUTIONS] += 1
-        _step(row, _STEPS, len(run.jobs), spent)
+        _step(row, _STEPS, run.requests, spent)
         _step(batch, 0, 1, spent)
         self._last[0] = time.time()
 

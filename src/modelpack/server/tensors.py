@@ -52,6 +52,9 @@ def from_json(value: Any, tensor: Tensor) -> np.ndarray:
 def _leaves(level: list[Any], shape: list[int], tensor: Tensor) -> np.ndarray:
     if tensor.textual:
         return from_words(level, shape, tensor)
+    packed = _packed(level, tensor) if tensor.dtype in _PACKED else None
+    if packed is not None and not (np.count_nonzero(packed == 0) or np.count_nonzero(packed == 1)):
+        return packed.reshape(shape)  # all were numbers: a boolean would be 0 or 1
     allowed = _LEAVES[np.dtype(tensor.dtype).kind]
     if not set(map(type, level)) <= allowed:
         index, strange = next((at, item) for at, item in enumerate(level) if type(item) not in allowed)
@@ -60,20 +63,20 @@ def _leaves(level: list[Any], shape: list[int], tensor: Tensor) -> np.ndarray:
             f"input {tensor.name!r}: expected {tensor.dtype}, found {WORDS[type(strange)]} at {place}"
             + (f"; more than {len(shape)} nested arrays" if isinstance(strange, list) else ""),
         )
+    if packed is not None:
+        return packed.reshape(shape)
     if allowed == {int} and level:
         _within(min(level), max(level), tensor)
-    if tensor.dtype in _PACKED and (packed := _packed(level, _PACKED[tensor.dtype])):
-        return np.frombuffer(packed, tensor.dtype).reshape(shape)
     wide = np.array(level, dtype=np.float64 if allowed == {float, int} else tensor.dtype)
     return _narrow(wide, tensor).reshape(shape)
 
 
-def _packed(level: list[Any], kind: str) -> bytes:
-    """Write numbers as an array has them, some three times as fast as numpy does; nothing when one is too large."""
+def _packed(level: list[Any], tensor: Tensor) -> np.ndarray | None:
+    """Convert numbers, some three times as fast as numpy does; None when one is too large, or is none."""
     try:
-        return struct.pack(f"={len(level)}{kind}", *level)
+        return np.frombuffer(struct.pack(f"={len(level)}{_PACKED[tensor.dtype]}", *level), tensor.dtype)
     except (OverflowError, struct.error):
-        return b""
+        return None
 
 
 def from_bytes(data: memoryview, dtype: np.dtype, shape: tuple[int, ...], name: str) -> np.ndarray:

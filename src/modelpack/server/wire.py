@@ -177,15 +177,17 @@ class Connection(asyncio.Protocol):
         if self._answering or self._full:
             return
         self._answering = True
-        task = asyncio.get_running_loop().create_task(self._answer(self._owed[0]))
+        task = asyncio.get_running_loop().create_task(self._work(self._owed[0]))
         self._open.tasks.add(task)
-        task.add_done_callback(self._done)
 
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._open.tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()):
-            _log.error("a connection was closed over a fault of the server", exc_info=error)
+    async def _work(self, request: Request) -> None:
+        try:
+            await self._answer(request)
+        except Exception:  # noqa: BLE001 - whatever failed, the client is not left waiting
+            _log.exception("a connection was closed over a fault of the server")
             self._transport.abort()
+        finally:
+            self._open.tasks.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
     def answer(self, request: Request, response: Response, *, close: bool) -> None:
         """Send an answer and turn to the next request.

@@ -96,7 +96,7 @@ async def unload(service: Service, request: Any, _call: Call) -> Message:
 
 async def infer(service: Service, request: Any, call: Call) -> Message:
     """Run a model."""
-    with service.catalog.lease(_named(request.model_name), request.model_version) as model:
+    with service.catalog.find(_named(request.model_name), request.model_version) as model:
         asked = contents.read(request, model.signature)
         answer = await service.infer(model, asked.feed, call.arrived, call.gone)
         written: Message = contents.write(asked, answer, model)

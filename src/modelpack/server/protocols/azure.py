@@ -37,7 +37,7 @@ async def score(service: Service, request: Request) -> Response:
     """Run the only model on rows, a data frame or columns; another content type is read as `/predict` reads it."""
     if request.media not in ("", JSON):
         return await native.predict(service, request)
-    with service.catalog.lease() as model:
+    with service.catalog.find() as model:
         feed, rows = _decode(parse(await request.body()), model.signature)
         answer = await service.infer(model, feed, request.arrived, request.gone)
     return Response(200, dump(to_rows(answer.outputs, answer.rows) if rows else to_lone(answer.outputs)))

@@ -49,7 +49,7 @@ async def predict(service: Service, request: Request) -> Response:
     """Run the only model on named inputs."""
     if preferred(request.header("accept"), (JSON, _EVENTS)) == _EVENTS:
         raise Refused(406, "an answer is given at once, not as a stream of events")
-    with service.catalog.lease() as model:
+    with service.catalog.find() as model:
         request.expect((JSON,), UNSAID)
         content = _content(await request.body())
         feed, one = _decode(content["input"], model.signature)

@@ -78,7 +78,7 @@ async def invocations(service: Service, request: Request) -> Response:
 
 async def invoke(service: Service, request: Request, name: str) -> Response:
     """Run a model of this name, or the only one, as `/invocations` does."""
-    with service.catalog.lease(name) as model:
+    with service.catalog.find(name) as model:
         if request.media == TRITON:
             return await enveloped(service, request, model)
         media = request.expect((JSON, *_READERS, *whole(model.signature.only), TRITON))

@@ -50,7 +50,7 @@ def protocol(settings: Settings) -> Protocol:
 
 async def predict(service: Service, request: Request) -> Response:
     """Run the model on a body of any form that it can take."""
-    with service.catalog.lease(request.parts.get("model", ""), request.parts.get("version", "")) as model:
+    with service.catalog.find(request.parts.get("model", ""), request.parts.get("version", "")) as model:
         media = request.expect(_taken(model.signature))
         wanted = preferred(request.header("accept"), (JSON, *_GIVEN))
         if wanted != JSON and len(model.signature.outputs) > 1:
@@ -61,11 +61,14 @@ async def predict(service: Service, request: Request) -> Response:
         decoding = perf_counter() - began
         answer = await service.infer(model, feed, request.arrived, request.gone)
         response = _encode(wanted, form, answer, model)
-        spans = {"decode": decoding, "queue": answer.queued, "infer": answer.ran}
-        if answer.prepared:
-            spans["prepare"] = answer.prepared
-        response.headers["server-timing"] = ", ".join(f"{name};dur={1000 * span:.3f}" for name, span in spans.items())
+        response.headers["server-timing"] = _timing(decoding, answer)
         return response
+
+
+def _timing(decoding: float, answer: Answer) -> str:
+    """Tell what the time went to, in milliseconds; source: W3C, "Server Timing"."""
+    spent = f"decode;dur={1000 * decoding:.3f}, queue;dur={1000 * answer.queued:.3f}, infer;dur={1000 * answer.ran:.3f}"
+    return f"{spent}, prepare;dur={1000 * answer.prepared:.3f}" if answer.prepared else spent
 
 
 def _taken(signature: Signature) -> tuple[str, ...]:

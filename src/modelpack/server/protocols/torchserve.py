@@ -55,7 +55,7 @@ def worded(fault: Fault) -> Response:
 
 async def predict(service: Service, request: Request) -> Response:
     """Run a model on one row of JSON, a text or image, rows as `instances`, or another body that `/predict` takes."""
-    with service.catalog.lease(request.parts["model"], request.parts.get("version", "")) as model:
+    with service.catalog.find(request.parts["model"], request.parts.get("version", "")) as model:
         signature, media = model.signature, request.media
         if media.startswith("multipart/"):
             raise Refused(415, f"{media} is not read: send the example itself as the body")

@@ -46,7 +46,7 @@ def protocol(_settings: Settings) -> Protocol:
 
 async def predict(service: Service, request: Request) -> Response:
     """Run a model on rows or columns."""
-    with service.catalog.lease(*_named(request)) as model:
+    with service.catalog.find(*_named(request)) as model:
         request.expect((JSON,), UNSAID)
         body = await request.body()
         content = parse(body)

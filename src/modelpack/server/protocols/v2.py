@@ -51,7 +51,7 @@ def protocol(_settings: Settings) -> Protocol:
 
 async def infer(service: Service, request: Request) -> Response:
     """Run a model."""
-    with service.catalog.lease(*_named(request)) as model:
+    with service.catalog.find(*_named(request)) as model:
         request.expect((JSON, BYTES), UNSAID)
         body, length = await _run(service, request, model, request.header(LENGTH))
     if length is None:

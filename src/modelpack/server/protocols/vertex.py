@@ -41,7 +41,7 @@ async def predict(service: Service, request: Request) -> Response:
         return await _redirected(service, request, redirect)
     if request.media not in (JSON, TRITON):
         return await native.predict(service, request)
-    with service.catalog.lease() as model:
+    with service.catalog.find() as model:
         if request.media == TRITON:
             return await enveloped(service, request, model)
         feed, rows = from_either(parse(await request.body()), model.signature)
@@ -58,5 +58,5 @@ async def _redirected(service: Service, request: Request, path: str) -> Response
     request.parts = named.groupdict("")
     if request.media != TRITON:
         return await infer(service, request)
-    with service.catalog.lease(request.parts["model"], request.parts["version"]) as model:
+    with service.catalog.find(request.parts["model"], request.parts["version"]) as model:
         return await enveloped(service, request, model)
