@@ -100,7 +100,7 @@ def _once(port: int, request: bytes) -> str:
 
 
 def _call(ports: list[int], message: bytes) -> Callable[[], str]:
-    """Give a client that knows all servers and watches their health, as docs/server.md says."""
+    """Give a client that knows all servers and watches their health, as docs/serving.md says."""
     import grpc
 
     options = [

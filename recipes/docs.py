@@ -82,7 +82,7 @@ def files() -> dict[Path, str]:
         docs / "pruning.md": {"figures": pruning()},
         docs / "distillation.md": {"figures": measured("distillation-minilm")},
         docs / "quantization.md": {"figures": quantization()},
-        docs / "server.md": {"figures": serving()},
+        docs / "serving.md": {"figures": serving()},
     }
     editors = json.dumps(schema.document(), indent=1, ensure_ascii=False) + "\n"
     return {path: filled(path, parts) for path, parts in pages.items()} | {

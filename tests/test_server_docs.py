@@ -1,4 +1,4 @@
-"""The commands in docs/server.md work as they stand there."""
+"""The commands in docs/serving.md work as they stand there."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from certificates import Authority
 from interfaces import made, photos, pictures, reading, seeing, sentences
 from serving import Server, linear, scaled
 
-PAGE = (Path(__file__).parents[1] / "docs" / "server.md").read_text("utf-8")
+PAGE = (Path(__file__).parents[1] / "docs" / "serving.md").read_text("utf-8")
 
 
 def _with_interfaces(folder):
