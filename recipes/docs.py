@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 QUANTIZED = ("lite0", "fashion", "resnet18", "minilm", "bbc")
-SERVED = ("overhead", "added", "batching", "large", "rolling", "fuzz")
+SERVED = ("overhead", "added", "batching", "first", "large", "rolling", "fuzz")
 PRUNED = ("fashion", "mnist", "movies", "lite0", "onnxsim", "onnxsim-fashion", "refit")
 
 
