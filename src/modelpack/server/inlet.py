@@ -45,8 +45,9 @@ class Inlet:
         return self._heading or self._head > 0
 
     def drop(self) -> None:
-        """Let go of the parser, which holds this."""
-        del self._parser
+        """Let go of everything, so that nothing of a dead connection waits for the garbage collector."""
+        del self._parser, self._connection
+        self.reading = None
 
     def feed(self, data: bytes) -> None:
         """Parse what arrived.

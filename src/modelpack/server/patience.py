@@ -82,13 +82,17 @@ class Deadline:
         self._when = inf
 
     def drop(self) -> None:
-        """End the timer."""
-        if self._timer is not None:
-            self._timer.cancel()
+        """End for ever, and let go of what would be called."""
+        self._cancel()
+        del self._late
 
     def _look_at(self, when: float) -> None:
-        self.drop()
+        self._cancel()
         self._timer, self._looks = self._loop.call_at(when, self._look), when
+
+    def _cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
 
     def _look(self) -> None:
         self._timer, self._looks = None, inf

@@ -273,7 +273,7 @@ class Request:
 
     def lose(self) -> None:
         """Know that the rest will never come, or that nobody waits for the answer."""
-        self._lost = True
+        self._lost, self._chunks = True, []
         self._wake()
 
     def _wake(self) -> None:
