@@ -24,7 +24,7 @@ ABUSES = 10_000
 EXAMPLES = 150
 """Of each operation that schemathesis makes up, at most."""
 THREADS = 8
-WARM = 6000
+WARM = 16_000
 """Clients after which the server's buffers have been as large as they become."""
 GROWTH = 4e6
 """Bytes that the server may hold more after all others."""
