@@ -65,6 +65,8 @@ def test_the_image_of_the_command_build_is_found_by_its_model(shell):
     plant_image(store, other, "other:1.0")
     plant_image(store, model, "mine:1.0")
     newest = plant_image(store, model, "mine:2.0")
+    gathered = deployment.gather(store, "tiny", "registry.example.com/mine:2.0")
+    assert gathered.served.reference == f"registry.example.com/mine:2.0@{DIGEST}"  # all of them are this one
     gathered = deployment.gather(store, "tiny")
     assert gathered.image == facts.image(newest)
     assert (gathered.image.reference, gathered.version) == (f"mine:2.0@{DIGEST}", "2.0")
@@ -74,6 +76,24 @@ def test_the_image_of_the_command_build_is_found_by_its_model(shell):
     assert "this model was not measured" in told.err
     assert "no registry has" not in told.err
     assert "no registry has mine:2.0" in shell("deploy", "kserve").err
+
+
+def test_a_name_that_may_mean_another_image_of_the_model_is_not_guessed(shell, tmp_path):
+    store = Store(shell.store)
+    model = store.get(shell("show", "tiny:copy", "--json").json["id"])
+    older = plant_image(store, model, "mine:1.0", digest=f"sha256:{'3c' * 32}")
+    plant_image(store, model, "mine:2.0")
+    pushed = "registry.example.com/mine:1.0"
+    refused = shell("deploy", "kubernetes", "tiny", "--image", pushed, "-o", "out")
+    assert refused.code == 2
+    assert "--image: this model has 2 images, and nothing tells which of them was pushed there" in refused.err
+    assert f"\n  {pushed}@{DIGEST}\n  {pushed}@sha256:{'3c' * 32}\n" in refused.err
+    assert not (tmp_path / "out").exists()
+    for words in (("tiny", "--image", f"{pushed}@sha256:{'3c' * 32}"), (older.id[:12], "--image", pushed)):
+        told = shell("deploy", "kubernetes", *words, "-o", "out", "--json")
+        assert told.json["image"] == f"{pushed}@sha256:{'3c' * 32}"
+    assert shell("deploy", "compose", "tiny").code == 0
+    assert shell("deploy", "ci", "tiny", "--image", pushed, "-o", "ci").code == 0
 
 
 def test_figures_count_for_every_artifact_with_the_same_model(shell):
@@ -144,7 +164,8 @@ def test_the_same_run_gives_the_same_bytes(shell, tmp_path):
     for folder in ("one", "two"):
         for target in TARGETS:
             image = "123456789012.dkr.ecr.eu-west-1.amazonaws.com/tiny:1"
-            told = shell("deploy", target, "--role", ROLE, "--image", image, "-o", f"{folder}/{target}", "--json")
+            given = {"sagemaker": ("--role", ROLE, "--image", image), "triton": ()}.get(target, ("--image", image))
+            told = shell("deploy", target, *given, "-o", f"{folder}/{target}", "--json")
             assert told.code == 0, told.err
     one, two = ({path.relative_to(tmp_path / name): path.read_bytes() for path in (tmp_path / name).rglob("*") if path.is_file()}
                 for name in ("one", "two"))  # fmt: skip
@@ -174,6 +195,9 @@ def test_edited_files_stay_until_forced(shell, tmp_path):
     (("sagemaker", "--image", "x"), 2, "SageMaker runs a model in a role of yours"),
     (("sagemaker", "--image", "x", "--role", ROLE), 2, "SageMaker pulls from Amazon ECR alone, not x"),
     (("triton", "--name", "../x"), 2, "--name: '../x' is no name"),
+    (("triton", "--image", "x"), 2, "--image: Triton runs the model in an image of its own"),
+    (("kubernetes", "--image", "x", "--name", "Bad Name"), 2, "a letter first\n  write bad-name"),
+    (("azureml", "--image", "x", "--name", "a" * 33), 2, "is no name there: at most 32"),
     (("triton", "work/tiny.onnx"), 2, "this is a file"),
     (("triton", "-o", "work/tiny.onnx"), 2, "a directory is expected"),
     (("kubernetes", "--client-ca-secret", "x"), 2, "--client-ca-secret: clients show certificates by TLS alone"),

@@ -295,7 +295,13 @@ def test_the_command_does_all_of_it(aws, shell, tmp_path):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (("kubernetes", "--apply"), "--apply is for sagemaker"),
+    (("kubernetes", "--apply"), "--apply: this is for sagemaker"),
+    (("kubernetes", "--role", ROLE), "--role: this is for sagemaker"),
+    (("sagemaker", "--recipe", "x.yaml"), "--recipe: this is for ci"),
+    (("sagemaker", "--wait", "9"), "--wait: files need no waiting"),
+    (("sagemaker", "--rollback", "--output", "out"), "--output: --rollback writes no files"),
+    (("sagemaker", "--delete", "--force"), "--force: --delete writes no files"),
+    (("sagemaker", "--delete", "--name", "Bad Name"), "--name: 'Bad Name' is no name there"),
     (("sagemaker", "--apply", "--delete"), "one of --apply, --rollback and --delete"),
     (("sagemaker", "--apply"), "no run has succeeded in this store"),
 ])  # fmt: skip

@@ -37,7 +37,8 @@ def gather(store: Store, text: str | None, reference: str = "") -> Facts:
         raise StoreError("this is damaged", where=damage[0], then="delete its directory and run the recipe again")
     recipe = subject.recipe or str(model.manifest.record.get("name", ""))
     known = recipe in Runs(store).recipes()
-    image = deploy.image(built, reference) if built is not None else _named(reference)
+    others = [] if subject.artifact is not None and subject.artifact is built else _images(store, model)
+    image = deploy.image(built, reference, others) if built is not None else _named(reference)
     number = str(subject.run.number) if subject.run else model.id[:12]
     return deploy.facts(
         model,
@@ -60,8 +61,13 @@ def _built(store: Store, subject: Subject) -> tuple[Artifact | None, Artifact]:
             built = store.get(images[-1])
             return built, store.get(str(built.manifest.work["model"]))
     model = subjects.model(store, subject, {Kind.ONNX})
+    return next(iter(_images(store, model)), None), model
+
+
+def _images(store: Store, model: Artifact) -> list[Artifact]:
+    """List the images of a model, the newest first."""
     made = [item for item in _artifacts(store, Kind.IMAGE) if item.manifest.work.get("model") == model.id]
-    return max(made, key=_age, default=None), model
+    return sorted(made, key=_age, reverse=True)
 
 
 def _named(reference: str) -> Image | None:

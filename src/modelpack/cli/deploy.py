@@ -62,7 +62,10 @@ def deploy(
     delete: Annotated[
         bool, typer.Option("--delete", help="For sagemaker: delete the endpoint and what was made for it.")
     ] = False,
-    wait: Annotated[int, typer.Option(metavar="SECONDS", min=0, help="For sagemaker: how long to wait for it.")] = 1800,
+    wait: Annotated[
+        int | None,
+        typer.Option(metavar="SECONDS", min=0, help="For sagemaker: how long to wait for it.", show_default="1800"),
+    ] = None,
 ) -> None:
     """Write what a platform needs to serve a model.
 
@@ -78,22 +81,30 @@ def deploy(
         modelpack deploy ci quickstart --output . --recipe recipes/quickstart.yaml
         modelpack deploy sagemaker --apply --role ARN --image REF
     """
-    from modelpack.deploy import checked
+    from modelpack.deploy import checked, fitting
     from modelpack.deploy.facts import Wish
 
     wish = Wish(name, role, recipe, token_secret, tls_secret, client_ca_secret)
     checked(target, wish)
-    acts = [word for word, wanted in (("apply", apply), ("rollback", rollback), ("delete", delete)) if wanted]
-    if acts and (target != "sagemaker" or len(acts) > 1):
-        raise UsageError(
-            f"--{acts[0]} is for sagemaker" if target != "sagemaker" else "one of --apply, --rollback and --delete",
-            then=f"`modelpack deploy {target}` writes files",
-        )
-    if acts:
-        _act(call, acts[0], run, image, wish, wait)
+    acts = {"--apply": apply, "--rollback": rollback, "--delete": delete}
+    asked = [option for option, wanted in acts.items() if wanted]
+    files = {"--output": output is not None, "--force": force}
+    given = {**acts, "--role": role, "--recipe": recipe, "--wait": wait is not None, "--image": image}
+    fitting(target, [option for option, value in given.items() if value])
+    if len(asked) > 1:
+        raise UsageError("one of --apply, --rollback and --delete at a time", then=f"{asked[0]} first")
+    for option in (option for option, wanted in files.items() if wanted and asked):
+        raise UsageError(f"{asked[0]} writes no files", where=option, then=f"leave out {option} or {asked[0]}")
+    if wait is not None and not asked:
+        raise UsageError("files need no waiting", where="--wait", then="it goes with --apply, --rollback or --delete")
+    if asked:
+        _act(call, asked[0], run, image, wish, _PATIENCE if wait is None else wait)
         return
     _write(call, target, _facts(call, run, image), wish, output or Path("deploy") / target, force=force)
 
+
+_PATIENCE = 1800
+"""Seconds to wait for an endpoint."""
 
 _WIDTH = max(len(name) for name in TARGETS)
 deploy.__doc__ = (deploy.__doc__ or "").replace(
@@ -159,13 +170,13 @@ def _act(call: Call, act: str, run: str | None, image: str, wish: Wish, wait: in
     """Change the endpoint; what exists needs no more than its name."""
     from modelpack.deploy import endpoint, sagemaker
 
-    facts = None if wish.name and act != "apply" else _facts(call, run, image)
-    asked = sagemaker.requests(facts, wish) if facts is not None and act == "apply" else None
+    facts = None if wish.name and act != "--apply" else _facts(call, run, image)
+    asked = sagemaker.requests(facts, wish) if facts is not None and act == "--apply" else None
     name = sagemaker.endpoint_name(facts.name if facts is not None else "", wish)
     found = endpoint.connect(name, wait, call.say)
     if asked is not None:
         found.apply(asked)
-    elif act == "rollback":
+    elif act == "--rollback":
         found.rollback()
     else:
         found.delete()

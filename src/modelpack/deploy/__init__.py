@@ -9,6 +9,8 @@ from modelpack.deploy import access
 from modelpack.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from modelpack.deploy.facts import Facts, Files, Wish
 
 TARGETS = {
@@ -23,6 +25,8 @@ TARGETS = {
     "ci": "GitHub Actions, GitLab CI and Jenkins that push the image.",
 }
 """What each target writes, by name; one module of this package each."""
+_ONLY = dict.fromkeys(("--apply", "--rollback", "--delete", "--role", "--wait"), "sagemaker") | {"--recipe": "ci"}
+"""Options that one target alone understands."""
 
 
 def checked(target: str, wish: Wish) -> str:
@@ -35,6 +39,20 @@ def checked(target: str, wish: Wish) -> str:
         raise UsageError(f"no target is called '{target}'", then=did_you_mean(target, TARGETS))
     access.check(target, wish)
     return target
+
+
+def fitting(target: str, options: Iterable[str]) -> None:
+    """Refuse options that a target would not look at.
+
+    Raises:
+        UsageError: Naming the first.
+    """
+    for option in options:
+        then = f"leave {option} out for {target}"
+        if _ONLY.get(option, target) != target:
+            raise UsageError(f"this is for {_ONLY[option]}", where=option, then=then)
+        if (target, option) == ("triton", "--image"):
+            raise UsageError("Triton runs the model in an image of its own", where=option, then=then)
 
 
 def render(target: str, facts: Facts, wish: Wish) -> Files:

@@ -28,7 +28,7 @@ _WAITING = 64
 
 def files(facts: Facts, wish: Wish) -> Files:
     """Give the endpoint and the deployment."""
-    name = names.label(wish.name or facts.name, 32)
+    name = names.chosen(wish.name, facts.name, 32)
     endpoint = {
         "$schema": f"{_SCHEMAS}/managedOnlineEndpoint.schema.json",
         "name": said("Names are unique in a region: --name chooses another.", name),

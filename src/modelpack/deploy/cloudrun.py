@@ -26,7 +26,7 @@ def files(facts: Facts, wish: Wish) -> Files:
     Raises:
         UsageError: For an image of another processor, or a model too large.
     """
-    name, image = names.label(wish.name or facts.name, 49), facts.served
+    name, image = names.chosen(wish.name, facts.name, 49), facts.served
     if image.platforms and "linux/amd64" not in image.platforms:
         raise UsageError(
             f"Cloud Run runs linux/amd64, this image is for {', '.join(image.platforms)}",

@@ -16,7 +16,7 @@ _LATER = "The name is a version that was there when this was written; a newer on
 
 def files(facts: Facts, wish: Wish) -> Files:
     """Give compose.yaml and what it mounts."""
-    name = names.label(wish.name or facts.name)
+    name = names.chosen(wish.name, facts.name)
     source = {"name": "Prometheus", "type": "prometheus", "uid": "prometheus", "url": "http://prometheus:9090",
               "access": "proxy", "isDefault": True}  # fmt: skip
     provider = {"name": "modelpack", "type": "file", "options": {"path": "/var/lib/grafana/dashboards"}}

@@ -29,6 +29,7 @@ class Image:
         platforms: ``os/architecture`` of each image under that name; empty when unknown.
         grpc: Whether it listens for gRPC too.
         size: Unpacked bytes; 0 when unknown.
+        rivals: The same name with the digest of each image that it may mean; empty where it can mean but one.
     """
 
     reference: str
@@ -37,6 +38,7 @@ class Image:
     platforms: tuple[str, ...] = ()
     grpc: bool = False
     size: int = 0
+    rivals: tuple[str, ...] = ()
 
     @property
     def pinned(self) -> bool:
@@ -123,13 +125,19 @@ class Facts:
         """The image.
 
         Raises:
-            UsageError: When there is none.
+            UsageError: When there is none, or its name may mean another one of the same model.
         """
         if self.image is None:
             raise UsageError(
                 "this model has no image yet",
                 where=self.name,
                 then=f"`modelpack build {self.recipe or self.artifact[:12]} --push REF` makes one; --image names one",
+            )
+        if rivals := self.image.rivals:
+            raise UsageError(
+                f"this model has {len(rivals)} images, and nothing tells which of them was pushed there",
+                where="--image",
+                then="\n  ".join(("write the one that the push printed, with its digest:", *rivals)),
             )
         return self.image
 
@@ -155,17 +163,20 @@ class Wish:
     clients: str = ""
 
 
-def image(artifact: Artifact, reference: str = "") -> Image:
+def image(artifact: Artifact, reference: str = "", others: Iterable[Artifact] = ()) -> Image:
     """Describe an image artifact.
 
     Args:
         artifact: What a build made.
         reference: Where it was pushed to; under the name that it was built with when empty. Without a digest it gets
             the image's own, which is what `modelpack build --push` gives it in a registry.
+        others: Images of the same model, one of which may have been pushed there instead.
     """
     known = artifact.manifest.record["results"]["image"]
     config = artifact.manifest.work.get("config", {})
     named = reference or str(known["tag"])
+    digests = dict.fromkeys(str(item.manifest.record["results"]["image"]["digest"]) for item in (artifact, *others))
+    unclear = reference and "@" not in reference and len(digests) > 1
     return Image(
         named if "@" in named else f"{named}@{known['digest']}",
         str(known["tag"]),
@@ -173,6 +184,7 @@ def image(artifact: Artifact, reference: str = "") -> Image:
         tuple(str(known["platform"]).split(",")),
         bool(config.get("grpc", False)),
         int(known["size"]),
+        tuple(f"{reference}@{digest}" for digest in digests) if unclear else (),
     )
 
 

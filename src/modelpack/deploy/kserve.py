@@ -16,7 +16,7 @@ FORMAT = "modelpack"
 
 def files(facts: Facts, wish: Wish) -> Files:
     """Give the ServingRuntime and the InferenceService."""
-    name = names.label(wish.name or facts.name)
+    name = names.chosen(wish.name, facts.name)
     return {
         "servingruntime.yaml": _runtime(facts, name, wish),
         "inferenceservice.yaml": _service(facts, name),

@@ -61,7 +61,7 @@ class Requests:
 
 def endpoint_name(model: str, wish: Wish) -> str:
     """Give the name that a model's endpoint has."""
-    return names.label(wish.name or model, _SHORT)
+    return names.chosen(wish.name, model, _SHORT)
 
 
 def requests(facts: Facts, wish: Wish) -> Requests:

@@ -25,7 +25,7 @@ PREDICT, HEALTH = "/predict", "/health"
 
 def files(facts: Facts, wish: Wish) -> Files:
     """Give the model, its deployment, and the commands."""
-    name, needs = names.label(wish.name or facts.name), sizing.needs(facts)
+    name, needs = names.chosen(wish.name, facts.name), sizing.needs(facts)
     kind = sizing.machine(MACHINES, needs)
     why = "\n".join(f"* {text}" for text in (needs.why_cpus, needs.why_memory, needs.speed) if text)
     return {

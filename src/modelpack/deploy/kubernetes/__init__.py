@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def files(facts: Facts, wish: Wish) -> Files:
     """Give the manifests and their kustomization; what needs the Prometheus operator has a kustomization of its own."""
-    name = names.label(wish.name or facts.name)
+    name = names.chosen(wish.name, facts.name)
     parts = {
         "deployment.yaml": workload.deployment(facts, name, wish),
         "service.yaml": workload.service(facts, name, wish),
