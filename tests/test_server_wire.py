@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import time
 
@@ -91,9 +92,17 @@ def test_expect_100_continue_is_invited_or_refused_at_once(server):
         assert connection.recv(12) == b"HTTP/1.1 413", "a body that is waited for ends with 408"
 
 
-def test_http_1_0(server):
-    got = talk(server, b"POST /predict HTTP/1.0\r\nContent-Type: application/json\r\n" + LENGTH + b"\r\n" + BODY)
+def test_http_1_0_and_its_expectations_are_ignored(server):
+    head = b"POST /predict HTTP/1.0\r\nContent-Type: application/json\r\nExpect: 100-continue\r\n" + LENGTH
+    got = talk(server, head + b"\r\n", BODY, pause=0.1)
     assert [(status, headers["connection"]) for status, headers, _ in got] == [(200, "close")]
+
+
+def test_a_target_may_name_the_host(server):
+    for target in (b"http://a/livez", b"http://a", b"http://a?q"):
+        assert [each[0] for each in talk(server, b"GET %s HTTP/1.1\r\nHost: a\r\n" % target + CLOSE + b"\r\n")] == [200]
+    assert talk(server, b"GET * HTTP/1.1\r\nHost: a\r\n" + CLOSE + b"\r\n")[0][0] == 404
+    assert talk(server, b"OPTIONS * HTTP/1.1\r\nHost: a\r\n" + CLOSE + b"\r\n")[0][0] == 204
 
 
 @pytest.mark.parametrize(
@@ -132,6 +141,9 @@ def test_ambiguous_framing_is_400_and_closes(server, head):
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET /livez HTTP/2.0\r\nHost: a\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: a b\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: a/b\r\n\r\n",
         POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
         b"POST /predict HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     ],
@@ -186,7 +198,16 @@ def test_an_endless_chunk_extension_or_trailer_ends(server):
     start = POST + b"Transfer-Encoding: chunked\r\n\r\n"
     for head in (start + b"1;", start + b"0\r\nTrailer: "):
         with server.connect() as connection, pytest.raises(OSError, match=r"reset|pipe"):
-            feed(connection, head, b"a" * 65536, times=200)
+            feed(connection, head, b"a" * 2**20, times=200)
+
+
+@pytest.mark.parametrize(
+    ("status", "head"), [(431, GET + b"X: "), (400, POST + LENGTH + LENGTH + b"\r\n"), (400, b"nonsense\r\n")]
+)
+def test_who_still_sends_what_cannot_be_read_sees_why(server, status, head):
+    with server.connect() as connection:
+        feed(connection, head, b"a" * 65536, times=100)
+        assert [each[0] for each in answers(receive_all(connection))] == [status]
 
 
 def test_a_body_that_has_arrived_unread_leaves_the_connection_open(server):
@@ -208,6 +229,21 @@ def test_who_asks_and_asks_and_takes_no_answer_holds_little(tmp_path):
         assert held < 64e6
 
 
+def test_who_asks_much_at_once_is_answered_and_holds_little(slow):
+    first = POST + b"Content-Length: 23\r\n\r\n" + b'{"instances": [ 2000 ]}'
+    before = slow.metric("process_resident_memory_bytes")
+    many = b"GET /livez HTTP/1.1\r\nHost:\r\n\r\n" * 6000
+    connections = [slow.connect() for _ in range(4)]
+    for connection in connections:
+        connection.sendall(first + many + GET + CLOSE + b"\r\n")
+    time.sleep(0.1)
+    held = slow.metric("process_resident_memory_bytes") - before
+    for connection in connections:
+        with connection:
+            assert [status for status, _, _ in answers(receive_all(connection))] == [200] * 6002
+    assert held < 6e6, "requests are read when it is their turn"
+
+
 def test_headers_hold_no_control_characters():
     split = Response(200, b"", headers={"x-a": "b\r\nx-c: d"})
     with pytest.raises(ValueError, match="x-a"):
@@ -224,6 +260,23 @@ def test_a_slow_head_is_408(server):
 
 def test_a_slow_head_behind_a_request_is_408(server):
     assert [status for status, _, _ in talk(server, GET + b"\r\n" + GET)] == [200, 408]
+
+
+def test_a_head_that_waits_for_other_answers_has_its_time_after_them(tmp_path):
+    with Server(patient(tmp_path), head_timeout=0.3) as server, server.connect() as connection:
+        connection.sendall(POST + b"Content-Length: 24\r\n\r\n" + b'{"instances": [ 10000 ]}' + GET + b"\r\n" + GET)
+        got = connection.recv(4096)
+        connection.sendall(CLOSE + b"\r\n")
+        assert [status for status, _, _ in answers(got + receive_all(connection))] == [200, 200, 200]
+
+
+def test_the_last_answer_reaches_who_has_asked_for_more(tmp_path):
+    with Server(patient(tmp_path)) as server, server.connect() as connection:
+        connection.sendall(POST + b"Content-Length: 24\r\n\r\n" + b'{"instances": [ 10000 ]}' + (GET + b"\r\n") * 20000)
+        wait_for(lambda: server.metric("modelpack_inflight_requests") == 2)
+        server.process.send_signal(signal.SIGTERM)
+        got = answers(receive_all(connection))
+        assert [(status, headers.get("connection")) for status, headers, _ in got] == [(200, "close")]
 
 
 def test_a_trickling_head_is_408(server):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     Lines = list[tuple[bytes, bytes]]
 
+_HOST = re.compile(rb"[\w.~!$&'()*+,;=%:\[\]-]*")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
@@ -41,26 +42,23 @@ def framed(lines: Lines, *, old: bool) -> int | None:
     Raises:
         WireFault: When two servers could disagree on where the request ends, or for whom it is.
     """
-    lengths, codings, hosts = [], [], 0
+    lengths, codings, hosts = [], [], []
     for name, value in lines:
         if name == b"content-length":
             lengths.append(value)
         elif name == b"transfer-encoding":
             codings.append(value.strip().lower())
         elif name == b"host":
-            hosts += 1
+            hosts.append(value)
     if len(lengths) > 1 or (lengths and codings):
         raise WireFault(400, "the length of the body is given twice")
     if codings and (codings != [b"chunked"] or old):
         raise WireFault(400, "the only transfer coding is 'chunked', once, in HTTP/1.1")
-    if hosts > 1 or not (hosts or old):
+    if len(hosts) > 1 or not (hosts or old):
         raise WireFault(400, "expected exactly one Host header")
+    if hosts and not _HOST.fullmatch(hosts[0]):
+        raise WireFault(400, "the Host header names no host")
     return None if codings else int(lengths[0]) if lengths else 0
-
-
-def size(target: bytes, lines: Lines) -> int:
-    """Count the bytes of a head, but those of its first line that every request has."""
-    return len(target) + sum([len(name) + len(value) + 4 for name, value in lines])
 
 
 @functools.lru_cache(64)
@@ -70,13 +68,15 @@ def path(target: bytes) -> str:
     Raises:
         WireFault: When it names none.
     """
-    if target == b"*":  # `OPTIONS *` asks about the server as a whole
-        return "/"
     try:
-        found = httptools.parse_url(target).path
-        return urllib.parse.unquote(found.decode("ascii"))
-    except (httptools.HttpParserInvalidURLError, AttributeError, UnicodeDecodeError):
-        raise WireFault(400, "the target of the request has no path") from None
+        url = httptools.parse_url(target)
+        found = url.path or (b"/" if url.host else b"")
+        text = urllib.parse.unquote(found.decode("ascii"))
+    except (httptools.HttpParserInvalidURLError, UnicodeDecodeError):
+        text = ""
+    if not text:
+        raise WireFault(400, "the target of the request has no path")
+    return text
 
 
 def answer(response: Response, request_id: str, *, close: bool) -> bytes:

@@ -13,6 +13,8 @@ from .request import Request
 if TYPE_CHECKING:
     from .request import Link
 
+_PIECE = 2**14  # bytes of requests that are parsed before looking whether the connection wants more of them
+
 
 class Inlet:
     """Reads what one client sends.
@@ -32,9 +34,12 @@ class Inlet:
         self._parser = httptools.HttpRequestParser(self)
         self._parser.set_dangerous_leniencies(lenient_data_after_close=True)  # what follows the last request is dropped
         self._target, self._lines = b"", list[tuple[bytes, bytes]]()  # of the head that arrives
+        self._size = 0  # bytes of them
         self._head = self._raw = 0  # bytes of an unfinished head; bytes of an unfinished body as they came
         self._heading = False  # whether the parser is in a head
-        self._skipped = 0  # bytes of a body that the parser leaves to us
+        self._due = 0  # bytes of an unfinished body that are still to come, where its head says so
+        self._skipped = 0  # of them, when the parser leaves them to us
+        self._kept = b""  # what waits until the connection wants it
         self._fault: WireFault | None = None
         self.reading: Request | None = None
         self.finished = 0
@@ -47,10 +52,10 @@ class Inlet:
     def drop(self) -> None:
         """Let go of everything, so that nothing of a dead connection waits for the garbage collector."""
         del self._parser, self._connection
-        self.reading = None
+        self._fault = self.reading = None
 
     def feed(self, data: bytes) -> None:
-        """Parse what arrived.
+        """Parse what arrived, behind what had to wait; what the connection does not want yet waits here.
 
         Raises:
             WireFault: When it cannot be a request that this server reads; then nothing more can be parsed.
@@ -58,26 +63,30 @@ class Inlet:
         try:
             self._feed(data)
         except httptools.HttpParserError:  # it covers what the methods raised that the parser called
-            raise self._fault or WireFault(400, "this is not HTTP/1.1, or its framing is broken") from None
+            fault = self._fault or WireFault(400, "this is not HTTP/1.1, or its framing is broken")
+            raise fault.with_traceback(None) from None
 
     def _feed(self, data: bytes) -> None:
-        while data:
+        if self._kept:
+            data, self._kept = self._kept + data, b""
+        while data and not self._connection.held:
             if self._skipped:
                 data = self._take(data)
                 continue
-            finished = self.finished
+            piece, finished = data[: self._due + _PIECE], self.finished
             try:
-                self._parser.feed_data(data)
+                self._parser.feed_data(piece)
             except httptools.HttpParserUpgrade as upgrade:
                 data = data[upgrade.args[0] :]
                 continue
+            data = data[len(piece) :]
             if self.reading is not None:
-                self._in_body(self.reading, len(data))
+                self._in_body(self.reading, len(piece))
             elif finished == self.finished:
-                self._head += len(data)
+                self._head += len(piece)
                 if self._head > self._limits.max_head:
                     raise self._too_long()
-            return
+        self._kept = data
 
     def _in_body(self, request: Request, size: int) -> None:
         """Bound chunk extensions and trailers, too."""
@@ -96,16 +105,24 @@ class Inlet:
 
     def on_message_begin(self) -> None:
         """Begin a head."""
-        self._heading, self._target, self._lines = True, b"", []
+        self._heading, self._target, self._lines, self._size = True, b"", [], 0
 
     def on_url(self, part: bytes) -> None:
         """Take a piece of the target."""
         self._target += part
+        self._grow(len(part))
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep a header; trailers, which come after the body, are dropped."""
         if self.reading is None:
             self._lines.append((name.lower(), value))
+            self._grow(len(name) + len(value) + 4)
+
+    def _grow(self, size: int) -> None:
+        self._size += size
+        if self._size > self._limits.max_head:
+            self._fault = self._too_long()  # the parser raises one of its own
+            raise self._fault
 
     def on_headers_complete(self) -> None:
         """Check size and framing, then hand the request over."""
@@ -119,20 +136,24 @@ class Inlet:
 
     def _request(self) -> Request:
         parser, target, lines = self._parser, self._target, self._lines
-        if heads.size(target, lines) > self._limits.max_head:
-            raise self._too_long()
         version = parser.get_http_version()
+        if version not in ("1.0", "1.1"):
+            raise WireFault(400, f"this is not HTTP/{version}: expected HTTP/1.1")
         length = heads.framed(lines, old=version == "1.0")
         if parser.should_upgrade():
             if length is None:
                 raise WireFault(400, "an upgrade is offered with a chunked body: send it without Upgrade")
             self._skipped = length
+        self._due = length or 0
         lasting = version != "1.0" and parser.should_keep_alive()
-        method, path = parser.get_method().decode(), heads.path(target)
+        method = parser.get_method().decode()
+        path = heads.path(target) if target != b"*" or method != "OPTIONS" else "/"
         return Request(self._connection, method, path, version, lines, lasting=lasting)
 
     def on_body(self, body: bytes) -> None:
         """Give the request a piece of its body."""
+        if self._due:
+            self._due -= len(body)
         if self.reading is not None:
             self.reading.arrive(body)
 
@@ -140,7 +161,7 @@ class Inlet:
         """Know that a request is whole, and expect the next one."""
         if self._skipped or self.reading is None:
             return
-        whole, self.reading, self._raw = self.reading, None, 0
+        whole, self.reading, self._raw, self._due = self.reading, None, 0, 0
         self.finished += 1
         whole.end()
 

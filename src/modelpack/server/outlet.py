@@ -28,6 +28,11 @@ class Outlet:
         else:
             self._transport.writelines((head, body))
 
+    def finish(self) -> None:
+        """Tell the client that nothing more is sent; TLS has no word for it."""
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+
     def close(self) -> None:
         """Close when everything is sent."""
         self._transport.close()

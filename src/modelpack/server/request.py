@@ -30,11 +30,13 @@ class Link(Protocol):
         limits: The server's.
         patience: How long a body may take.
         certified: Whether the client has shown a certificate, which was found good.
+        held: Whether what the client sends waits outside.
     """
 
     limits: Settings
     patience: Patience
     certified: bool
+    held: bool
 
     @property
     def scheme(self) -> str:
@@ -228,7 +230,8 @@ class Request:
     async def _rest(self) -> None:
         patience = self._connection.patience
         self._complete = asyncio.get_running_loop().create_future()
-        self._connection.invite(asked=self.header("expect").lower() == "100-continue")
+        asked = self.version != "1.0" and self.header("expect").lower() == "100-continue"
+        self._connection.invite(asked=asked)
         try:
             await patience.wait(self._complete)
         except TimeoutError:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .request import Request
     from .service import Service
 
-_LINGER_SECONDS, _LINGER_BYTES = 2.0, 64 * 2**20  # for what a client still sends behind its answer
+_LINGER_SECONDS, _LINGER_BYTES = 2.0, 64 * 2**20  # for what a client still sends behind its last answer
 _log = logging.getLogger("modelpack.server")
 
 
@@ -39,8 +39,8 @@ class Connection(asyncio.Protocol):
     2. Framing that two parsers could read differently is refused: two lengths, a length beside chunks, unknown codings.
     3. Bytes that are no request are answered after the answers that are owed for the requests before them.
     4. An offer to upgrade is ignored, and the body that follows it is still a body.
-    5. An answer before the end of its request's body closes the connection, once the client has sent the rest: a socket
-       that is closed over unread bytes is reset, and the client would not see its answer.
+    5. After a last answer, what the client still sends is heard and dropped, be it the rest of a body, broken bytes or
+       requests: a socket that is closed over unread bytes is reset, and the client would not see its answer.
     6. Whoever takes nothing of an answer for as long as a body may take to arrive is cut off.
 
     Args:
@@ -52,6 +52,7 @@ class Connection(asyncio.Protocol):
         limits: The server's.
         patience: How long a body may take.
         certified: Whether the client has shown a certificate, which was found good.
+        held: Whether what the client sends waits outside.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Connection(asyncio.Protocol):
         self._ended = self._last = False  # no more is read; the next answer is the last
         self._timed = True  # whether the time of a head runs
         self._lingering = 0  # bytes that may still come behind the last answer
-        self._held = self._full = False  # whether reading is paused; whether the client is slow to take answers
+        self.held = self._full = False  # `_full`: the client is slow to take answers
         self._deadline = Deadline(self._late)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -77,6 +78,7 @@ class Connection(asyncio.Protocol):
         self._open.connections.add(self)
         if len(self._open.connections) > self.limits.max_connections:
             self._end(WireFault(503, f"{self.limits.max_connections} connections are open already: try again later"))
+            self._outlet.close()  # at once, or those that wait for nothing would keep others out
         else:
             self._deadline.set(self.limits.head_timeout)
 
@@ -93,8 +95,8 @@ class Connection(asyncio.Protocol):
 
     @property
     def fresh(self) -> bool:
-        """Whether the first request has not fully arrived."""
-        return not self._inlet.finished and not self._ended
+        """Whether the first request has not fully arrived, or the head of another is on its way."""
+        return not self._ended and (self._inlet.begun or not self._inlet.finished)
 
     @property
     def closing(self) -> bool:
@@ -107,37 +109,41 @@ class Connection(asyncio.Protocol):
         self._ended = True
         self._deadline.drop()
         self._outlet.drop()
-        for request in self._owed:
-            request.lose()
-        self._owed.clear()
+        self._forget()
         self._inlet.drop()
+        self._fault = None  # a fault remembers where it came from
 
     def shutdown(self) -> None:
         """Close, after the answer that is owed."""
         self._last = True
         if not self._owed and not self._lingering:
-            self._transport.close()
+            self._outlet.close()
 
     def data_received(self, data: bytes) -> None:
-        """Parse what arrived; what cannot be parsed ends the connection."""
-        if self._ended:
-            return
+        """Parse what arrived, or drop what comes behind the last answer."""
         if self._lingering:
             self._lingering -= len(data)
             if self._lingering <= 0:
-                self._transport.close()
+                self._outlet.close()
                 return
+        if not self._ended:
+            self._read(data)
+
+    def _read(self, data: bytes = b"") -> None:
+        """Parse what arrived, after what had to wait; what cannot be parsed ends the connection."""
         try:
             self._inlet.feed(data)
         except WireFault as fault:
             self._end(fault)
             return
-        if self._inlet.begun and not self._timed:
+        if self._inlet.begun and not (self._timed or self.held):
             self._timed = True
             self._deadline.set(self.limits.head_timeout)
 
     def take(self, request: Request) -> None:
         """Answer a request whose head has arrived, or let it wait for those before it."""
+        if self._ended:  # it came behind the last answer
+            return
         self._timed = False
         self._deadline.clear()
         self._owed.append(request)
@@ -149,17 +155,21 @@ class Connection(asyncio.Protocol):
     def heard(self) -> None:
         """End: the client has sent everything behind its last answer."""
         self._ended = True
-        self._transport.close()
+        self._outlet.close()
 
     def hold(self) -> None:
         """Let what else the client sends wait outside."""
-        if not self._held:
-            self._held = True
+        if not (self.held or self.closing):
+            self.held = True
             self._transport.pause_reading()
 
     def _resume(self) -> None:
-        if self._held and not self.closing:
-            self._held = False
+        if not self.held or self.closing:
+            return
+        self.held = False
+        if not self._ended:
+            self._read()
+        if not (self.held or self.closing):
             self._transport.resume_reading()
 
     def invite(self, *, asked: bool) -> None:
@@ -205,13 +215,16 @@ class Connection(asyncio.Protocol):
         self._answering, request.answered = False, True
         self._outlet.send(head, b"" if request.method == "HEAD" else response.body)
         if not request.ended:
-            self._lingering = _LINGER_BYTES
-            self._deadline.set(_LINGER_SECONDS)
-            self._resume()
-        elif last:
-            self._outlet.close()
-        else:
+            self._linger()
+        elif not last:
             self._go_on()
+        elif self.held:
+            self._ended = True
+            self._forget()
+            self._outlet.finish()
+            self._linger()
+        else:
+            self._outlet.close()
 
     def _go_on(self) -> None:
         if self._owed:
@@ -224,6 +237,16 @@ class Connection(asyncio.Protocol):
         if len(self._owed) <= 1:
             self._resume()
 
+    def _forget(self) -> None:
+        for request in self._owed:
+            request.lose()
+        self._owed.clear()
+
+    def _linger(self) -> None:
+        self._lingering = _LINGER_BYTES
+        self._deadline.set(_LINGER_SECONDS)
+        self._resume()
+
     def _end(self, fault: WireFault) -> None:
         """Read no more; answer the fault now, or after the answers before it."""
         self._ended, self._fault = True, fault
@@ -231,7 +254,7 @@ class Connection(asyncio.Protocol):
         if (broken := self._inlet.reading) is None:
             pass
         elif broken.answered:
-            self._transport.close()
+            self._outlet.close()
         else:
             self._owed.remove(broken)
             broken.lose()
@@ -246,7 +269,8 @@ class Connection(asyncio.Protocol):
             logs.answered(f"unread: {fault.message}", fault.status, {"protocol": "native", "route": "unread"})
         response = as_json({"error": fault.message}, fault.status)
         self._outlet.send(heads.answer(response, "", close=True), response.body)
-        self._outlet.close()
+        self._outlet.finish()
+        self._linger()
 
     def pause_writing(self) -> None:
         """Answer no more until the client has taken some, and see that it does."""
@@ -260,7 +284,7 @@ class Connection(asyncio.Protocol):
             self._start()
 
     def _late(self) -> None:
-        if self._inlet.begun:
+        if self._inlet.begun and not self._ended:
             self._end(WireFault(408, f"the headers did not arrive within {self.limits.head_timeout:g} seconds"))
         else:  # idle, or lingering, or a probe that only connects
-            self._transport.close()
+            self._outlet.close()
