@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import sys
 import time
 
 import pytest
@@ -338,6 +339,21 @@ def test_one_connection_too_many_is_503(tmp_path):
         for connection in held:
             connection.close()
         wait_for(lambda: server.ask("GET", "/livez")[0] == 200)
+
+
+@pytest.mark.parametrize("hard", [1000, 200])
+def test_as_many_files_may_be_open_as_connections_need(tmp_path, hard):
+    limited = (
+        f"import os, resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (64, {hard}));"
+        "os.execv(sys.executable, [sys.executable, '-m', 'modelpack.server', *sys.argv[1:]])"
+    )
+    with Server(linear(tmp_path), command=[sys.executable, "-c", limited], max_connections=120) as server:
+        held = [server.connect() for _ in range(120)]
+        for connection in held:
+            connection.sendall(GET + b"\r\n")
+            assert connection.recv(12) == b"HTTP/1.1 200"
+            connection.close()
+    assert ("200 files open" in "".join(server.log)) == (hard == 200)
 
 
 def test_who_takes_nothing_of_an_answer_is_cut_off_and_who_takes_it_slowly_is_not(tmp_path):

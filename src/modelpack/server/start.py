@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from .settings import Settings
 
+_SPARE = 128  # files that are no connections
 _log = logging.getLogger("modelpack.server")
 
 
@@ -32,6 +34,7 @@ def start(settings: Settings, card: Mapping[str, Any] | None = None) -> int:
         StartError: When the model cannot be served, the port cannot be had, or workers die again and again.
     """
     logs.begin(settings)
+    _make_room(settings)
     with _listen(settings.host, settings.port) as listener:
         address, port = listener.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address
@@ -44,6 +47,21 @@ def start(settings: Settings, card: Mapping[str, Any] | None = None) -> int:
         from .workers import Workers
 
         return Workers(settings, listener, card).run()
+
+
+def _make_room(settings: Settings) -> None:
+    """Let a process have open what its connections need: where it may not, clients wait and nobody tells them why."""
+    wanted = settings.max_connections * (1 if settings.grpc_port is None else 2) + _SPARE
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    if most < wanted:
+        _log.warning(
+            "a process may have %d files open here, too few for MODELPACK_MAX_CONNECTIONS=%d: raise the limit to %d",
+            most, settings.max_connections, wanted,
+        )  # fmt: skip
 
 
 def _listen(host: str, port: int) -> socket.socket:
