@@ -71,6 +71,8 @@ def test_a_model_is_written_without_a_registry_and_read_again(shell, tmp_path):
     for place in ("oci-archive:tiny.tar", "oci:tiny.oci"):
         pulled = shell("pull", place, "--store", "other", "--json")
         assert pulled.json["artifact"] == written["artifact"], pulled.err
+        examined = shell("verify", place)
+        assert (examined.code, "this is a model, not an image" in examined.err) == (2, True)
     assert "wrote" in shell("push", "tiny@1", "--output", "tiny.tar").out
 
 
@@ -114,6 +116,7 @@ def test_a_push_that_cannot_be_is_told(shell, arguments, code, reason):
         ("rootfs:work/tiny.onnx", 2, "a model artifact is expected"),
         ("Not A Name", 2, "no image reference"),
         ("127.0.0.1:9/a/b:1", 4, "does not answer"),
+        ("work/tiny.onnx", 2, "'work/tiny.onnx' is a file here"),
     ],
 )
 def test_a_pull_that_cannot_be_is_told(shell, place, code, reason):

@@ -3,7 +3,7 @@
 import pytest
 
 from commands import Shell
-from image_support import registry
+from image_support import registry, tar_of
 from modelpack.container.archive import ARCHIVE
 from modelpack.container.deliver import deliver
 from modelpack.container.proof.found import meant
@@ -117,6 +117,28 @@ def test_what_is_no_image_at_all_fails(shell, tmp_path):
     result = shell("verify", "text.tar")
     assert result.code == 3
     assert "image" in result.out
+
+
+def test_what_docker_saved_and_another_signer_are_told_with_what_to_do(shell, archive, tmp_path):
+    saved = tar_of({"manifest.json": (0o644, b"[]")})
+    (tmp_path / "saved.tar").write_bytes(saved)
+    result = shell("verify", "saved.tar", "--json")
+    (row,) = result.json["checks"]
+    assert (result.code, row["verdict"]) == (3, "failed")
+    assert "as `docker save` writes it" in row["cause"]
+    assert "`modelpack build --output`" in row["remedy"]
+    (tmp_path / "others").mkdir()
+    pair(tmp_path / "others")
+    rows = shell("verify", "small.tar", "--key", "others/signer.pub", "--json").json["checks"]
+    told = {row["check"]: row["remedy"] for row in rows if row["verdict"] == "failed"}
+    assert told == dict.fromkeys(
+        ("provenance", "contents", "signature"), "compare that with who built the image, or ask them"
+    )
+
+
+def test_an_image_with_what_is_attached_to_it_is_not_taken_for_models(shell, archive):
+    result = shell("pull", "oci-archive:small.tar", "--output", "out")
+    assert (result.code, "this is a container image, not a model" in result.err) == (2, True)
 
 
 def test_words_that_mean_images_and_words_that_do_not(tmp_path, monkeypatch, image):

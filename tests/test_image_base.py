@@ -64,6 +64,7 @@ def test_places_of_bases(tmp_path):
         ("rootfs:", "no such file|names a file"),
         ("docker-daemon:", "names no image"),
         ("ftp://x", "no image reference"),
+        ("file", "'file' is a file here: say which kind, such as oci-archive:file"),
     ],
 )
 def test_wrong_places_are_refused_with_the_reason(tmp_path, text, reason):

@@ -106,10 +106,13 @@ class BaseRef(FromText):
             base: Directory that file names are relative to; the working directory when absent.
 
         Raises:
-            UsageError: When it is none of them or the file does not exist.
+            UsageError: When it is none of them, the file does not exist, or a bare name is that of a file.
         """
         scheme, colon, rest = text.strip().partition(":")
         if not colon or scheme not in SCHEMES or (scheme == "docker" and not rest.startswith("//")):
+            if ((base or Path()) / text.strip()).is_file():
+                what = f"'{text.strip()}' is a file here: say which kind, such as oci-archive:{text.strip()}"
+                raise UsageError(what, then=f"docker://{text.strip()} is the image of that name in a registry")
             ImageName.parse(text.strip())
             return cls("docker", text.strip())
         if scheme == "docker":
@@ -130,10 +133,10 @@ class BaseRef(FromText):
                 path, tag = base / Path(rest[:cut]).expanduser(), rest[cut + 1 :]
                 break
         if not rest or not path.exists():
-            raise UsageError(f"no such file or directory: {base / rest}", where=f"base {scheme}:{rest}")
+            raise UsageError(f"no such file or directory: {base / rest}", where=f"{scheme}:{rest}")
         if (scheme == "oci") != path.is_dir():
             kind = "a directory" if scheme == "oci" else "a file"
-            raise UsageError(f"{scheme}: names {kind}, {path} is none", where=f"base {scheme}:{rest}")
+            raise UsageError(f"{scheme}: names {kind}, {path} is none", where=f"{scheme}:{rest}")
         return cls(scheme, rest, path, tag)
 
     def __str__(self) -> str:

@@ -99,7 +99,7 @@ def _chosen(index: Mapping[str, Any], tag: str, where: str) -> dict[str, Any]:
     names = {id(item): str(layout.mapping(item.get("annotations")).get(_NAME, "")) for item in entries}
     fitting = [item for item in entries if not tag or names[id(item)] == tag]
     models = [item for item in fitting if item.get("artifactType") == media.ARTIFACT]
-    chosen = models or fitting
+    chosen = models or [item for item in fitting if "artifactType" not in item] or fitting
     if len(chosen) != 1:
         offered = together(filter(None, sorted(names.values())))
         what = f"{len(chosen)} models fit" if chosen else "no model fits"

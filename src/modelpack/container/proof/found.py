@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 from modelpack.container import layout
 from modelpack.container.archive import Archive, Attached
 from modelpack.container.blob import Blob
+from modelpack.container.bundle import media
 from modelpack.container.oci import Image, Stored
 from modelpack.container.reference import SCHEMES, BaseRef, ImageName
 from modelpack.errors import StageError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 _EXAMINED = ("oci-archive", "oci", "docker")
+_SAVED = "examine the file of `modelpack build --output`, or the image in its registry"
 _NAMES = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
 
 
@@ -98,17 +100,21 @@ def _in_archive(ref: BaseRef) -> Found:
     path = ref.path
     assert path is not None, "an archive is a file"
     named = layout.index_archive(path)
+    if "manifest.json" in named and "index.json" not in named:
+        raise StageError(
+            "an archive as `docker save` writes it, which leaves behind what proves the image", then=_SAVED
+        )
 
     def file(name: str) -> Blob:
         if name not in named:
             raise StageError(f"has no '{name}'", where=str(path))
         return Blob(path, named[name].size, named[name].offset)
 
-    index = layout.document(file("index.json").read(), f"{path}: index.json")
+    index = _chosen(layout.document(file("index.json").read(), f"{path}: index.json"), ref)
     listed = _list(file("manifest.json").read(), f"{path}: manifest.json")
     tags = listed[0].get("RepoTags") if listed else None
     tag = str(tags[0]) if isinstance(tags, list) and tags else ""
-    found = _assembled(_chosen(index, ref), lambda digest: file(_blob(digest)), str(path), tag)
+    found = _assembled(index, lambda digest: file(_blob(digest)), str(path), tag)
     loaded = [image.platform for image in found.archive.images if listed and listed[0].get("Config") == _blob(image.id)]
     archive = Archive(found.archive.images, loaded[0] if loaded else "", found.archive.attached)
     return Found(archive, found.digest, found.where, path)
@@ -139,6 +145,8 @@ def _chosen(index: Mapping[str, Any], ref: BaseRef) -> dict[str, Any]:
     items = [item for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
     documents = [item for item in items if "artifactType" in item]
     images = [item for item in items if "artifactType" not in item]
+    if not images:
+        _no_model((item["artifactType"] for item in documents), str(ref))
     called = [item for item in images if _tag(item)] or images
     named = [item for item in called if not ref.tag or ref.tag in (_tag(item), _tag(item).rpartition(":")[2])]
     if len(named) != 1:
@@ -147,6 +155,18 @@ def _chosen(index: Mapping[str, Any], ref: BaseRef) -> dict[str, Any]:
             raise StageError("holds no image" if not images else f"holds no image '{ref.tag}'", where=str(ref.path))
         raise UsageError(f"{len(named)} images fit", where=str(ref), then=f"name one with :TAG; it holds {names}")
     return {"manifests": [*named, *documents]}
+
+
+def _no_model(kinds: Iterable[object], where: str) -> None:
+    """Refuse a model that was pushed without an image.
+
+    Raises:
+        UsageError: When one of the media types says so.
+    """
+    if any(kind in (media.ARTIFACT, *media.CONFIGS, media.KIT) for kind in kinds):
+        raise UsageError(
+            "this is a model, not an image", where=where, then="`modelpack pull` compares every byte of it"
+        )
 
 
 def _tag(item: Mapping[str, Any]) -> str:
@@ -171,7 +191,9 @@ def _assembled(index: Mapping[str, Any], blobs: Callable[[str], Blob], where: st
 def _image(descriptor: Any, blobs: Callable[[str], Blob], tag: str, where: str) -> Image:
     data = layout.described(descriptor, blobs, where).read()
     digest = str(descriptor["digest"])
-    raw = layout.manifest_image(layout.document(data, f"{where}: {digest}"), digest, blobs, where)
+    body = layout.document(data, f"{where}: {digest}")
+    _no_model([layout.mapping(body.get("config")).get("mediaType")], where)
+    raw = layout.manifest_image(body, digest, blobs, where)
     promised = layout.mapping(raw.config.get("rootfs")).get("diff_ids")
     if not isinstance(promised, list) or len(promised) != len(raw.layers):
         raise StageError("its configuration and its manifest count the layers differently", where=where)

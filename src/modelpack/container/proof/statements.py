@@ -27,6 +27,7 @@ UNSIGNED = "sign it: modelpack build --sign modelpack.key (or sigstore) --output
 _THEIRS = "compare that with who built the image, or ask them"
 _BY_WHOM = "name the public key with --key, or the signer with --certificate-identity and --certificate-oidc-issuer"
 _SIGNATURES = (signing.SIMPLE, signing.BUNDLE)
+_ATTESTED = (signing.ENVELOPE, signing.BUNDLE)
 _REVISION = "org.opencontainers.image.revision"
 
 
@@ -119,7 +120,8 @@ def _attested(found: Found, image: Image, trust: Trust | None, statement: Mappin
         if {**item, "subject": 0} == {**statement, "subject": 0}:
             _same_subject(item, image.digest)
             return f", signed by {trust.label}"
-    raise StageError(f"it is not signed by {trust.label}{refused}", then=_THEIRS if refused else UNSIGNED)
+    theirs = any(part.media in _ATTESTED for part in _parts(found, image.digest))
+    raise StageError(f"it is not signed by {trust.label}{refused}", then=_THEIRS if theirs else UNSIGNED)
 
 
 def model(found: Found, image: Image, inside: Inside) -> str:
