@@ -4,12 +4,17 @@ import json
 import signal
 import socket
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from commands import Shell, plugins, write_recipe
 from image_support import little_wheels, rootfs
+from modelpack.artifact import Artifact
+from modelpack.cli import pages
+from modelpack.container.base import host_platform
+from modelpack.summary import Image
 
 __all__ = ["little_wheels", "plugins", "rootfs"]
 
@@ -29,6 +34,9 @@ def test_build_makes_an_image_once(shell, tmp_path, rootfs, little_wheels):
     image = first.json
     assert image["tag"].endswith("mine:1.0")
     assert image["id"].startswith("sha256:")
+    assert image["platforms"] == [host_platform()]
+    known = Artifact.load(Path(image["files"][0]).parent).manifest.record["results"]["image"]
+    assert image["digest"] == known["digest"] != image["id"]
     (archive,) = image["files"]
     again = shell("build", "tiny@1", "--base", base, "--tag", "mine:1.0", "--output", "copy.tar")
     assert again.code == 0, again.err
@@ -37,6 +45,12 @@ def test_build_makes_an_image_once(shell, tmp_path, rootfs, little_wheels):
     assert (tmp_path / "copy.tar").read_bytes() == Path(archive).read_bytes()
     other = shell("build", "tiny:model", "--base", base, "--tag", "mine:1.0", "--json").json
     assert other["model"] != image["model"]
+
+
+def test_an_image_for_other_machines_says_so():
+    image = Image("sha256:1", "sha256:2", "mine:1", ("linux/amd64", "linux/arm64"), (), 9)
+    assert "for:     linux/amd64, linux/arm64\n" in pages.image(image)
+    assert "for:" not in pages.image(replace(image, platforms=(host_platform(),)))
 
 
 def test_the_command_and_the_step_make_the_same_artifact(shell, tmp_path, rootfs, little_wheels):

@@ -33,8 +33,8 @@ def gather(store: Store, text: str | None, reference: str = "") -> Facts:
     """
     subject = subjects.find(store, text)
     built, model = _built(store, subject)
-    if damage := [*model.verify(), *(built.verify() if built is not None else [])]:
-        raise StoreError("this is damaged", where=damage[0], then="delete its directory and run the recipe again")
+    for artifact in (model, *([built] if built is not None else [])):
+        subjects.intact(artifact)
     recipe = subject.recipe or str(model.manifest.record.get("name", ""))
     known = recipe in Runs(store).recipes()
     others = [] if subject.artifact is not None and subject.artifact is built else _images(store, model)

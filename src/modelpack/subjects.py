@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from modelpack import onnx_header, recipe, registry
 from modelpack.artifact import Kind
-from modelpack.errors import UsageError, did_you_mean
+from modelpack.errors import StoreError, UsageError, did_you_mean
 from modelpack.record import way
 from modelpack.runs import Runs
 
@@ -114,6 +114,18 @@ def model(store: Store, subject: Subject, kinds: Iterable[Kind] = (Kind.TORCH, K
             return store.get(step.artifact)
     then = "it ended before: " + subject.run.error if subject.run.error else "name another run"
     raise UsageError(f"this run made no {told} model", where=subject.text, then=then)
+
+
+def intact(artifact: Artifact) -> Artifact:
+    """Give an artifact back once its bytes were compared with its hashes.
+
+    Raises:
+        StoreError: When one differs.
+    """
+    if damage := artifact.verify():
+        what = "the image" if artifact.kind is Kind.IMAGE else "the model"
+        raise StoreError(f"{what} is damaged", where=damage[0], then="delete its directory and run the recipe again")
+    return artifact
 
 
 def data(text: str, inputs: Mapping[str, TensorSpec]) -> DataSource:

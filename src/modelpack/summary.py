@@ -54,10 +54,21 @@ class Change:
 
 @dataclass(frozen=True)
 class Image:
-    """The image that a run ended with: its id and name, where its archive lies, and its size in bytes."""
+    """The image that a run ended with.
+
+    Attributes:
+        id: What engines call it.
+        digest: What registries call it.
+        tag: Its name.
+        platforms: The machines that it is for.
+        files: Where its archive lies.
+        size: Bytes unpacked; of several, of the largest.
+    """
 
     id: str
+    digest: str
     tag: str
+    platforms: tuple[str, ...]
     files: tuple[str, ...]
     size: int
 
@@ -128,7 +139,8 @@ def image(artifact: Artifact) -> Image:
     files = tuple(str(artifact.path / item.name) for item in artifact.manifest.files if item.name.endswith(".tar"))
     known = artifact.manifest.record.get("results", {}).get("image", {})
     size = known.get("size", sum(item.size for item in artifact.manifest.files))
-    return Image(str(known.get("id", "")), str(known.get("tag", "")), files, int(size))
+    name, digest, tag, platform = (str(known.get(key, "")) for key in ("id", "digest", "tag", "platform"))
+    return Image(name, digest, tag, tuple(platform.split(",")), files, int(size))
 
 
 def changes(steps: Sequence[StepRun]) -> list[Change]:

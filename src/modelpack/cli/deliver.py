@@ -11,12 +11,11 @@ import typer
 from modelpack.cli import pages
 from modelpack.cli.call import Call
 from modelpack.cli.command import DeviceOption, RunArgument, complete_run
-from modelpack.errors import MissingError, RecipeError, StageError, StoreError, UsageError
+from modelpack.errors import MissingError, RecipeError, StageError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from modelpack.artifact import Artifact
     from modelpack.numerics.measure.subjects import Subject as Measured
 
 
@@ -57,7 +56,7 @@ def build(
     from modelpack.artifact import Kind
 
     found = subjects.find(call.store, run)
-    model = _intact(subjects.model(call.store, found, {Kind.ONNX}))
+    model = subjects.intact(subjects.model(call.store, found, {Kind.ONNX}))
     stage = registry.stages().get("build")
     given = {
         "tag": tag,
@@ -82,18 +81,13 @@ def build(
         "artifact": artifact.id,
         "model": model.id,
         "id": image.id,
+        "digest": image.digest,
         "tag": image.tag,
+        "platforms": [*image.platforms],
         "files": [*image.files],
         "size": image.size,
     }
     call.result(document, lambda: pages.image(image))
-
-
-def _intact(artifact: Artifact) -> Artifact:
-    damage = artifact.verify()
-    if damage:
-        raise StoreError("the model is damaged", where=damage[0], then="delete its directory and run the recipe again")
-    return artifact
 
 
 def _bound(kind: Any, given: dict[str, str]) -> Any:
@@ -224,7 +218,7 @@ def serve(
     from modelpack.container import card as cards
 
     found = subjects.find(call.store, run)
-    model = _intact(subjects.model(call.store, found, {Kind.ONNX}))
+    model = subjects.intact(subjects.model(call.store, found, {Kind.ONNX}))
     inside = inspection.contents(model)
     known = {key: inside[key] for key in ("precision", "parameters", "opset")}
     version = str(found.run.number) if found.run else "0"

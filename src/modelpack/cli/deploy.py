@@ -76,7 +76,7 @@ def deploy(
 
     Examples:
         modelpack deploy kubernetes quickstart --image registry.example.com/digits:1.0
-        modelpack deploy kubernetes --image REF --token-secret digits-tokens --tls-secret digits-tls
+        modelpack deploy compose --token-secret tokens --tls-secret certificate
         modelpack deploy compose --output compose
         modelpack deploy ci quickstart --output . --recipe recipes/quickstart.yaml
         modelpack deploy sagemaker --apply --role ARN --image REF

@@ -12,12 +12,11 @@ from modelpack import quantities
 from modelpack.cli.call import Call
 from modelpack.cli.command import complete_run
 from modelpack.cli.tables import facts
-from modelpack.errors import StoreError, UsageError
+from modelpack.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from modelpack.artifact import Artifact
     from modelpack.events import Emit
     from modelpack.subjects import Subject
 
@@ -63,7 +62,7 @@ def push(
     if reference and "/" not in reference:
         raise UsageError(f"'{reference}' names no registry", then="modelpack push [RUN] registry.example/name:tag")
     found = subjects.find(call.store, given[0] if given else None)
-    model = _intact(subjects.model(call.store, found))
+    model = subjects.intact(subjects.model(call.store, found))
     about = exchange.describe(call.store, model, *_title(found, reference))
     with tempfile.TemporaryDirectory() as scratch:
         bundle = pack.pack(model, about, Path(scratch))
@@ -92,13 +91,6 @@ def _title(found: Subject, reference: str) -> tuple[str, str]:
     usual = str(found.run.number) if found.run else "latest"
     last = name.repository.rpartition("/")[2] if name else "model"
     return found.recipe or last, name.tag or usual if name else usual
-
-
-def _intact(artifact: Artifact) -> Artifact:
-    damage = artifact.verify()
-    if damage:
-        raise StoreError("the model is damaged", where=damage[0], then="delete its directory and run the recipe again")
-    return artifact
 
 
 def _pushed(document: dict[str, Any]) -> str:

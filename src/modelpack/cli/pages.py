@@ -54,7 +54,11 @@ def _change(item: Change) -> tuple[str, str, str, str]:
 
 def image(found: Image) -> str:
     """Show an image and how to run it."""
+    from modelpack.container.base import host_platform
+
     shown = {"image": found.tag, "id": found.id, "size": quantities.size(found.size)}
+    if found.platforms != (host_platform(),):
+        shown |= {"for": ", ".join(found.platforms)}
     runs = f"docker run --rm -p 8080:8080 {found.tag}"
     for file in found.files:
         shown |= {"archive": file}

@@ -76,7 +76,6 @@ def verify(
         modelpack verify quickstart:quantize --data quickstart.yaml:val --skip speed
         modelpack verify digits.tar --key modelpack.pub
         modelpack verify docker://registry.example/digits:1.0 --key modelpack.pub
-        modelpack verify digits.tar --certificate-identity me@example.org --certificate-oidc-issuer https://gitlab.com
         modelpack verify
         modelpack verify quickstart@3
     """
