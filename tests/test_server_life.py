@@ -122,6 +122,17 @@ def test_the_wait_for_work_in_flight_is_bounded(slow):
         assert running.answer()[0] == 503
 
 
+def test_a_client_that_never_sends_the_rest_does_not_hold_up_the_end(tmp_path):
+    with Server(linear(tmp_path), drain_timeout=1) as server, server.connect() as connection:
+        connection.sendall(
+            b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\nContent-Type: application/json\r\n\r\n{"
+        )
+        wait_for(lambda: server.metric("modelpack_inflight_requests") == 2)
+        server.process.send_signal(signal.SIGTERM)
+        assert connection.recv(4096).startswith(b"HTTP/1.1 503")
+        assert server.process.wait(20) == 0
+
+
 def test_ctrl_c_ends_with_130(slow):
     assert Server(slow[0], drain_delay=30).stop(signal.SIGINT) == 130
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _GOODBYE = 0.5  # seconds that clients get to end TLS as it should end
 _TICK = 0.1  # seconds
+_FLUSHING = 0.01  # seconds in which the last connections come to their end
 _LOOKING = 10  # ticks
 _log = logging.getLogger("modelpack.server")
 
@@ -209,6 +210,10 @@ class Server:
             for task in unfinished:
                 task.cancel()
             await asyncio.wait(unfinished, timeout=HEARING)
+            await self._until(lambda: not self._open.connections, HEARING)
+        for connection in list(self._open.connections):  # whose clients take no answer, or never stop sending
+            connection.cut()
+        await asyncio.sleep(_FLUSHING)
 
     async def _until(self, done: Callable[[], bool], seconds: float) -> None:
         """Wait for something, so long at most, and not when the end is forced."""

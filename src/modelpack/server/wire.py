@@ -119,6 +119,10 @@ class Connection(asyncio.Protocol):
         if not self._owed and not self._lingering:
             self._outlet.close()
 
+    def cut(self) -> None:
+        """Close now, whatever has not been said."""
+        self._transport.abort()
+
     def data_received(self, data: bytes) -> None:
         """Parse what arrived, or drop what comes behind the last answer."""
         if self._lingering:
