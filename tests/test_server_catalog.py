@@ -186,7 +186,7 @@ def test_a_load_that_is_given_up_leaves_no_thread(root):
         before = running()
         for version in (11, 12):
             scaled(root / "scale" / str(version), version)
-        second, prepare = asyncio.Event(), catalog._prepare
+        second, prepare = asyncio.Event(), catalog._load
 
         async def held(model):
             if model.version == "12":
@@ -194,7 +194,7 @@ def test_a_load_that_is_given_up_leaves_no_thread(root):
                 await asyncio.sleep(60)
             await prepare(model)
 
-        catalog._prepare = held
+        catalog._load = held
         loading = asyncio.create_task(catalog.load("scale"))
         await second.wait()
         assert running() > before

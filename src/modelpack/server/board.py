@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import mmap
 import operator
+import os
 import struct
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from .minutes import Minutes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -100,6 +103,8 @@ class Board:
         self.deaths = self.common.row("deaths")
         self.spent = self.common.row("seconds of processors that dead workers used")
         self.connections = self.common.row("connections", workers)
+        self.seen = self.common.row("seen, in seconds of a clock that all share", workers)
+        self.minutes = Minutes(workers)
         self._started = self.common.row("started")
         self.begun = self.common.row("begun, in seconds since 1970")
         self.begun[0] = time.time()
@@ -107,10 +112,20 @@ class Board:
         for worker in range(workers):
             self.leave(worker)
 
+    def join(self, worker: int) -> None:
+        """Note that this process is a worker from now on."""
+        self.beat(worker)
+        self.processes[worker] = os.getpid()
+
+    def beat(self, worker: int) -> None:
+        """Note that a worker is well."""
+        self.seen[worker] = time.monotonic()
+
     def leave(self, worker: int) -> None:
         """Note that a worker does not serve: nothing is left of how things were with it."""
         self.processes[worker] = 0.0
         self.connections[worker] = float("inf")  # nobody leaves a connection to it
+        self.minutes.leave(worker)
         for name, row in self.sheet(worker).rows():
             if name.startswith(NOW):
                 row[0] = 0.0

@@ -1,27 +1,31 @@
 """The models that are served, by name and version: exchanged while requests run, rolled back.
 
-Without a version a request gets the current one: what the directory wants to be current, or what a client chose.
+Without a version a request gets the current one: what the directory wants to be current, or what a client chose. All
+workers of a server serve the same (see `changes`), and one that starts later begins with that, not with the directory.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
+from contextlib import asynccontextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import directory
-from .directory import Shelf
-from .faults import Invalid, StartError, Unknown
-from .model import Model, stamp
+from .board import Board
+from .changes import Changes
+from .directory import Directory, age, wish
+from .faults import Fault, Invalid, StartError, Unknown
+from .holding import Holding, read
+from .model import Model, Stamp, alike
 from .signature import quote
 from .statistics import Ledger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
+    from pathlib import Path
 
     from .batching import Run
+    from .holding import Shelf
     from .settings import Settings
 
 _log = logging.getLogger("modelpack.server")
@@ -35,6 +39,8 @@ class Catalog:
         card: What is known about the model of a directory that is one model; None reads its `card.json`.
         observe: Is told of every run of every model.
         ledger: Where models count what they do; one of its own when None.
+        changes: Agrees with the other workers; None where there is none.
+        changed: Is told when something else is served.
 
     Raises:
         StartError: When there is no model, or one has no readable signature.
@@ -46,19 +52,25 @@ class Catalog:
         card: Mapping[str, Any] | None,
         observe: Callable[[Run], None] = lambda _run: None,
         ledger: Ledger | None = None,
+        *,
+        changes: Changes | None = None,
+        changed: Callable[[], None] = lambda: None,
     ) -> None:
-        self.root = Path(settings.model)
-        self._settings, self._card, self._observe = settings, card, observe
         self.ledger = ledger or Ledger()
-        self._changing = asyncio.Lock()
-        self._unloaded: dict[str, Shelf] = {}  # by clients
-        self._shelves: dict[str, Shelf] = {}
-        self._shelves = {name: self._shelf(name, found) for name, found in self._scan().items()}
+        self._directory = Directory(settings, card, observe, self.ledger)
+        self.root = self._directory.root
+        self._changes, self._changed = changes or Changes(Board()), changed
+        self._holding = Holding({}, {})
+        self._holding = self._recall(self._changes.begin(self._found))
+
+    @property
+    def _shelves(self) -> Mapping[str, Shelf]:
+        return self._holding.shelves
 
     @property
     def models(self) -> list[Model]:
         """Every version of every model."""
-        return [model for shelf in self._shelves.values() for model in shelf.versions.values()]
+        return self._holding.models
 
     @property
     def current(self) -> dict[str, Model]:
@@ -87,7 +99,7 @@ class Catalog:
     def versions(self, name: str) -> list[str]:
         """Give the versions of a model, oldest first."""
         shelf = self._shelves.get(name)
-        return sorted(shelf.versions, key=directory.age) if shelf else []
+        return sorted(shelf.versions, key=age) if shelf else []
 
     def chosen(self, name: str = "", version: str = "") -> list[Model]:
         """Give the models that a name and a version leave; all without a name, all versions without a version.
@@ -107,7 +119,7 @@ class Catalog:
         ]
         away = [
             {"name": name, "version": shelf.current, "state": "UNAVAILABLE", "reason": "unloaded"}
-            for name, shelf in self._unloaded.items()
+            for name, shelf in self._holding.away.items()
         ]
         return served + away
 
@@ -117,9 +129,9 @@ class Catalog:
         Raises:
             StartError: When one cannot be served.
         """
-        async with self._changing:
+        async with self._changes.still:
             for model in self.models:
-                await self._prepare(model)
+                await self._load(model)
 
     async def load(self, name: str) -> Model:
         """Read a model's directory again: load what is new, then exchange it for what was, or change nothing at all.
@@ -128,17 +140,16 @@ class Catalog:
             Unknown: When there is no such model.
             Invalid: When a version cannot be served; the message says why.
         """
-        async with self._changing:
-            try:
-                if (found := self._scan().get(name)) is None:
-                    raise Unknown(f"no model {name[:80]!r} is in the directory")
-                shelf = self._shelf(name, found, self._shelves.get(name))
-            except (StartError, OSError) as error:
-                raise Invalid(str(error)) from None
-            if shelf != self._shelves.get(name):
-                await self._fill(shelf)
-                self._put(name, shelf)
-            return shelf.versions[shelf.current]
+        async with self._turn():
+            if (found := self._scan().get(name)) is None:
+                raise Unknown(f"no model {name[:80]!r} is in the directory")
+            await self._renew(name, found)
+            return self.find(name)
+
+    async def _renew(self, name: str, found: Mapping[str, Path]) -> None:
+        old = self._shelves.get(name)
+        if (shelf := self._directory.shelf(name, found, old)) != old:
+            await self._become(self._holding.put(name, shelf))
 
     async def unload(self, name: str) -> Model:
         """Serve a model no longer, until it is loaded or changes in the directory; gives what was current.
@@ -146,10 +157,9 @@ class Catalog:
         Raises:
             Unknown: When there is no such model.
         """
-        async with self._changing:
+        async with self._turn():
             model, shelf = self.find(name), self._shelves[name]
-            self._put(name, None)
-            self._unloaded[name] = replace(shelf, versions={})
+            await self._become(self._holding.put(name, away=replace(shelf, versions={})))
             return model
 
     async def rollback(self, name: str) -> Model:
@@ -159,14 +169,14 @@ class Catalog:
             Unknown: When there is no such model.
             Invalid: When no other version was there before.
         """
-        async with self._changing:
+        async with self._turn():
             self.find(name)
             shelf = self._shelves[name]
             known = self.versions(name)
             lower = known[: known.index(shelf.current)]
             if not (past := [version for version in shelf.before if version in shelf.versions] or lower):
                 raise Invalid(f"model {name!r} has no version before {shelf.current!r} to go back to")
-            self._put(name, replace(shelf, current=past[-1], before=tuple(past[:-1])))
+            await self._become(self._holding.put(name, replace(shelf, current=past[-1], before=tuple(past[:-1]))))
             return self.find(name)
 
     async def refresh(self) -> None:
@@ -176,22 +186,80 @@ class Catalog:
         except (StartError, OSError) as error:
             _log.error("the models stay as they are: %s", error)
             return
-        for name in [*found, *(set(self._shelves) - set(found))]:
+        for name in {**found, **self._shelves, **self._holding.away}:
             try:
-                if name not in found:
-                    await self.unload(name)
-                elif not self._away(name, found[name]):
-                    await self.load(name)
-            except (Invalid, Unknown) as fault:
+                async with self._turn():
+                    await self._follow_directory(name)
+            except Fault as fault:
                 _log.error("model %s stays as it is: %s", name, fault.message)
-            except (StartError, OSError) as error:
-                _log.error("model %s stays as it is: %s", name, error)
-        self._unloaded = {name: shelf for name, shelf in self._unloaded.items() if name in found}
 
-    def _away(self, name: str, found: Mapping[str, Path]) -> bool:
-        """Say whether a client unloaded a model, and the directory wants nothing new since."""
-        shelf = self._unloaded.get(name)
-        return shelf is not None and shelf.wish == directory.wish(self.root, name, found)
+    async def _follow_directory(self, name: str) -> None:
+        """Serve what there is, unless a client unloaded the model, and the directory wants nothing new since."""
+        if found := self._scan().get(name):
+            away = self._holding.away.get(name)
+            if away is None or away.wish != wish(self.root, name, found):
+                await self._renew(name, found)
+        elif name in self._shelves or name in self._holding.away:
+            await self._become(self._holding.put(name))
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Be the only one, of all workers, that changes what is served; what cannot be served is no change."""
+        async with self._changes.turn(self):
+            try:
+                yield
+            except (StartError, OSError) as error:
+                raise Invalid(str(error)) from None
+
+    async def _become(self, following: Holding) -> None:
+        """Serve something else in all workers, or change nothing in any."""
+        try:
+            await self._fill(following)
+            await self._changes.ask(following.write())
+        except BaseException:  # cancelled, too: a client may leave while it waits
+            self.drop(following)
+            raise
+        self._changes.decide()
+        self.serve(following)
+        await self._changes.settle()
+
+    async def follow(self) -> None:
+        """Change what other workers change, as long as this one lives.
+
+        Raises:
+            StartError: When it cannot.
+        """
+        await self._changes.follow(self)
+
+    async def prepare(self, text: bytes) -> Holding:
+        """Load what another worker serves, beside what is served here.
+
+        Raises:
+            StartError: When it cannot be loaded here.
+        """
+        following = self._recall(text)
+        try:
+            await self._fill(following)
+        except BaseException:
+            self.drop(following)
+            raise
+        return following
+
+    def serve(self, prepared: Holding) -> None:
+        """Exchange what is served; what nobody can find any more ends with its last request."""
+        before, self._holding = self._holding, prepared
+        kept = set(prepared.models)
+        for model in before.models:
+            if model not in kept:
+                model.retire()
+        served = ", ".join(f"{each} {model.version}" for each, model in self.current.items())
+        _log.info("serving: %s", served or "nothing")
+        self._changed()
+
+    def drop(self, prepared: Holding) -> None:
+        """End what was loaded to be served, and will not be."""
+        for model in set(prepared.models) - set(self.models):
+            model.close(0.0)
 
     def close(self) -> None:
         """End all threads."""
@@ -199,59 +267,28 @@ class Catalog:
             model.close(1.0)
 
     def _scan(self) -> dict[str, dict[str, Path]]:
-        """Find names and versions."""
-        if not (self.root / "signature.json").exists():
-            found = directory.several(self.root)
-            if found or self._settings.allow_loading:  # what may be loaded later need not be there yet
-                return found
-            if self._shelves:
-                raise StartError(f"no model is left in {self.root}")
-        return directory.one(self.root, self._card)
+        return self._directory.scan(serving=bool(self._shelves))
 
-    def _shelf(self, name: str, found: Mapping[str, Path], old: Shelf | None = None) -> Shelf:
-        """Describe a model as its directory has it, with what is loaded already where no file changed."""
-        versions = {}
-        for version, folder in found.items():
-            kept = old.versions.get(version) if old else None
-            if kept is None or kept.stamp != stamp(folder):
-                card = self._card if folder == self.root else None
-                kept = Model(
-                    folder, self._settings, self.ledger, name=name, version=version, card=card, observe=self._observe
-                )
-            versions[version] = kept
-        wish = directory.wish(self.root, name, found)
-        current = old.current if old and old.wish == wish and old.current in versions else wish[0]
-        before = old.before if old else ()
-        if old and old.current != current:
-            before = (*(version for version in before if version != old.current), old.current)
-        return Shelf(versions, current, wish, before)
+    def _found(self) -> bytes:
+        """Take what is in the directory, and describe it."""
+        shelves = {name: self._directory.shelf(name, found) for name, found in self._scan().items()}
+        self._holding = Holding(shelves, {})
+        return self._holding.write()
 
-    async def _fill(self, shelf: Shelf) -> None:
-        fresh = [model for model in shelf.versions.values() if not model.ready]
-        try:
-            for model in fresh:
-                await self._prepare(model)
-        except BaseException as error:  # cancelled, too: a client may leave while it waits
-            for model in fresh:
-                model.close(0.0)
-            if isinstance(error, StartError):
-                raise Invalid(str(error)) from None
-            raise
+    def _recall(self, text: bytes) -> Holding:
+        """Give what a worker described, with what is loaded here already."""
+        return read(text, self._same)
 
-    async def _prepare(self, model: Model) -> None:
+    def _same(self, name: str, version: str, folder: Path, files: Stamp) -> Model:
+        shelf = self._shelves.get(name)
+        kept = shelf.versions.get(version) if shelf else None
+        return kept if kept and alike(kept.stamp, files) else self._directory.same(name, version, folder, files)
+
+    async def _fill(self, following: Holding) -> None:
+        for model in following.models:
+            if not model.ready:
+                await self._load(model)
+
+    async def _load(self, model: Model) -> None:
         await model.load()
         _log.info("loaded: %s %s in %.2f s", model.name, model.version, model.seconds)
-
-    def _put(self, name: str, shelf: Shelf | None) -> None:
-        """Exchange what is served under a name; what nobody can find any more ends with its last request."""
-        old = self._shelves.get(name)
-        others = {each: kept for each, kept in self._shelves.items() if each != name}
-        self._shelves = others if shelf is None else others | {name: shelf}
-        self._unloaded.pop(name, None)
-        kept = set(shelf.versions.values()) if shelf else set()
-        for model in old.versions.values() if old else ():
-            if model not in kept:
-                model.retire()
-        _log.info(
-            "serving: %s", ", ".join(f"{each} {model.version}" for each, model in self.current.items()) or "nothing"
-        )

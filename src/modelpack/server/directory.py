@@ -7,35 +7,88 @@ begin with a dot are drafts and not looked at: one rename publishes a version.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .faults import StartError
-from .model import Model, Stamp, read_card, stamp
+from .holding import Shelf, Wish
+from .model import Model, Stamp, alike, read_card, stamp
 from .signature import quote
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
+    from collections.abc import Callable, Mapping
 
-Wish = tuple[str, Stamp, Stamp]  # version, its files, the file `current`
+    from .batching import Run
+    from .settings import Settings
+    from .statistics import Ledger
 
 
-@dataclass(frozen=True)
-class Shelf:
-    """The versions of one model.
+class Directory:
+    """Where models come from.
 
-    Attributes:
-        versions: By name.
-        current: The one that answers where none is named.
-        wish: What the directory wants to be current, and how it looked then; a client's choice holds while it stays so.
-        before: Versions that were current before, oldest first.
+    Args:
+        settings: Limits, and the directory.
+        card: What is known about the model of a directory that is one model; None reads its `card.json`.
+        observe: Is told of every run of every model.
+        ledger: Where models count what they do.
     """
 
-    versions: Mapping[str, Model]
-    current: str
-    wish: Wish
-    before: tuple[str, ...] = ()
+    def __init__(
+        self, settings: Settings, card: Mapping[str, Any] | None, observe: Callable[[Run], None], ledger: Ledger
+    ) -> None:
+        self.root = Path(settings.model)
+        self._settings, self._card, self._observe, self._ledger = settings, card, observe, ledger
+
+    def scan(self, *, serving: bool) -> dict[str, dict[str, Path]]:
+        """Find names and versions.
+
+        Args:
+            serving: Whether anything is served already: then a directory that has nothing is a mistake.
+
+        Raises:
+            StartError: When there is nothing.
+        """
+        if not (self.root / "signature.json").exists():
+            found = several(self.root)
+            if found or self._settings.allow_loading:  # what may be loaded later need not be there yet
+                return found
+            if serving:
+                raise StartError(f"no model is left in {self.root}")
+        return one(self.root, self._card)
+
+    def shelf(self, name: str, found: Mapping[str, Path], old: Shelf | None = None) -> Shelf:
+        """Give a model as it is here, with what is loaded already where no file changed.
+
+        Raises:
+            StartError: When a version cannot be read.
+        """
+        versions = {}
+        for version, folder in found.items():
+            kept = old.versions.get(version) if old else None
+            if kept is None or kept.stamp != stamp(folder):
+                kept = self._model(name, version, folder)
+            versions[version] = kept
+        wanted = wish(self.root, name, found)
+        current = old.current if old and old.wish == wanted and old.current in versions else wanted[0]
+        before = old.before if old else ()
+        if old and old.current != current:
+            before = (*(version for version in before if version != old.current), old.current)
+        return Shelf(versions, current, wanted, before)
+
+    def same(self, name: str, version: str, folder: Path, files: Stamp) -> Model:
+        """Give a version with just these files.
+
+        Raises:
+            StartError: When it has others now.
+        """
+        model = self._model(name, version, folder)
+        if not alike(model.stamp, files):
+            raise StartError(f"the files in {folder} are no longer those that are served: SIGHUP lets all read them")
+        return model
+
+    def _model(self, name: str, version: str, folder: Path) -> Model:
+        card = self._card if folder == self.root else None
+        return Model(folder, self._settings, self._ledger, name=name, version=version, card=card, observe=self._observe)
 
 
 def several(root: Path) -> dict[str, dict[str, Path]]:

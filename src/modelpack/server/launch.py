@@ -22,7 +22,7 @@ from .wire import Connection, Open
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
 
     from .grpc.listener import Listener
     from .settings import Settings
@@ -64,12 +64,15 @@ class Server:
         self._grpc: Listener | None = None
         self._loading: asyncio.Task[None] | None = None
         self._refreshing: asyncio.Task[None] | None = None
+        self._following: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """Serve until a signal, or until the model cannot be served."""
         self._hear()
-        await self._start()
         self._tick(0)
+        if self._seat is not None:
+            self._following = asyncio.create_task(self._try(self.app.service.catalog.follow()))
+        await self._start()
         await self._ending.wait()
         await self._stop()
 
@@ -77,7 +80,7 @@ class Server:
         """Listen first, so that probes get answers, then load; who stands in for a worker that died loads first."""
         late = self._seat is not None and self._seat.late
         if late:
-            await self._load()
+            await self._try(self.app.service.load())
             if self.failure:
                 return
         await self._listen()
@@ -89,7 +92,7 @@ class Server:
                 self._fail(error)
                 return
         if not late:
-            self._loading = asyncio.create_task(self._load())
+            self._loading = asyncio.create_task(self._try(service.load()))
 
     async def _listen(self) -> None:
         service = self.app.service
@@ -120,9 +123,9 @@ class Server:
     def _refresh(self) -> None:
         self._refreshing = asyncio.create_task(self.app.service.refresh())
 
-    async def _load(self) -> None:
+    async def _try(self, work: Awaitable[None]) -> None:
         try:
-            await self.app.service.load()
+            await work
         except Exception as error:  # noqa: BLE001 - a server that will never be ready must end, whatever the reason
             self._fail(error)
 
@@ -144,8 +147,10 @@ class Server:
             self._ending.set()
 
     def _tick(self, count: int) -> None:
-        """Show other workers the figures of this one, look for new certificates, end when the drain delay is over."""
+        """Show other workers how this one is, look for new certificates, end when the drain delay is over."""
         self.app.service.metrics.refresh()
+        if self._seat is not None:
+            self._seat.board.beat(self._seat.number)
         for door in self._doors:
             if isinstance(door, Door):
                 door.tell()
@@ -153,8 +158,7 @@ class Server:
             self.app.service.tls.follow()
         if self._stop_at is not None and time.monotonic() >= self._stop_at:
             self._ending.set()
-        else:
-            asyncio.get_running_loop().call_later(_TICK, self._tick, count + 1)
+        asyncio.get_running_loop().call_later(_TICK, self._tick, count + 1)
 
     async def _greet(self, connection: socket.socket) -> None:
         """Speak with whoever has connected, after a handshake where there is TLS."""

@@ -214,6 +214,11 @@ def stamp(folder: Path, only: str = "") -> Stamp:
     return tuple((each.st_ino, each.st_size, each.st_mtime_ns) for each in (path.stat() for path in found))
 
 
+def alike(one: Stamp, other: Stamp) -> bool:
+    """Say whether two processes saw the same files; some mounts number them anew for each who looks."""
+    return [each[1:] for each in one] == [each[1:] for each in other]
+
+
 def read_card(folder: Path) -> dict[str, Any]:
     """Read the card of a folder; empty when there is none.
 

@@ -11,6 +11,7 @@ from . import spans, tls
 from .access import Access
 from .board import Board
 from .catalog import Catalog
+from .changes import Changes
 from .faults import Forbidden
 from .metrics import Metrics
 from .patience import Patience
@@ -53,7 +54,8 @@ class Service:
         self.spans = spans.begin()
         board = board or Board()
         self.metrics, self.ledger = Metrics(board, worker), Ledger(board, worker)
-        self.catalog = Catalog(settings, card, self._ran, self.ledger)
+        changes = Changes(board, worker)
+        self.catalog = Catalog(settings, card, self._ran, self.ledger, changes=changes, changed=self._describe)
         self.state = LOADING
         if (secured := self.tls) is not None:
             self.metrics.until = lambda: secured.until
@@ -122,7 +124,7 @@ class Service:
         self.metrics.batch.observe(run.rows)
 
     async def change(self, work: Callable[[], Awaitable[Model]]) -> Model:
-        """Change what is served, as a client asked, and give the model that is now current.
+        """Change what is served by all workers, as a client asked, and give the model that is now current.
 
         Raises:
             Forbidden: When this server does not let clients do so.
@@ -131,12 +133,9 @@ class Service:
         if not self.settings.allow_loading:
             off = "this server does not let clients change its models: MODELPACK_ALLOW_LOADING=1 switches it on"
             raise Forbidden(off)
-        model = await work()
-        self._describe()
-        return model
+        return await work()
 
     async def refresh(self) -> None:
         """Read the tokens and the directory of the models again, for the operator."""
         self.access.refresh()
         await self.catalog.refresh()
-        self._describe()

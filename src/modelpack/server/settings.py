@@ -110,10 +110,6 @@ class Settings:
             raise StartError(f"the port for gRPC is {settings.grpc_port}: give another one than HTTP's, to 65535")
         if settings.threads is not None and settings.threads < 1:
             raise StartError(f"{settings.threads} threads cannot run a model: give 1 or more")
-        if settings.workers > 1 and settings.allow_loading:
-            raise StartError(
-                "MODELPACK_ALLOW_LOADING=1 would change one worker's models alone: set MODELPACK_WORKERS=1"
-            )
         if settings.workers > 1 and settings.grpc_port == 0:
             raise StartError("MODELPACK_GRPC_PORT=0 would give each worker a port of its own: name one for all")
         if bool(settings.tls_cert) != bool(settings.tls_key) or (settings.tls_client_ca and not settings.tls_cert):

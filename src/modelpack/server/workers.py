@@ -87,7 +87,6 @@ class Workers:
         process = os.fork()
         if not process:
             self._work(Seat(self._board, number, self._alive[0], late))
-        self._board.processes[number] = process
         self._numbers[process] = number
 
     def _work(self, seat: Seat) -> None:
@@ -96,6 +95,7 @@ class Workers:
         try:
             os.setpgid(0, 0)  # Ctrl-C is for the process that started it, which passes it on
             os.close(self._alive[1])
+            seat.board.join(seat.number)
             logs.begin(self._settings, worker=seat.number)
             from .launch import launch
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ..settings import Settings
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._ -]{0,200}")
-_WHILE_LOADING = 2  # a model takes about twice its file while it is read
+_WHILE_LOADING = 2  # a model takes about twice its file while it is read, in each worker
 
 
 def protocol(_settings: Settings) -> Protocol:
@@ -87,9 +87,9 @@ def _admit(service: Service, name: str, folder: Path) -> None:
     if not _NAME.fullmatch(name) or folder not in (own, *own.glob("*")):
         raise Invalid(f"'url' is {str(folder)[:200]!r}: model {name[:80]!r} is loaded from {str(own)[:200]!r} only")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    if _WHILE_LOADING * size > (free := memory.free()):
-        takes, left = (math.ceil(count / 2**20) for count in (_WHILE_LOADING * size, free))
-        raise Refused(507, f"model {name!r} takes {takes} MiB to load, and {left} MiB are free: unload another first")
+    if (takes := service.settings.workers * _WHILE_LOADING * size) > (free := memory.free()):
+        needed, left = (math.ceil(count / 2**20) for count in (takes, free))
+        raise Refused(507, f"model {name!r} takes {needed} MiB to load, and {left} MiB are free: unload another first")
 
 
 async def unload(service: Service, request: Request) -> Response:
