@@ -254,8 +254,16 @@ def _asked() -> Iterator[None]:
     except late as error:
         raise MissingError("the identity token is too old", where="sigstore", then=_NO_TOKEN) from error
     except refused as error:
-        told = str(error) or str(error.__cause__ or type(error).__name__)
-        raise MissingError(f"Sigstore did not sign: {_short(told)}", where="sigstore", then=_REFUSED) from error
+        raise MissingError(f"Sigstore did not sign: {_reason(error)}", where="sigstore", then=_REFUSED) from error
+
+
+def _reason(error: BaseException) -> str:
+    """Say what went wrong, and what lies at the bottom of it: an unknown host, a connection refused."""
+    below = error
+    while below.__cause__ is not None:
+        below = below.__cause__
+    told = dict.fromkeys(str(each) for each in (error, below) if str(each))
+    return _short(": ".join(told) or type(error).__name__)
 
 
 def _short(text: str) -> str:
