@@ -262,7 +262,7 @@ def _reason(error: BaseException) -> str:
     below = error
     while below.__cause__ is not None:
         below = below.__cause__
-    told = dict.fromkeys(str(each) for each in (error, below) if str(each))
+    told = dict.fromkeys(str(each).partition(" (Caused by")[0] for each in (error, below) if str(each))
     return _short(": ".join(told) or type(error).__name__)
 
 
