@@ -260,8 +260,8 @@ def _asked() -> Iterator[None]:
 def _reason(error: BaseException) -> str:
     """Say what went wrong, and what lies at the bottom of it: an unknown host, a connection refused."""
     below = error
-    while below.__cause__ is not None:
-        below = below.__cause__
+    while deeper := below.__cause__ or below.__context__:
+        below = deeper
     told = dict.fromkeys(str(each).partition(" (Caused by")[0] for each in (error, below) if str(each))
     return _short(": ".join(told) or type(error).__name__)
 
