@@ -13,7 +13,7 @@ from .request import Request
 if TYPE_CHECKING:
     from .request import Link
 
-_PIECE = 2**14  # bytes of requests that are parsed before looking whether the connection wants more of them
+_PIECE = 2**15  # bytes of requests that are parsed before looking whether the connection wants more of them
 
 
 class Inlet:
