@@ -245,6 +245,19 @@ def test_who_asks_much_at_once_is_answered_and_holds_little(slow):
     assert held < 6e6, "requests are read when it is their turn"
 
 
+def test_a_body_in_tiny_chunks_takes_the_memory_of_its_bytes(slow):
+    body = b'{"instances": [ 1 ]}' + b"  " * 400_000
+    before = slow.metric("process_resident_memory_bytes")
+    with slow.connect() as connection:
+        connection.sendall(POST + b"Transfer-Encoding: chunked\r\n" + CLOSE + b"\r\n")
+        connection.sendall(b"".join(b"2\r\n%s\r\n" % body[at : at + 2] for at in range(0, len(body), 2)))
+        wait_for(lambda: slow.metric("modelpack_inflight_requests") == 2)
+        held = slow.metric("process_resident_memory_bytes") - before
+        connection.sendall(b"0\r\n\r\n")
+        assert [status for status, _, _ in answers(receive_all(connection))] == [200]
+    assert held < 10e6
+
+
 def test_headers_hold_no_control_characters():
     split = Response(200, b"", headers={"x-a": "b\r\nx-c: d"})
     with pytest.raises(ValueError, match="x-a"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import re
+from io import BytesIO
 from time import perf_counter
 from typing import TYPE_CHECKING, Protocol
 
@@ -101,7 +102,7 @@ class Request:
     """
 
     __slots__ = (
-        "_chunks",
+        "_body",
         "_complete",
         "_connection",
         "_headers",
@@ -136,7 +137,7 @@ class Request:
         self.parts: dict[str, str] = {}
         self._lines, self._headers = headers, dict(headers)
         self._trace: tracing.Trace | None = None
-        self._chunks: list[bytes] = []
+        self._body = BytesIO()  # no list of pieces: one of two bytes would take the memory of fifty
         self._size = 0
         self._complete: asyncio.Future[None] | None = None  # where somebody waits for the body
         self.ended = self.answered = self._lost = False
@@ -225,7 +226,7 @@ class Request:
             raise Disconnected
         if self._size > limit:
             raise Refused(413, f"the body is larger than the limit of {limit} bytes")
-        return self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        return self._body.getvalue()
 
     async def _rest(self) -> None:
         patience = self._connection.patience
@@ -259,10 +260,10 @@ class Request:
             return
         self._size += len(data)
         if self._size > self._connection.limits.max_body:
-            self._chunks = []
+            self._body = BytesIO()
             self._wake()
         else:
-            self._chunks.append(data)
+            self._body.write(data)
             if self._complete is None and self._size > _AHEAD:
                 self._connection.hold()
 
@@ -276,7 +277,7 @@ class Request:
 
     def lose(self) -> None:
         """Know that the rest will never come, or that nobody waits for the answer."""
-        self._lost, self._chunks = True, []
+        self._lost, self._body = True, BytesIO()
         self._wake()
 
     def _wake(self) -> None:
