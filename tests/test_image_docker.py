@@ -80,6 +80,10 @@ def docker(*command: str) -> str:
     ).stdout.strip()
 
 
+def inspected(image: str) -> dict:
+    return json.loads(docker("inspect", image))[0]
+
+
 def ask(url: str, body: object = None) -> dict:
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
@@ -196,7 +200,7 @@ def listing(tag: str) -> dict[str, tuple[int, str, str]]:
 
 
 def test_both_builders_make_the_same_image(written, built):
-    ours, theirs = (engine.describe(tag)["Config"] for tag in ("small:oci", "small:docker"))
+    ours, theirs = (inspected(tag)["Config"] for tag in ("small:oci", "small:docker"))
     for key in (
         "Entrypoint",
         "Cmd",
@@ -232,7 +236,7 @@ def test_no_container_is_left_behind_even_by_a_failed_step(place, built, model, 
     assert docker("ps", "--all", "--quiet") == before
     (tmp_path / "Mine").write_text(text.replace("USER {{user}}", 'ENV MINE="yes"\nUSER {{user}}'))
     run_stage(tmp_path, build, settings, model=model, base=tmp_path)
-    assert "MINE=yes" in engine.describe("small:failed")["Config"]["Env"]
+    assert "MINE=yes" in inspected("small:failed")["Config"]["Env"]
 
 
 def test_an_unknown_word_in_a_template_is_named_with_its_line(place, tmp_path):
@@ -282,7 +286,7 @@ def test_images_of_both_builders_are_pushed_and_pulled_as_bases(place, written, 
     assert engine.load(upon.file("image.tar")) == upon.read_json("image.json")["id"]
     for path, image in (("oci", written[0]), ("docker", built)):
         docker("pull", f"{registry}/small/{path}:1")
-        assert engine.describe(f"{registry}/small/{path}:1")["Id"] == image.read_json("image.json")["id"]
+        assert inspected(f"{registry}/small/{path}:1")["Id"] == image.read_json("image.json")["id"]
     assert registries.push(upon.file("image.tar"), f"{registry}/small/upon").startswith(
         f"{registry}/small/upon:latest@"
     )

@@ -1,11 +1,11 @@
-"""The Docker engine, through its SDK: loads archives, exports and describes images."""
+"""The Docker engine, through its SDK: loads archives, exports images."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from modelpack.errors import MissingError, StageError, UsageError
 
@@ -116,14 +116,3 @@ def load(archive: Path) -> str:
     if len(images) != 1:
         raise StageError(f"the Docker engine loaded {len(images)} images", where=str(archive))
     return str(images[0].id)
-
-
-def describe(image: str) -> dict[str, Any]:
-    """Give what the engine knows of an image: Id, Config, RootFS, Architecture and more.
-
-    Raises:
-        MissingError: When no engine answers.
-        StageError: When it has no such image.
-    """
-    with engine() as client:
-        return dict(client.images.get(image).attrs)
