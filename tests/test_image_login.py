@@ -218,6 +218,17 @@ def test_plain_http_is_spoken_to_this_machine_and_to_who_is_named(monkeypatch):
     assert root("example.org:80/a:1") == "https://example.org:80/v2/a/"
 
 
+def test_a_registry_without_tls_is_told_how_to_name_it(small, monkeypatch):
+    monkeypatch.setattr(ImageName, "loopback", False)  # as if it were another machine
+    _, host = small
+    with (
+        Registry(ImageName.parse(f"{host}/a/b:1")) as registry,
+        pytest.raises(MissingError, match=r"does not answer: .*SSL") as caught,
+    ):
+        registry.send("GET", "manifests/1")
+    assert caught.value.then.endswith(f"MODELPACK_PLAIN_HTTP={host}")
+
+
 def test_neither_tokens_nor_content_go_over_plain_http_elsewhere(docker):
     from modelpack.container.token import Challenge
 

@@ -330,7 +330,7 @@ def test_an_instance_that_errs_signs_nothing(image, sigstore, tmp_path, trouble,
 def test_an_instance_that_does_not_answer_is_missing(image, sigstore, tmp_path):
     sigstore.url = f"http://127.0.0.1:{free_port()}"
     sigstore.write(tmp_path)
-    with pytest.raises(MissingError, match="Sigstore did not sign: .*Connection refused") as caught:
+    with pytest.raises(MissingError, match=r"Sigstore did not sign: .*Connection refused") as caught:
         deliver(image, tmp_path / "signed.tar", None, print, sign="sigstore")
     assert caught.value.exit_code == 4
 

@@ -178,7 +178,13 @@ class Registry:
             if self._reached:
                 raise _broken(error, str(self.name)) from error
             told = f"the registry {self.name.registry} does not answer: {_short(error)}"
-            raise MissingError(told, where=str(self.name), then=self._advice) from error
+            unsafe = isinstance(error, requests.exceptions.SSLError)
+            raise MissingError(told, where=str(self.name), then=self._no_tls if unsafe else self._advice) from error
+
+    @property
+    def _no_tls(self) -> str:
+        """What to do where TLS does not come about."""
+        return f"REQUESTS_CA_BUNDLE names its authority; without TLS it is {PLAIN}={self.name.registry}"
 
     def _same_host(self, url: str) -> bool:
         return urlsplit(url)[:2] == urlsplit(self._root)[:2]
