@@ -133,6 +133,15 @@ def test_a_client_that_never_sends_the_rest_does_not_hold_up_the_end(tmp_path):
         assert server.process.wait(20) == 0
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_signals_are_heard_as_soon_as_it_listens(tmp_path, workers):
+    with Server(linear(tmp_path), wait=False, workers=workers) as server:
+        server.process.send_signal(signal.SIGHUP)
+        server.line(r"ready: ")
+    assert Server(linear(tmp_path), wait=False, workers=workers).stop() == 0
+    assert Server(linear(tmp_path), wait=False, workers=workers).stop(signal.SIGINT) == 130
+
+
 def test_ctrl_c_ends_with_130(slow):
     assert Server(slow[0], drain_delay=30).stop(signal.SIGINT) == 130
 

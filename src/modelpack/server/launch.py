@@ -44,7 +44,7 @@ class Server:
     Args:
         app: What answers.
         listener: The socket, which is closed at the end.
-        seat: Its place among several workers, whose signals are still blocked; None for the only process.
+        seat: Its place among several workers; None for the only process. Signals may be blocked until it runs.
 
     Attributes:
         signal: The one that asked for the end.
@@ -113,7 +113,7 @@ class Server:
             loop.add_signal_handler(signal.SIGHUP, self._refresh)
         if self._seat is not None:
             loop.add_reader(self._seat.alive, self._orphaned)
-            signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
     def _orphaned(self) -> None:
         """End like a server that was told to: nobody is there to tell it."""

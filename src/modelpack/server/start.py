@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import resource
+import signal
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,7 @@ from .board import BACKLOG
 from .faults import StartError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from .settings import Settings
 
@@ -35,7 +37,7 @@ def start(settings: Settings, card: Mapping[str, Any] | None = None) -> int:
     """
     logs.begin(settings)
     _make_room(settings)
-    with _listen(settings.host, settings.port) as listener:
+    with _signals_waiting(), _listen(settings.host, settings.port) as listener:
         address, port = listener.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address
         scheme = "https" if settings.secured else "http"
@@ -47,6 +49,16 @@ def start(settings: Settings, card: Mapping[str, Any] | None = None) -> int:
         from .workers import Workers
 
         return Workers(settings, listener, card).run()
+
+
+@contextlib.contextmanager
+def _signals_waiting() -> Iterator[None]:
+    """Keep what is asked by signals until somebody listens: the first process of a container would never hear it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _make_room(settings: Settings) -> None:
