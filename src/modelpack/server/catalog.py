@@ -216,7 +216,7 @@ class Catalog:
         try:
             await self._fill(following)
             await self._changes.ask(following.write())
-        except BaseException:  # cancelled, too: a client may leave while it waits
+        except BaseException:  # cancelled, too: a drain ends while a client waits
             self.drop(following)
             raise
         self._changes.decide()
@@ -290,5 +290,8 @@ class Catalog:
                 await self._load(model)
 
     async def _load(self, model: Model) -> None:
-        await model.load()
+        try:
+            await model.load()
+        except OSError as error:  # its files go at this moment
+            raise StartError(f"{model.name} {model.version} cannot be loaded: {error}") from None
         _log.info("loaded: %s %s in %.2f s", model.name, model.version, model.seconds)

@@ -45,7 +45,7 @@ class Party(Protocol[T]):
         """Get ready to serve what a text describes, and serve on as before.
 
         Raises:
-            StartError: When it cannot be served; OSError, too.
+            StartError: When it cannot be served.
         """
         ...
 
@@ -71,7 +71,7 @@ class Changes:
 
     def __init__(self, board: Board, worker: int = 0) -> None:
         self._board, self._minutes, self._worker = board, board.minutes, worker
-        self._heard = 0  # the latest question that was seen here
+        self._heard = 0  # the latest question that was heard here
         self._first = asyncio.Lock()  # what the shared lock is not: one between tasks of this process
         self.still = asyncio.Lock()
 
@@ -169,13 +169,13 @@ class Changes:
 
     async def _take_part(self, party: Party[T]) -> None:
         minutes, number = self._minutes, int(self._minutes.asked[0])
-        known, self._heard = self._heard, number
-        text = minutes.read(number)
-        if number == known or text is None or not self._open(number):
+        text = minutes.read(number) if number > self._heard and self._open(number) else None
+        if text is None:  # nobody asks any more, or it is not all to be seen yet
             return
+        self._heard = number
         try:
             prepared = await party.prepare(text)
-        except (StartError, OSError) as error:
+        except StartError as error:
             self._refuse(number, str(error))
             return
         except Exception:  # noqa: BLE001 - this worker serves on, whatever it was

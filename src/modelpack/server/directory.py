@@ -81,7 +81,10 @@ class Directory:
         Raises:
             StartError: When it has others now.
         """
-        model = self._model(name, version, folder)
+        try:
+            model = self._model(name, version, folder)
+        except OSError as error:  # they go at this moment
+            raise StartError(f"the files in {folder} cannot be read: {error}") from None
         if not alike(model.stamp, files):
             raise StartError(f"the files in {folder} are no longer those that are served: SIGHUP lets all read them")
         return model
