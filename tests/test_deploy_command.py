@@ -94,6 +94,9 @@ def test_a_name_that_may_mean_another_image_of_the_model_is_not_guessed(shell, t
         assert told.json["image"] == f"{pushed}@sha256:{'3c' * 32}"
     assert shell("deploy", "compose", "tiny").code == 0
     assert shell("deploy", "ci", "tiny", "--image", pushed, "-o", "ci").code == 0
+    for number in range(5):
+        plant_image(store, model, f"mine:{number + 3}.0", digest=f"sha256:{str(number) * 64}")
+    assert "\n  and 2 more\n" in shell("deploy", "kubernetes", "tiny", "--image", pushed).err
 
 
 def test_figures_count_for_every_artifact_with_the_same_model(shell):

@@ -8,6 +8,7 @@ import urllib.request
 from dataclasses import replace
 
 import pytest
+from botocore.exceptions import ClientError
 from moto.core.responses import ActionResult
 from moto.sagemaker.models import SageMakerModelBackend
 from moto.sagemaker.responses import SageMakerResponse
@@ -246,6 +247,13 @@ def test_a_failed_endpoint_is_deleted_and_made_anew(aws):
     open_endpoint().delete()
     apply("b")
     assert serving() == "b"
+
+
+def test_a_page_in_place_of_an_answer_is_told_in_a_line():
+    page = {"Error": {"Code": "500", "Message": f"<html>\n<title>500 Internal Error</title>{' ' * 999}</html>\n"}}
+    with pytest.raises(StageError) as caught, endpoint._answers("digits"):
+        raise ClientError(page, "UpdateEndpoint")
+    assert caught.value.what == "SageMaker refuses: <html> <title>500 Internal Error</title> </html>"
 
 
 def test_refusals_and_silence_are_told(aws, monkeypatch):

@@ -243,9 +243,8 @@ def _answers(where: str) -> Iterator[None]:
         yield
     except ClientError as error:
         told = error.response["Error"]
-        raise StageError(
-            f"SageMaker refuses: {told.get('Message') or told.get('Code')}", where=where, then=str(told.get("Code", ""))
-        ) from error
+        words = " ".join(str(told.get("Message") or told.get("Code")).split())  # a proxy between answers with a page
+        raise StageError(f"SageMaker refuses: {words:.300}", where=where, then=str(told.get("Code", ""))) from error
     except ParamValidationError as error:
         raise StageError(f"SageMaker would refuse this: {error}", where=where) from error
     except BotoCoreError as error:

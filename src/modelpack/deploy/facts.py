@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 Files = dict[str, str | Path]
 """Name relative to the output directory → text, or the file that is copied there."""
+_SHOWN = 5
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -134,10 +135,11 @@ class Facts:
                 then=f"`modelpack build {self.recipe or self.artifact[:12]} --push REF` makes one; --image names one",
             )
         if rivals := self.image.rivals:
+            more = [f"and {len(rivals) - _SHOWN} more"] if len(rivals) > _SHOWN else []
             raise UsageError(
                 f"this model has {len(rivals)} images, and nothing tells which of them was pushed there",
                 where="--image",
-                then="\n  ".join(("write the one that the push printed, with its digest:", *rivals)),
+                then="\n  ".join(("write the one that the push printed, with its digest:", *rivals[:_SHOWN], *more)),
             )
         return self.image
 
