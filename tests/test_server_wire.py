@@ -161,6 +161,15 @@ def test_nonsense_after_a_request_is_answered_after_it(slow):
     assert [status for status, _, _ in talk(slow, head + head + broken)] == [200, 200, 400]
 
 
+def test_what_comes_behind_an_early_answer_is_dropped_whatever_it_is(server):
+    nowhere = b"POST /nowhere HTTP/1.1\r\nHost: a\r\n" + LENGTH + b"\r\n"
+    broken = POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"
+    for behind in (GET + b"\r\n", POST + LENGTH + b"\r\n" + BODY, broken, b"nonsense\r\n"):
+        assert [status for status, _, _ in talk(server, nowhere, BODY + behind, pause=0.1)] == [404]
+    assert server.predict(BODY)[0] == 200
+    assert "rror" not in "".join(server.log)
+
+
 def test_an_offered_upgrade_is_ignored_and_its_body_is_read(server):
     offer = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n"
     data = POST + offer + LENGTH + b"\r\n" + BODY

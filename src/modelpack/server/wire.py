@@ -253,6 +253,8 @@ class Connection(asyncio.Protocol):
 
     def _end(self, fault: WireFault) -> None:
         """Read no more; answer the fault now, or after the answers before it."""
+        if self._ended:  # it came behind the last answer
+            return
         self._ended, self._fault = True, fault
         self._deadline.clear()
         if (broken := self._inlet.reading) is None:
