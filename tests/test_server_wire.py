@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
 import signal
 import socket
@@ -9,10 +11,15 @@ import sys
 import time
 
 import pytest
+import uvloop
 from onnx import helper
 
 from modelpack.server import heads
+from modelpack.server.app import App
 from modelpack.server.exchange import Response
+from modelpack.server.service import Service
+from modelpack.server.settings import Settings
+from modelpack.server.wire import Connection, Open
 from serving import Server, answers, linear, patient, receive_all, wait_for, write_model
 
 BODY = b'{"instances": [[1,2,3,4]]}'
@@ -265,6 +272,47 @@ def test_a_body_in_tiny_chunks_takes_the_memory_of_its_bytes(slow):
         connection.sendall(b"0\r\n\r\n")
         assert [status for status, _, _ in answers(receive_all(connection))] == [200]
     assert held < 10e6
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        GET + b"\r\n",
+        POST + LENGTH + b"\r\n" + BODY,
+        POST + LENGTH + b"\r\n" + BODY.replace(b"1", b"x"),
+        POST + LENGTH + b"\r\n" + BODY[:5],
+        POST + b"Content-Length: 99999999\r\n\r\n" + BODY,
+        POST + LENGTH + LENGTH + b"\r\n",
+        POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"nonsense\r\n",
+    ],
+)
+def test_nothing_of_a_connection_waits_for_the_garbage_collector(tmp_path, data):
+    async def left() -> int:
+        service, opened = Service(Settings.read({}, model=str(linear(tmp_path)))), Open()
+        app = App(service)
+        await service.load()
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(lambda: Connection(app, service, opened), "127.0.0.1", 0)
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(3):
+                _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+                writer.write(data)
+                await asyncio.sleep(0.05)
+                writer.close()
+                while opened.connections or opened.tasks:
+                    await asyncio.sleep(0.01)
+            await asyncio.sleep(0.02)
+            return sum(isinstance(each, Connection) for each in gc.get_objects())
+        finally:
+            gc.enable()
+            server.close()
+            service.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(left()) <= 1, "the event loop may hold the last"
 
 
 def test_headers_hold_no_control_characters():

@@ -81,7 +81,7 @@ class App:
             if isinstance(fault, Failed):
                 _log.exception("request %s to %s failed", request.id, place.name, extra={"fields": request.ids})
                 fault = Failed(f"the server failed on this request; its log has the reason ({request.id})")
-        return place.protocol.fail(fault)
+        return place.protocol.fail(fault.with_traceback(None))  # else it would hold this frame, and so the request
 
     async def _work(self, request: Request, place: Place) -> Response:
         if not place.open:

@@ -271,7 +271,8 @@ class Pool:
         if self._short and run.requests == 1:
             self._learn(run.jobs[0].shapes, run)
         self._observe(run)
-        for job, part in zip(run.jobs, parts, strict=True):
+        jobs, run.jobs = run.jobs, ()  # a run that held them for ever would leave its tensors to the garbage collector
+        for job, part in zip(jobs, parts, strict=True):
             if not job.future.done():
                 job.future.set_result((run, part))
 

@@ -63,8 +63,7 @@ class Inlet:
         try:
             self._feed(data)
         except httptools.HttpParserError:  # it covers what the methods raised that the parser called
-            fault = self._fault or WireFault(400, "this is not HTTP/1.1, or its framing is broken")
-            raise fault.with_traceback(None) from None
+            raise self._reason() from None
 
     def _feed(self, data: bytes) -> None:
         if self._kept:
@@ -164,6 +163,9 @@ class Inlet:
         whole, self.reading, self._raw, self._due = self.reading, None, 0, 0
         self.finished += 1
         whole.end()
+
+    def _reason(self) -> WireFault:
+        return self._fault or WireFault(400, "this is not HTTP/1.1, or its framing is broken")
 
     def _too_long(self) -> WireFault:
         return WireFault(431, f"the request line and headers exceed {self._limits.max_head} bytes")
