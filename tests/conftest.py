@@ -1,8 +1,13 @@
 """Fixtures for every test."""
 
 import os
+import signal
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+if (
+    signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+):  # a shell in the background says so; tests send it to their children
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 from hypothesis import settings

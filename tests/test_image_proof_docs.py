@@ -42,11 +42,11 @@ cli.main()
 @pytest.mark.skipif(os.name != "posix", reason="needs a shell")
 def test_every_command_of_the_section_succeeds(tmp_path, little_wheels):
     (tmp_path / "base.tar").write_bytes(tar_of(PYTHON))
-    (tmp_path / "modelpack.py").write_text(STAND_IN)
+    (tmp_path / "stand_in.py").write_text(STAND_IN)
     recipe = write_recipe(tmp_path, RECIPE)
     commands = "".join(re.findall(r"```bash\n(.*?)```", SECTION, re.DOTALL))
     assert commands.count("modelpack ") == 4
-    python = f'{sys.executable} -P "{tmp_path}/modelpack.py"'
+    python = f'{sys.executable} -P "{tmp_path}/stand_in.py"'
     script = f'modelpack() {{ {python} "$@"; }}\nmodelpack compress {recipe.name}\n{commands}'
     with running() as sigstore:
         done = subprocess.run(

@@ -42,11 +42,11 @@ def commands(title) -> str:
 @pytest.mark.parametrize(("title", "count"), [("Registries", 2), ("Model artifacts", 5)])
 def test_every_command_of_the_section_succeeds(tmp_path, little_wheels, registry, title, count):
     (tmp_path / "base.tar").write_bytes(tar_of(PYTHON))
-    (tmp_path / "modelpack.py").write_text(STAND_IN)
+    (tmp_path / "stand_in.py").write_text(STAND_IN)
     recipe = write_recipe(tmp_path, RECIPE)
     typed = commands(title).replace("registry.example", registry)
     assert typed.count("modelpack ") == count
-    python = f'{sys.executable} -P "{tmp_path}/modelpack.py"'
+    python = f'{sys.executable} -P "{tmp_path}/stand_in.py"'
     script = f'modelpack() {{ {python} "$@"; }}\nmodelpack compress {recipe.name}\n{typed}'
     environment = {
         **os.environ,
