@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from .board import BACKLOG
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterator
 
     from .board import Seat
 
@@ -61,13 +62,19 @@ class Door:
         if self._open:
             self._seat.board.connections[self._seat.number] = float(self._count())
 
-    def close(self) -> None:
-        """Take none any more; the last worker that closes leaves nobody waiting at a socket that none answers."""
-        if self._open:
-            self._open = False
-            self._seat.board.connections[self._seat.number] = float("inf")
-            self._look_away(None)
-            self._listener.close()
+    def close(self) -> list[socket.socket]:
+        """Take none any more, and give those that still waited; what comes between the two steps is reset.
+
+        The last worker that closes leaves nobody waiting at a socket that none answers.
+        """
+        if not self._open:
+            return []
+        self._open = False
+        self._seat.board.connections[self._seat.number] = float("inf")
+        self._look_away(None)
+        found = list(waiting(self._listener))
+        self._listener.close()
+        return found
 
     async def wait_closed(self) -> None:
         """Wait for those that were just taken, unless they are slow to say who they are."""
@@ -110,3 +117,13 @@ class Door:
         task = self._loop.create_task(self._greet(connection))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def waiting(listener: socket.socket) -> Iterator[socket.socket]:
+    """Take the connections that wait in a socket's queue."""
+    listener.setblocking(False)
+    with contextlib.suppress(OSError):
+        while True:
+            connection, _ = listener.accept()
+            connection.setblocking(False)
+            yield connection

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
@@ -15,14 +14,14 @@ import uvloop
 from . import grpc
 from .app import App
 from .board import BACKLOG, Board, Seat
-from .door import HEARING, Door
+from .door import HEARING, Door, waiting
 from .faults import StartError
 from .service import Service
 from .wire import Connection, Open
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Awaitable, Callable, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from .grpc.listener import Listener
     from .settings import Settings
@@ -190,13 +189,18 @@ class Server:
         if self._doors:
             self._listener.listen(0)
             await asyncio.sleep(0.02)
-        queued = list(_accept(self._listener)) if self._doors else []
+        queued: list[socket.socket] = []
         for door in self._doors:
-            door.close()
+            if isinstance(door, Door):
+                queued += door.close()
+            else:
+                queued += waiting(self._listener)
+                door.close()
+        greeting = [asyncio.create_task(self._greet(connection)) for connection in queued]
+        self._listener.close()
+        for door in self._doors:
             if isinstance(door, Door):
                 await door.wait_closed()
-        self._listener.close()
-        greeting = [asyncio.create_task(self._greet(connection)) for connection in queued]
         if greeting:
             await asyncio.wait(greeting, timeout=HEARING)
         await self._until(lambda: not any(connection.fresh for connection in self._open.connections), HEARING)
@@ -224,15 +228,6 @@ class Server:
         end = time.monotonic() + seconds
         while not (done() or self._forced.is_set()) and time.monotonic() < end:
             await asyncio.sleep(0.01)
-
-
-def _accept(listener: socket.socket) -> Iterator[socket.socket]:
-    listener.setblocking(False)
-    with contextlib.suppress(OSError):
-        while True:
-            connection, _ = listener.accept()
-            connection.setblocking(False)
-            yield connection
 
 
 def launch(
